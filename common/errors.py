@@ -1,0 +1,235 @@
+"""Every error that a caller, an operator or a partner can act on: one tree, a class per case.
+
+A class carries a stable `reason` (google.rpc.ErrorInfo.reason, AIP-193); the message says what to do.
+How a class becomes a gRPC status is known to `common.rpc.status` alone.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class AccordError(Exception):
+    """Root of all errors that Accord raises on purpose."""
+
+    reason: ClassVar[str] = "UNKNOWN"
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+# --- input that does not fit -----------------------------------------------------------------------------------
+
+
+class InvalidArgument(AccordError):
+    """A field of a request is missing, malformed or out of range."""
+
+    reason = "INVALID_ARGUMENT"
+
+
+class ConfigInvalid(AccordError):
+    """The configuration file has mistakes; the message lists all of them with their paths."""
+
+    reason = "CONFIG_INVALID"
+
+
+class PlanInvalid(AccordError):
+    """The plan of a run contradicts itself, the charter, or names something unknown."""
+
+    reason = "PLAN_INVALID"
+
+
+class CharterInvalid(AccordError):
+    """The charter is malformed or is not the one that this site has pinned."""
+
+    reason = "CHARTER_INVALID"
+
+
+# --- things that are not there or are there already ------------------------------------------------------------
+
+
+class NotFound(AccordError):
+    """The named resource does not exist."""
+
+    reason = "NOT_FOUND"
+
+
+class AlreadyExists(AccordError):
+    """A resource of that name exists, or a repeated request differs from the first one."""
+
+    reason = "ALREADY_EXISTS"
+
+
+# --- order and state -------------------------------------------------------------------------------------------
+
+
+class TransitionNotAllowed(AccordError):
+    """The state machine has no such step from the present state."""
+
+    reason = "TRANSITION_NOT_ALLOWED"
+
+
+class OutOfTurn(AccordError):
+    """The call does not belong to the present phase of the round or key epoch."""
+
+    reason = "OUT_OF_TURN"
+
+
+class VersionConflict(AccordError):
+    """Somebody else changed the row first; read it again and repeat."""
+
+    reason = "VERSION_CONFLICT"
+
+
+class LeaseLost(AccordError):
+    """The lease of this piece of work has passed to another process."""
+
+    reason = "LEASE_LOST"
+
+
+# --- identity and permission -----------------------------------------------------------------------------------
+
+
+class Unauthenticated(AccordError):
+    """The caller has shown no certificate that this federation knows."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(AccordError):
+    """The caller is known, and may not do this."""
+
+    reason = "PERMISSION_DENIED"
+
+
+class CertificateRevoked(AccordError):
+    """The caller's certificate or the caller itself was revoked."""
+
+    reason = "CERTIFICATE_REVOKED"
+
+
+class NotInCohort(AccordError):
+    """The caller is not a member of this round's cohort or of this run."""
+
+    reason = "NOT_IN_COHORT"
+
+
+class JoinTokenInvalid(AccordError):
+    """The join token is unknown, used, expired, revoked or made for another name."""
+
+    reason = "JOIN_TOKEN_INVALID"
+
+
+# --- updates and uploads ---------------------------------------------------------------------------------------
+
+
+class UploadMismatch(AccordError):
+    """What was uploaded differs in length or digest from what its first message declared."""
+
+    reason = "UPLOAD_MISMATCH"
+
+
+class UploadIncomplete(AccordError):
+    """The stream ended early; what is durable so far is kept, go on from there."""
+
+    reason = "UPLOAD_INCOMPLETE"
+
+
+class UpdateNotFinite(AccordError):
+    """The update holds a NaN or an infinity."""
+
+    reason = "UPDATE_NOT_FINITE"
+
+
+class ShapeMismatch(AccordError):
+    """An array or a set of tensors does not have the shape that the plan's layout asks for."""
+
+    reason = "SHAPE_MISMATCH"
+
+
+class NormExceeded(AccordError):
+    """The L2 norm is over the plan's bound."""
+
+    reason = "NORM_EXCEEDED"
+
+
+class DigestMismatch(AccordError):
+    """Bytes do not have the digest by which they were named."""
+
+    reason = "DIGEST_MISMATCH"
+
+
+class TooLarge(AccordError):
+    """A message, a file or an adapter is over its limit."""
+
+    reason = "TOO_LARGE"
+
+
+# --- what a participant will not do ----------------------------------------------------------------------------
+
+
+class PolicyRefusal(AccordError):
+    """The site's policy does not allow what the coordinator asks for."""
+
+    reason = "POLICY_REFUSAL"
+
+
+class BaseModelMismatch(AccordError):
+    """The site's base model is not the one that the plan names."""
+
+    reason = "BASE_MODEL_MISMATCH"
+
+
+class BaseModelUnavailable(AccordError):
+    """The base model cannot be found or loaded from where the configuration points."""
+
+    reason = "BASE_MODEL_UNAVAILABLE"
+
+
+class DataInvalid(AccordError):
+    """The data file cannot be read, or not one of its records can be used."""
+
+    reason = "DATA_INVALID"
+
+
+class TrainingFailed(AccordError):
+    """The training process ended without a result; the message has its exit code and last words."""
+
+    reason = "TRAINING_FAILED"
+
+
+# --- secure aggregation ----------------------------------------------------------------------------------------
+
+
+class ProtocolViolation(AccordError):
+    """The other side broke the masking protocol; nothing was revealed."""
+
+    reason = "PROTOCOL_VIOLATION"
+
+
+class AggregationFailed(AccordError):
+    """The sum could not be opened or does not pass its checks; nothing was published."""
+
+    reason = "AGGREGATION_FAILED"
+
+
+# --- the world -------------------------------------------------------------------------------------------------
+
+
+class Unavailable(AccordError):
+    """The other side cannot be reached at present; try again."""
+
+    reason = "UNAVAILABLE"
+
+
+class StorageFailed(AccordError):
+    """The database or the blob store refused: disk full, no permission, or broken."""
+
+    reason = "STORAGE_FAILED"
+
+
+class ResourceExhausted(AccordError):
+    """The caller has used up its rate, its streams or its quota."""
+
+    reason = "RESOURCE_EXHAUSTED"

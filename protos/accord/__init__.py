@@ -1,0 +1,1 @@
+"""Import package of the API's generated code."""

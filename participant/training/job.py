@@ -1,0 +1,229 @@
+"""A training job: everything that the training process needs to know, in one file that the daemon writes.
+
+Knows nothing of torch, so that the daemon can import it, and nothing of rounds and coordinators.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from common import jsonform
+from common.adapters import AdapterSpec
+from common.errors import InvalidArgument
+from participant.training.templates import InstructionSet
+
+JOB_FILE: Final = "job.json"
+
+
+class JobKind(StrEnum):
+    """EVALUATE: only score the global adapter on held-out records. TRAIN: score it first, then train from it."""
+
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
+class Method(StrEnum):
+    """The client side of a federated method. FEDIT: train A and B of every adapted layer (arXiv 2305.05644)."""
+
+    FEDIT = "fedit"
+
+
+class Schedule(StrEnum):
+    """How the learning rate goes within one job."""
+
+    CONSTANT = "constant"
+    COSINE = "cosine"
+
+
+class Device(StrEnum):
+    """AUTO: a GPU where there is one."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Precision(StrEnum):
+    """Of the frozen base weights; LoRA factors are float32 always. AUTO: bfloat16 where the hardware has it."""
+
+    AUTO = "auto"
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+
+
+class DataFormat(StrEnum):
+    """AUTO: by the file's ending."""
+
+    AUTO = "auto"
+    JSONL = "jsonl"
+    JSON = "json"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hyperparameters:
+    """What the plan says about training; the same at every site.
+
+    learning_rate: at the job's first step; final_learning_rate: at its end, for Schedule.COSINE.
+    batch_size: records in one optimiser step. steps: optimiser steps. max_length: tokens of prompt and answer.
+    max_gradient_norm: L2, over all trainable tensors. seed: of the order of records.
+    """
+
+    learning_rate: float
+    batch_size: int
+    steps: int
+    max_length: int
+    seed: int
+    schedule: Schedule = Schedule.CONSTANT
+    final_learning_rate: float = 0.0
+    max_gradient_norm: float = 1.0
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.learning_rate) and 0.0 < self.learning_rate <= 10.0):
+            raise InvalidArgument("learning_rate must be over 0 and at most 10")
+        if not 0.0 <= self.final_learning_rate <= self.learning_rate:
+            raise InvalidArgument("final_learning_rate must lie between 0 and learning_rate")
+        if not 1 <= self.batch_size <= 65_536 or not 1 <= self.steps <= 10_000_000:
+            raise InvalidArgument("batch_size must be 1 to 65536, steps 1 to 10000000")
+        if not 8 <= self.max_length <= 1_048_576:
+            raise InvalidArgument("max_length must be 8 to 1048576 tokens")
+        if not (math.isfinite(self.max_gradient_norm) and self.max_gradient_norm > 0.0):
+            raise InvalidArgument("max_gradient_norm must be over 0")
+        if not 0.0 <= self.weight_decay < 1.0:
+            raise InvalidArgument("weight_decay must be from 0 up to, but not including, 1")
+        if not 0 <= self.seed < 2**63:
+            raise InvalidArgument("seed must be from 0 up to 2**63 - 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSettings:
+    """Where a site's records are.
+
+    held_out_path: records that are never trained on; without it, `held_out_fraction` of the training file, chosen by
+    record hash. train_limit: at most so many training records (0: all), chosen by record hash.
+    max_none_fraction: at most this part of the NER training records may have no entity (a model that sees too many
+    learns to say None); 1.0 leaves them as they are.
+    default_domain: for records that name none.
+    """
+
+    train_path: Path
+    train_format: DataFormat = DataFormat.AUTO
+    held_out_path: Path | None = None
+    held_out_format: DataFormat = DataFormat.AUTO
+    held_out_fraction: float = 0.1
+    train_limit: int = 0
+    max_none_fraction: float = 1.0
+    default_domain: str = "general"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.held_out_fraction < 1.0:
+            raise InvalidArgument("held_out_fraction must be from 0 up to, but not including, 1")
+        if not 0.0 <= self.max_none_fraction <= 1.0:
+            raise InvalidArgument("max_none_fraction must be between 0 and 1")
+        if self.train_limit < 0:
+            raise InvalidArgument("train_limit must not be negative")
+        if not self.default_domain:
+            raise InvalidArgument("default_domain must not be empty")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSettings:
+    """How much of the held-out records is used, per domain and task; which ones is fixed by record hash. 0: none.
+
+    loss_records: for answer loss, and with it the accuracy of classification. ner_records, instruction_records: of
+    these, how many are answered freely for span F1 and ROUGE-L (dear: one forward pass a token).
+    """
+
+    loss_records: int = 200
+    ner_records: int = 100
+    instruction_records: int = 0
+    max_new_tokens: int = 96
+
+    def __post_init__(self) -> None:
+        if min(self.loss_records, self.ner_records, self.instruction_records) < 0 or self.max_new_tokens < 1:
+            raise InvalidArgument("evaluation counts must not be negative, and max_new_tokens at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What this site gives to training; the result's meaning does not depend on it.
+
+    threads: of the CPU. micro_batch_size: records in memory at once; gradients accumulate up to the batch size.
+    checkpoint_every_steps: a killed process goes on from its last checkpoint; 0 keeps none.
+    """
+
+    threads: int = 1
+    device: Device = Device.AUTO
+    precision: Precision = Precision.AUTO
+    micro_batch_size: int = 8
+    evaluation_batch_size: int = 16
+    checkpoint_every_steps: int = 10
+
+    def __post_init__(self) -> None:
+        if self.threads < 1 or self.micro_batch_size < 1 or self.evaluation_batch_size < 1:
+            raise InvalidArgument("threads and batch sizes must be at least 1")
+        if self.checkpoint_every_steps < 0:
+            raise InvalidArgument("checkpoint_every_steps must not be negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingJob:
+    """One job of the training process.
+
+    base_model: a local safetensors folder (`sources.prepare` makes one), checked against base_model_digest.
+    global_adapter: a PEFT folder; global_adapter_digest: SHA-256 of its adapter_model.safetensors.
+    Relative paths are looked up from the job folder.
+    """
+
+    kind: JobKind
+    base_model: Path
+    base_model_digest: str
+    global_adapter: Path
+    global_adapter_digest: str
+    adapter: AdapterSpec
+    method: Method
+    hyperparameters: Hyperparameters
+    instruction_set: InstructionSet
+    data: DataSettings
+    evaluation: EvaluationSettings = EvaluationSettings()
+    resources: Resources = Resources()
+
+    def to_json(self) -> str:
+        """Canonical JSON."""
+        return jsonform.encode(self, TrainingJob)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> TrainingJob:
+        """Raises InvalidArgument that lists every mistake."""
+        return jsonform.decode(text, cls, what="training job")
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256; a checkpoint of another job is of no use to this one."""
+        return jsonform.digest(self.to_json())
+
+    def resolved(self, folder: Path) -> TrainingJob:
+        """The same job with every path absolute, relative ones taken from `folder`."""
+        held_out = self.data.held_out_path
+        return replace(
+            self,
+            base_model=folder / self.base_model,
+            global_adapter=folder / self.global_adapter,
+            data=replace(
+                self.data,
+                train_path=folder / self.data.train_path,
+                held_out_path=None if held_out is None else folder / held_out,
+            ),
+        )
+
+
+def write_job(folder: Path, job: TrainingJob) -> None:
+    """Write `job.json` into a job folder, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / JOB_FILE).write_text(job.to_json() + "\n")

@@ -1,1 +1,1 @@
-"""The coordinator: runs rounds, keeps state, combines masked updates; never sees one of them open, never imports torch."""
+"""The coordinator: runs rounds, keeps state, opens sums of masked updates; sees no single one, never imports torch."""

@@ -1,0 +1,198 @@
+"""The plan of a run: everything that is fixed for its whole life, digested, and pinned by who joins.
+
+A plan is written once by the coordinator and read by every participant, which checks each field against the charter
+and against its own policy. Knows nothing of how training or masking is done.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Final
+
+from common import jsonform
+from common.adapters import AdapterLayout, AdapterSpec
+from common.basemodel import BaseModel
+from common.errors import AccordError, PlanInvalid
+
+PLAN_FORM: Final = 1
+SUITE: Final = 2
+
+# Words at the end of every masked vector, each a signed fixed-point sum over the cohort (SECAGG b.3, "further words").
+METRIC_WORDS: Final = (
+    "heldout_loss",
+    "heldout_tokens",
+    "train_loss",
+    "train_tokens",
+    "train_examples",
+    "classification_correct",
+    "classification_total",
+    "span_true_positives",
+    "span_false_positives",
+    "span_false_negatives",
+    "rouge_sum",
+    "rouge_total",
+    "clipped_elements",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseLimits:
+    """A phase closes early when everybody is done; at the end of its window with the quorum, or it fails."""
+
+    quorum: int
+    window_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """The limits of every phase; `key_setup` holds for each of the three steps of a key epoch."""
+
+    forming: PhaseLimits
+    training: PhaseLimits
+    collecting: PhaseLimits
+    unmasking: PhaseLimits
+    key_setup: PhaseLimits
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What a participant does in a training round. Steps are optimiser steps; lengths are tokens."""
+
+    learning_rate: float
+    steps_per_round: int
+    batch_size: int
+    max_length: int
+    seed: int
+    weight_decay: float = 0.0
+    max_gradient_norm: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """Which federated method: what is trained and sent, and how the server uses the mean delta."""
+
+    name: str = "fedit"
+    server_optimizer: str = "fedavg"
+    server_learning_rate: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Masking:
+    """Parameters of secure aggregation.
+
+    element_clip: bound on one element of a delta; max_update_norm: bound on its L2 norm; weight_cap: number of training
+    records that counts as weight 1; most_participants: n_max, which sizes the lanes; colluders: c, None for (n-1)//3.
+    """
+
+    least_cohort: int
+    most_participants: int
+    rounds_per_epoch: int
+    element_clip: float
+    max_update_norm: float
+    weight_cap: int
+    lanes: int
+    colluders: int | None = None
+    suite: int = SUITE
+    metrics: tuple[str, ...] = METRIC_WORDS
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A candidate is accepted if its mean held-out loss is at most (1 + loss_rise) times the accepted adapter's."""
+
+    loss_rise: float
+    most_failed_rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The whole plan. `run_id` (64 hex digits) makes the masks of two runs of the same name different."""
+
+    run: str
+    run_id: str
+    federation: str
+    charter_digest: str
+    coordinator_public_key: str
+    base_model: BaseModel
+    adapter: AdapterSpec
+    rounds: int
+    method: Method
+    training: Training
+    phases: Phases
+    masking: Masking
+    gate: Gate
+    instruction_set: str
+    evaluation_records: int = 0
+    name_survivors: bool = False
+    form: int = field(default=PLAN_FORM)
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON; its SHA-256 is the plan's digest."""
+        return jsonform.encode(self, Plan).encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Plan:
+        """Raises PlanInvalid that lists every mistake."""
+        try:
+            plan = jsonform.decode(content, cls, what="the plan")
+        except AccordError as error:
+            raise PlanInvalid(str(error)) from error
+        plan.check()
+        return plan
+
+    def layout(self) -> AdapterLayout:
+        """Order of the adapter's tensors in the flat vector."""
+        return self.adapter.layout(self.base_model.layers)
+
+    def check(self) -> None:
+        """Raises PlanInvalid that lists every contradiction."""
+        mistakes = [text for is_wrong, text in self._rules() if is_wrong]
+        if mistakes:
+            raise PlanInvalid("; ".join(mistakes))
+
+    def _rules(self) -> tuple[tuple[bool, str], ...]:
+        masking, phases, training = self.masking, self.phases, self.training
+        floors = (
+            ("forming", phases.forming),
+            ("training", phases.training),
+            ("collecting", phases.collecting),
+            ("key_setup", phases.key_setup),
+        )
+        return (
+            (self.form != PLAN_FORM, f"form {self.form} is not known, this version reads form {PLAN_FORM}"),
+            (masking.suite != SUITE, f"masking suite {masking.suite} is not known, this version speaks suite {SUITE}"),
+            (masking.least_cohort < 3, "least_cohort must be at least 3: a sum over two shows each the other's"),
+            (masking.most_participants < masking.least_cohort, "most_participants is smaller than least_cohort"),
+            (not 1 <= masking.lanes <= 8, "lanes must be 1 to 8"),
+            (masking.weight_cap < 1, "weight_cap must be at least 1"),
+            (not masking.metrics or len(set(masking.metrics)) < len(masking.metrics), "metrics must be distinct names"),
+            (not 1 <= masking.rounds_per_epoch <= 256, "rounds_per_epoch must be 1 to 256"),
+            (not _is_positive(masking.element_clip), "element_clip must be a positive number"),
+            (not _is_positive(masking.max_update_norm), "max_update_norm must be a positive number"),
+            (masking.colluders is not None and masking.colluders < 0, "colluders must not be negative"),
+            (self.rounds < 1, "rounds must be at least 1"),
+            (self.adapter.rank < 1, "adapter rank must be at least 1"),
+            (not _is_positive(self.adapter.alpha), "adapter alpha must be a positive number"),
+            (not self.adapter.target_modules, "the adapter adapts no module"),
+            (not _is_positive(training.learning_rate), "learning_rate must be a positive number"),
+            (training.steps_per_round < 1, "steps_per_round must be at least 1"),
+            (training.batch_size < 1, "batch_size must be at least 1"),
+            (training.max_length < 8, "max_length must be at least 8 tokens"),
+            (not _is_positive(self.method.server_learning_rate), "server_learning_rate must be a positive number"),
+            (not math.isfinite(self.gate.loss_rise) or self.gate.loss_rise < 0, "gate.loss_rise must not be negative"),
+            (self.gate.most_failed_rounds < 1, "gate.most_failed_rounds must be at least 1"),
+            (self.evaluation_records < 0, "evaluation_records must not be negative"),
+            *(
+                (limits.quorum < masking.least_cohort, f"quorum of {name} is below least_cohort")
+                for name, limits in floors
+            ),
+            *(
+                (limits.window_seconds < 1, f"window of {name} must be at least a second")
+                for name, limits in (*floors, ("unmasking", phases.unmasking))
+            ),
+        )
+
+
+def _is_positive(value: float) -> bool:
+    return math.isfinite(value) and value > 0

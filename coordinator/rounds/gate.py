@@ -1,0 +1,32 @@
+"""Whether a candidate adapter is accepted: the round after it has measured it on everybody's held-out records."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from common.plan import Gate
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The gate's answer, with the figures behind it."""
+
+    is_accepted: bool
+    message: str
+
+
+def judge(loss: float | None, *, accepted_loss: float | None, gate: Gate) -> Verdict:
+    """Compare a candidate's mean held-out loss with the accepted adapter's; both in nats per answer token.
+
+    loss: None when the cohort had no held-out record; then there is nothing to judge by, and the candidate passes.
+    """
+    if loss is None:
+        return Verdict(True, "no held-out records in the cohort")
+    if not math.isfinite(loss):
+        return Verdict(False, f"held-out loss is {loss}")
+    if accepted_loss is None:
+        return Verdict(True, f"first measured held-out loss is {loss:.4f}")
+    bound = accepted_loss * (1 + gate.loss_rise)
+    comparison = f"held-out loss {loss:.4f}, accepted adapter {accepted_loss:.4f}, bound {bound:.4f}"
+    return Verdict(loss <= bound, comparison)

@@ -6,13 +6,21 @@ How a class becomes a gRPC status is known to `common.rpc.status` alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
 class AccordError(Exception):
-    """Root of all errors that Accord raises on purpose."""
+    """Root of all errors that Accord raises on purpose.
+
+    `metadata` holds short facts for programs (google.rpc.ErrorInfo.metadata); the message is for people.
+    """
 
     reason: ClassVar[str] = "UNKNOWN"
+
+    def __init__(self, message: str = "", *, metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.metadata: Mapping[str, str] = dict(metadata or {})
 
     @property
     def message(self) -> str:
@@ -199,6 +207,12 @@ class TrainingFailed(AccordError):
     reason = "TRAINING_FAILED"
 
 
+class TrainingStopped(AccordError):
+    """The training process was asked to stop; what it has done so far is in its checkpoint."""
+
+    reason = "TRAINING_STOPPED"
+
+
 # --- secure aggregation ----------------------------------------------------------------------------------------
 
 
@@ -212,6 +226,46 @@ class AggregationFailed(AccordError):
     """The sum could not be opened or does not pass its checks; nothing was published."""
 
     reason = "AGGREGATION_FAILED"
+
+
+class MalformedMessage(ProtocolViolation):
+    """The bytes of a masking message do not parse: wrong version, wrong length, trailing bytes, or over a limit."""
+
+    reason = "MALFORMED_MESSAGE"
+
+
+class SignatureInvalid(ProtocolViolation):
+    """The signature of a masking message does not verify under its sender's key."""
+
+    reason = "SIGNATURE_INVALID"
+
+
+class MemberRejected(ProtocolViolation):
+    """A key roster names an organisation that is not in the charter, or whose certificate is not the pinned one."""
+
+    reason = "MEMBER_REJECTED"
+
+
+class SecondSurvivorSet(ProtocolViolation):
+    """The coordinator asked for a second, different survivor set in one round; keep its request as evidence."""
+
+    reason = "SECOND_SURVIVOR_SET"
+
+
+class TooFewMembers(AggregationFailed):
+    """Fewer members are usable, or fewer survived, than the plan's floor; close the round and start another."""
+
+    reason = "TOO_FEW_MEMBERS"
+
+
+class MemberAtFault(AggregationFailed):
+    """The sum cannot be opened because of these members; leave them out of the next key epoch."""
+
+    reason = "MEMBER_AT_FAULT"
+
+    def __init__(self, message: str, members: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.members = members
 
 
 # --- the world -------------------------------------------------------------------------------------------------

@@ -12,14 +12,13 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from common.plan import PhaseLimits, Plan
+from common.states import RoundKind, RunState
 from coordinator.rounds.model import (
     KeyEpoch,
     Participation,
     ParticipationState,
     Round,
-    RoundKind,
     Run,
-    RunState,
 )
 
 # While bytes move, COLLECTING goes on, up to this many windows.

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Final, TypeVar
 
 from common.errors import TransitionNotAllowed
+from common.states import RoundState, RunState
 from coordinator.rounds.events import (
     Aggregated,
     CohortChosen,
@@ -35,7 +36,7 @@ from coordinator.rounds.events import (
     SharesRevealed,
     SurvivorsBound,
 )
-from coordinator.rounds.model import EpochState, KeyEpoch, Round, RoundState, Run, RunState
+from coordinator.rounds.model import EpochState, KeyEpoch, Round, Run
 
 State = TypeVar("State", bound=Enum)
 

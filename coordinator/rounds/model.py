@@ -10,38 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
-
-class RunState(Enum):
-    CREATED = "created"
-    RUNNING = "running"
-    PAUSED = "paused"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-    @property
-    def is_over(self) -> bool:
-        return self in (RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED)
-
-
-class RoundKind(Enum):
-    TRAIN = "train"
-    EVALUATE = "evaluate"
-
-
-class RoundState(Enum):
-    FORMING = "forming"
-    TRAINING = "training"
-    COLLECTING = "collecting"
-    UNMASKING = "unmasking"
-    AGGREGATING = "aggregating"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-    @property
-    def is_over(self) -> bool:
-        return self in (RoundState.SUCCEEDED, RoundState.FAILED, RoundState.CANCELLED)
+from common.states import RoundKind, RoundState, RunState
 
 
 class EpochState(Enum):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
+from common.states import RunState
 from coordinator.rounds.model import (
     Adapter,
     AdapterState,
@@ -27,10 +28,8 @@ from coordinator.rounds.model import (
     Round,
     Run,
     RunMember,
-    RunState,
     Upload,
 )
-
 
 Row = TypeVar("Row")
 

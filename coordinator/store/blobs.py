@@ -1,6 +1,8 @@
 """Bytes too large for rows: masked uploads and adapters, behind one interface.
 
-Keys are "/"-separated paths of safe segments. A blob is whole or absent, and durable when a method returns.
+Keys are "/"-separated paths of safe segments (A-Z a-z 0-9 _ . = -), and no key is also the prefix of another one.
+A blob is whole or absent, and durable when a method returns. Prefixes are whole segments: "runs/1" covers "runs/1/a",
+not "runs/10". Safe to call from several threads.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from typing import Protocol
 
 
 class BlobStore(Protocol):
-    """Where bytes lie. Raises NotFound for a missing key and StorageFailed when the store refuses."""
+    """Where bytes lie. Raises NotFound for a missing key, InvalidArgument for a bad one, StorageFailed when it refuses."""
 
     def put(self, key: str, content: bytes | memoryview) -> None:
         """Store bytes; writing the same key again replaces it as a whole."""
@@ -30,7 +32,7 @@ class BlobStore(Protocol):
     def exists(self, key: str) -> bool: ...
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """Keys under a prefix, sorted."""
+        """Keys under a prefix, sorted; "" means all. Keys that come or go meanwhile may be in it or not."""
 
     def delete(self, prefix: str) -> None:
         """Delete the key and all under it; harmless if absent."""

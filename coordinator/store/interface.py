@@ -49,6 +49,7 @@ class Reader(Protocol):
     def run(self, name: str) -> Run: ...
     def runs(self, *, states: Sequence[RunState] = (), page_size: int = 0, page_token: str = "") -> Page[Run]:
         """Newest first. page_size 0 means all."""
+
     def run_members(self, run: str) -> tuple[RunMember, ...]:
         """By participant."""
 
@@ -56,8 +57,10 @@ class Reader(Protocol):
     def round(self, run: str, number: int) -> Round: ...
     def rounds(self, run: str, *, page_size: int = 0, page_token: str = "") -> Page[Round]:
         """Newest first."""
+
     def participations(self, run: str, round_number: int) -> tuple[Participation, ...]:
         """By participant."""
+
     def upload(self, run: str, round_number: int, participant: str) -> Upload | None: ...
     def uploads(self, run: str, round_number: int) -> tuple[Upload, ...]:
         """By participant."""
@@ -66,6 +69,7 @@ class Reader(Protocol):
     def epoch(self, run: str, number: int) -> KeyEpoch: ...
     def messages(self, run: str, kind: MessageKind, number: int) -> tuple[ProtocolMessage, ...]:
         """By sender."""
+
     def message_senders(self, run: str, kind: MessageKind, number: int) -> tuple[str, ...]:
         """By sender, without the bodies."""
 
@@ -78,9 +82,11 @@ class Reader(Protocol):
     def participant(self, name: str) -> Participant: ...
     def participants(self, *, page_size: int = 0, page_token: str = "") -> Page[Participant]:
         """By name."""
+
     def certificate(self, serial: str) -> Certificate: ...
     def is_revoked(self, *, participant: str, serial: str) -> bool:
         """Whether the participant, or this certificate, was revoked. False for certificates of foreign CAs."""
+
     def join_token(self, name: str) -> JoinToken: ...
     def join_token_by_secret(self, secret_sha256: str) -> JoinToken: ...
     def join_tokens(self, *, page_size: int = 0, page_token: str = "") -> Page[JoinToken]:
@@ -89,11 +95,14 @@ class Reader(Protocol):
     # charter, answers, audit
     def charter(self) -> bytes:
         """The charter published last, byte for byte."""
+
     def charter_by_digest(self, digest: str) -> bytes: ...
     def answer(self, caller: str, request_id: str) -> bytes | None:
         """What this caller's request of that id was answered with."""
+
     def audit_events(self, *, page_size: int = 0, page_token: str = "") -> Page[AuditEvent]:
         """Oldest first."""
+
     def audit_chain(self) -> Iterator[AuditEvent]:
         """All events, oldest first, without holding them in memory."""
 
@@ -115,10 +124,12 @@ class Writer(Reader, Protocol):
     def update_epoch(self, epoch: KeyEpoch) -> None: ...
     def add_message(self, message: ProtocolMessage) -> bool:
         """True if it is new, False if the same was there. Raises AlreadyExists if another one was there."""
+
     def delete_messages(self, run: str, kind: MessageKind, number: int) -> None: ...
 
     def add_adapter(self, adapter: Adapter) -> None:
         """Harmless if the same digest is there already for the same run and round."""
+
     def set_adapter_state(self, digest: str, state: AdapterState, *, heldout_loss: float | None) -> None: ...
 
     def put_participant(self, participant: Participant) -> None: ...
@@ -126,6 +137,7 @@ class Writer(Reader, Protocol):
     def add_certificate(self, certificate: Certificate) -> None: ...
     def revoke_participant(self, name: str, *, at: datetime, reason: str) -> None:
         """Revokes the participant and every certificate of it."""
+
     def add_join_token(self, token: JoinToken) -> None: ...
     def update_join_token(self, token: JoinToken) -> None: ...
 

@@ -1,0 +1,102 @@
+"""X.509 as both services read it: PEM chains, key digests, who a certificate names, whether it verifies.
+
+Pure: reads no file and no clock. Issuing lies in `coordinator.pki`, requesting in `participant.identity`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
+
+from common.errors import InvalidArgument, Unauthenticated
+from common.identifiers import IDENTITY_SCHEME, Identity, parse_identity_uri
+
+MOST_INTERMEDIATES: Final = 5
+
+
+def parse_certificates(pem: str | bytes, *, what: str) -> tuple[x509.Certificate, ...]:
+    """The certificates of a PEM text, in its order. Raises InvalidArgument if there is none or one is broken."""
+    try:
+        return tuple(x509.load_pem_x509_certificates(pem.encode() if isinstance(pem, str) else pem))
+    except ValueError as error:
+        raise InvalidArgument(f"{what} is not a PEM certificate or chain: {error}") from error
+
+
+def parse_authorities(pem: str | bytes, *, what: str) -> tuple[x509.Certificate, ...]:
+    """The CA certificates of a PEM text. Raises InvalidArgument if one of them may not sign certificates."""
+    certificates = parse_certificates(pem, what=what)
+    for certificate in certificates:
+        try:
+            is_authority = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        except (x509.ExtensionNotFound, ValueError):
+            is_authority = False
+        if not is_authority:
+            raise InvalidArgument(f"{what}: {certificate.subject.rfc4514_string() or 'a certificate'} is not a CA's")
+    return certificates
+
+
+def to_pem(certificates: Sequence[x509.Certificate]) -> str:
+    return "".join(certificate.public_bytes(Encoding.PEM).decode() for certificate in certificates)
+
+
+def spki_sha256(key: CertificatePublicKeyTypes) -> str:
+    """SHA-256 of the SubjectPublicKeyInfo, lower-case hex: what a charter pins and what survives a renewal."""
+    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def serial_text(certificate: x509.Certificate) -> str:
+    """The serial number in lower-case hex, as store, log and audit spell it."""
+    return format(certificate.serial_number, "x")
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    """SHA-256 of the whole certificate (DER), lower-case hex."""
+    return hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
+
+
+def identity_of(certificate: x509.Certificate) -> Identity:
+    """Who the certificate names: its one URI that begins with accord://; other names in it do not matter.
+
+    Raises Unauthenticated if there is none, more than one (it would be ours to choose), or one that names nobody.
+    """
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError) as error:
+        raise Unauthenticated("the certificate has no subject alternative name; it needs a URI accord://...") from error
+    uris = [uri for uri in names.get_values_for_type(x509.UniformResourceIdentifier) if uri.startswith(IDENTITY_SCHEME)]
+    if len(uris) != 1:
+        raise Unauthenticated(f"the certificate has {len(uris)} names of the form accord://...; it needs exactly one")
+    try:
+        return parse_identity_uri(uris[0])
+    except InvalidArgument as error:
+        raise Unauthenticated(f"the certificate's name: {error}") from error
+
+
+def verify_client_chain(
+    chain: Sequence[x509.Certificate], *, trusted: Sequence[x509.Certificate], at: datetime
+) -> x509.Certificate:
+    """The leaf of `chain` (leaf first), if a path leads to one of the `trusted` CAs and all of it is valid at `at`.
+
+    Raises Unauthenticated with the verifier's reason (RFC 5280 path validation, extended key usage clientAuth).
+    """
+    if not chain:
+        raise Unauthenticated("there is no certificate in the chain")
+    if not trusted:
+        raise Unauthenticated("no CA is trusted for this certificate")
+    leaf, intermediates = chain[0], list(chain[1:])
+    verifier = (
+        PolicyBuilder().store(Store(list(trusted))).time(at).max_chain_depth(MOST_INTERMEDIATES).build_client_verifier()
+    )
+    try:
+        verifier.verify(leaf, intermediates)
+    except (VerificationError, UnsupportedAlgorithm, ValueError) as error:
+        raise Unauthenticated(f"the certificate does not verify against the pinned CAs: {error}") from error
+    return leaf

@@ -1,0 +1,119 @@
+"""Transport settings that both ends must agree on: keepalive, message limits, and what a channel may retry.
+
+A channel never retries a streaming call: the library's replay loses messages in silence and the call still ends OK.
+Uploads go through a channel that retries nothing at all and are resumed by the application.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Final
+
+ChannelOption = tuple[str, int | str]
+
+MOST_MESSAGE_BYTES: Final = 4 * 1024 * 1024
+
+# A lost network is noticed within half a minute, well before any window. The server accepts pings three times as often
+# as a client sends them; one that pings faster is cut off (GOAWAY, too_many_pings).
+CLIENT_PING_SECONDS: Final = 20
+SERVER_PING_SECONDS: Final = 30
+PING_TIMEOUT_SECONDS: Final = 10
+LEAST_PING_INTERVAL_SECONDS: Final = 7
+
+MOST_STREAMS_PER_CONNECTION: Final = 64
+
+# Unary calls whose comment in protos/ says that a retry is safe, whoever repeats it. Streams are not among them, nor is
+# CreateJoinToken, whose secret is shown once, nor any call of the admin service that changes something: an operator
+# repeats that with the same request_id.
+RETRIED_METHODS: Final[frozenset[str]] = frozenset(
+    {
+        "accord.v1.EnrollmentService/Enroll",
+        "accord.v1.EnrollmentService/RenewCertificate",
+        "accord.v1.RoundService/GetAssignment",
+        "accord.v1.RoundService/GetCharter",
+        "accord.v1.RoundService/GetPlan",
+        "accord.v1.RoundService/JoinRun",
+        "accord.v1.RoundService/DeclineRun",
+        "accord.v1.RoundService/ReportPrepared",
+        "accord.v1.RoundService/ReportFailure",
+        "accord.v1.AdapterService/GetAdapter",
+        "accord.v1.SecureAggregationService/AdvertiseKeys",
+        "accord.v1.SecureAggregationService/DepositShares",
+        "accord.v1.SecureAggregationService/ConfirmShares",
+        "accord.v1.SecureAggregationService/GetUpload",
+        "accord.v1.SecureAggregationService/GetEvidence",
+        "accord.v1.SecureAggregationService/CommitSurvivors",
+        "accord.v1.SecureAggregationService/RevealShares",
+        "accord.v1.AdminService/GetFederation",
+        "accord.v1.AdminService/ListJoinTokens",
+        "accord.v1.AdminService/ListParticipants",
+        "accord.v1.AdminService/GetParticipant",
+        "accord.v1.AdminService/GetPublishedCharter",
+        "accord.v1.AdminService/GetRun",
+        "accord.v1.AdminService/ListRuns",
+        "accord.v1.AdminService/GetRound",
+        "accord.v1.AdminService/ListRounds",
+        "accord.v1.AdminService/ListAdapters",
+        "accord.v1.AdminService/ListAuditEvents",
+        "accord.v1.AdminService/VerifyAuditLog",
+    }
+)
+
+
+def server_options() -> list[ChannelOption]:
+    """Options of every listener."""
+    return [
+        *_common_options(ping_seconds=SERVER_PING_SECONDS),
+        ("grpc.http2.min_ping_interval_without_data_ms", LEAST_PING_INTERVAL_SECONDS * 1000),
+        ("grpc.max_concurrent_streams", MOST_STREAMS_PER_CONNECTION),
+        # On by default: a second server would bind the same port in silence and take half of the calls.
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+def channel_options() -> list[ChannelOption]:
+    """Options of a client's channel for everything but uploads: RETRIED_METHODS are retried on UNAVAILABLE."""
+    return [
+        *_common_options(ping_seconds=CLIENT_PING_SECONDS),
+        ("grpc.enable_retries", 1),
+        ("grpc.service_config", _service_config(sorted(RETRIED_METHODS))),
+        *_own_connection(),
+    ]
+
+
+def upload_channel_options() -> list[ChannelOption]:
+    """Options of a client's channel for client-streaming calls: nothing is ever replayed."""
+    return [
+        *_common_options(ping_seconds=CLIENT_PING_SECONDS),
+        ("grpc.enable_retries", 0),
+        *_own_connection(),
+    ]
+
+
+def _common_options(*, ping_seconds: int) -> list[ChannelOption]:
+    return [
+        ("grpc.keepalive_time_ms", ping_seconds * 1000),
+        ("grpc.keepalive_timeout_ms", PING_TIMEOUT_SECONDS * 1000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.max_receive_message_length", MOST_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", MOST_MESSAGE_BYTES),
+    ]
+
+
+def _own_connection() -> list[ChannelOption]:
+    """The library shares connections between channels of equal settings; a renewed certificate needs its own."""
+    return [("grpc.use_local_subchannel_pool", 1)]
+
+
+def _service_config(methods: Sequence[str]) -> str:
+    names = [dict(zip(("service", "method"), method.split("/"), strict=True)) for method in methods]
+    policy = {
+        "maxAttempts": 4,
+        "initialBackoff": "0.2s",
+        "maxBackoff": "3s",
+        "backoffMultiplier": 2.5,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    return json.dumps({"methodConfig": [{"name": names, "retryPolicy": policy}]})

@@ -1,0 +1,283 @@
+"""The coordinator's configuration: one TOML file, read once into one frozen object.
+
+Every mistake is reported at once, with its path. Code gets the values it needs from here, never the whole object.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import tomllib
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from common.errors import ConfigInvalid, InvalidArgument
+from common.identifiers import parse_federation_id
+from common.log import LogForm
+
+MEBIBYTE: Final = 1024 * 1024
+LISTENERS_FILE: Final = "listeners.json"
+_ADDRESS: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+):(?P<port>\d{1,5})")
+
+
+class StrictModel(BaseModel):
+    """Frozen; an unknown key is a mistake, because it is most often a misspelt one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, hide_input_in_errors=True)
+
+
+def _federation(text: str) -> str:
+    try:
+        return parse_federation_id(text)
+    except InvalidArgument as error:
+        raise ValueError(error.message) from None
+
+
+def _address(text: str) -> str:
+    match = _ADDRESS.fullmatch(text)
+    if match is None or int(match["port"]) > 65535:
+        raise ValueError('write HOST:PORT, such as "0.0.0.0:8443" or "[::]:8443"; port 0 takes any free port')
+    return text
+
+
+def _address_or_empty(text: str) -> str:
+    return _address(text) if text else text
+
+
+def _url(text: str) -> str:
+    if text and "://" not in text:
+        raise ValueError('write a URL, such as "sqlite:////folder/file" or "file:///folder"; a path alone is not one')
+    return text
+
+
+Address = Annotated[str, AfterValidator(_address)]
+OptionalAddress = Annotated[str, AfterValidator(_address_or_empty)]
+Days = Annotated[int, Field(ge=1, le=3650)]
+
+
+class DatabaseConfig(StrictModel):
+    """Where rows lie; which URLs there are is known to the store. An empty one is SQLite in the data folder."""
+
+    url: Annotated[str, AfterValidator(_url)] = Field(default="", repr=False)  # may hold a password
+    migrate_on_start: bool = True
+
+
+class BlobsConfig(StrictModel):
+    """Where masked uploads and adapters lie. An empty url is a folder in the data folder."""
+
+    url: Annotated[str, AfterValidator(_url)] = ""
+
+
+class PublicListenerConfig(StrictModel):
+    """A listener that partners dial; `public_address` is what join tokens tell them to dial."""
+
+    listen: Address
+    public_address: OptionalAddress = ""
+
+
+class AdminConfig(StrictModel):
+    """The operators' listener: mTLS with operator certificates, reflection on."""
+
+    listen: Address = "127.0.0.1:8445"
+    reflection: bool = True
+
+
+class HealthConfig(StrictModel):
+    """Plaintext listeners for probes and Prometheus; keep them inside the host or the cluster. Empty turns one off."""
+
+    http: OptionalAddress = "127.0.0.1:8080"
+    grpc: OptionalAddress = "127.0.0.1:8081"
+
+
+class PkiMode(Enum):
+    """Who signs certificates."""
+
+    OWN = "own"
+    FILES = "files"
+
+
+class CertificatesConfig(StrictModel):
+    """The coordinator's own small CA (`own`), or files of an organisation's PKI (`files`).
+
+    host_names: DNS names and IP addresses in the coordinator's certificate; what partners dial must be among them.
+    client_cas: PEM bundle of every CA whose participant and operator certificates are accepted.
+    """
+
+    mode: PkiMode = PkiMode.OWN
+    host_names: tuple[Annotated[str, Field(min_length=1, max_length=253)], ...] = ("localhost", "127.0.0.1")
+    server_days: Days = 90
+    participant_days: Days = 90
+    operator_days: Days = 365
+    certificate: Path | None = None
+    key: Path | None = None
+    client_cas: Path | None = None
+
+    @model_validator(mode="after")
+    def _files_go_with_their_mode(self) -> Self:
+        files = {"certificate": self.certificate, "key": self.key, "client_cas": self.client_cas}
+        if self.mode is PkiMode.FILES:
+            missing = [name for name, path in files.items() if path is None]
+            if missing:
+                raise ValueError(f'mode = "files" also needs {", ".join(missing)}')
+        else:
+            given = [name for name, path in files.items() if path is not None]
+            if given:
+                raise ValueError(f'{", ".join(given)}: only with mode = "files"; leave out, or set the mode')
+            if not self.host_names:
+                raise ValueError("host_names: name at least one host under which participants reach the coordinator")
+        return self
+
+
+class LogConfig(StrictModel):
+    """How much is logged, and how it looks."""
+
+    format: Literal["json", "console"] = "json"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def form(self) -> LogForm:
+        return LogForm(self.format)
+
+    @property
+    def level_number(self) -> int:
+        return logging.getLevelNamesMapping()[self.level.upper()]
+
+
+class LimitsConfig(StrictModel):
+    """Bounds on what one caller can make the coordinator hold or do."""
+
+    message_bytes: Annotated[int, Field(ge=2 * MEBIBYTE, le=64 * MEBIBYTE)] = 4 * MEBIBYTE
+    streams_per_connection: Annotated[int, Field(ge=4, le=10_000)] = 100
+    upload_bytes: Annotated[int, Field(ge=MEBIBYTE)] = 8 * 1024 * MEBIBYTE
+    calls_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 50.0
+    calls_burst: Annotated[int, Field(ge=1)] = 200
+    stop_grace_seconds: Annotated[float, Field(ge=0, le=600, allow_inf_nan=False)] = 10.0
+
+
+class Config(StrictModel):
+    """All of `coordinator.toml`. Relative paths are relative to the file's folder."""
+
+    federation: Annotated[str, AfterValidator(_federation)]
+    data_folder: Path
+    database: DatabaseConfig = DatabaseConfig()
+    blobs: BlobsConfig = BlobsConfig()
+    participants: PublicListenerConfig = PublicListenerConfig(listen="0.0.0.0:8443")
+    enrollment: PublicListenerConfig = PublicListenerConfig(listen="0.0.0.0:8444")
+    admin: AdminConfig = AdminConfig()
+    health: HealthConfig = HealthConfig()
+    certificates: CertificatesConfig = CertificatesConfig()
+    log: LogConfig = LogConfig()
+    limits: LimitsConfig = LimitsConfig()
+
+    @model_validator(mode="after")
+    def _listeners_are_distinct(self) -> Self:
+        addresses = [
+            address
+            for address in (
+                self.participants.listen,
+                self.enrollment.listen,
+                self.admin.listen,
+                self.health.http,
+                self.health.grpc,
+            )
+            if address and not address.endswith(":0")
+        ]
+        doubled = sorted({address for address in addresses if addresses.count(address) > 1})
+        if doubled:
+            raise ValueError(f"two listeners share {', '.join(doubled)}; each needs a port of its own")
+        return self
+
+    @property
+    def database_url(self) -> str:
+        return self.database.url or f"sqlite:///{self.data_folder / 'coordinator.sqlite'}"
+
+    @property
+    def blobs_url(self) -> str:
+        return self.blobs.url or (self.data_folder / "blobs").as_uri()
+
+    @property
+    def scratch_folder(self) -> Path:
+        """Files that may vanish when the process does."""
+        return self.data_folder / "scratch"
+
+    @property
+    def pki_folder(self) -> Path:
+        return self.data_folder / "pki"
+
+    @property
+    def signing_key_file(self) -> Path:
+        """The Ed25519 key that signs manifests and the masked part's start messages."""
+        return self.data_folder / "signing-key.pem"
+
+    @property
+    def operators_folder(self) -> Path:
+        return self.data_folder / "operators"
+
+    @property
+    def listeners_file(self) -> Path:
+        """Where `serve` writes the addresses that it really listens on."""
+        return self.data_folder / LISTENERS_FILE
+
+
+def load_config(path: Path) -> Config:
+    """Read and check a configuration file. Raises ConfigInvalid that lists every mistake with its path."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigInvalid(
+            f"cannot read {path}: {error.strerror}; `accord-coordinator init` writes an example"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigInvalid(f"{path} is not UTF-8 text") from error
+    return parse_config(text, folder=path.resolve().parent, name=str(path))
+
+
+def parse_config(text: str, *, folder: Path, name: str = "configuration") -> Config:
+    """Check the text of a configuration file; `folder` is what relative paths are relative to. Raises ConfigInvalid."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigInvalid(f"{name} is not TOML: {error}") from error
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        mistakes = "\n".join(f"  {_mistake(entry)}" for entry in error.errors(include_url=False, include_input=False))
+        raise ConfigInvalid(f"{name} has mistakes:\n{mistakes}") from error
+    return _with_absolute_paths(config, folder)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host (without brackets) and port of an address that the configuration has accepted."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _with_absolute_paths(config: Config, folder: Path) -> Config:
+    certificates = config.certificates
+    files = {
+        name: folder / path
+        for name, path in (
+            ("certificate", certificates.certificate),
+            ("key", certificates.key),
+            ("client_cas", certificates.client_cas),
+        )
+        if path is not None
+    }
+    return config.model_copy(
+        update={
+            "data_folder": (folder / config.data_folder.expanduser()).resolve(),
+            "certificates": certificates.model_copy(update=files),
+        }
+    )
+
+
+def _mistake(entry: ErrorDetails) -> str:
+    path = ".".join(str(part) for part in entry["loc"])
+    if entry["type"] == "extra_forbidden":
+        return f"{path}: no such key"
+    text = entry["msg"].removeprefix("Value error, ")
+    return f"{path}: {text}" if path else text

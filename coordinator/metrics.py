@@ -1,0 +1,129 @@
+"""The coordinator's Prometheus metrics, declared once. Labels come from closed sets, or are names of members."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from enum import Enum
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from common.states import RoundState, RunState
+
+_RPC_SECONDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 300)
+_STEP_SECONDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+_PHASE_SECONDS: Final = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3600, 10_800, 36_000)
+
+
+class DropReason(Enum):
+    """Why a participant is out of a round: the closed set behind the label; what it said itself is in the round."""
+
+    QUORUM_WINDOW = "window"
+    NO_KEYS = "no_keys"
+    REFUSED = "refused"
+    FAILED = "failed"
+    REVOKED = "revoked"
+    MISBEHAVED = "misbehaved"
+
+
+class Metrics:
+    """Every metric of one coordinator process, on a registry of its own so that two can live in one test."""
+
+    content_type: Final = CONTENT_TYPE_LATEST
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        own = self.registry
+        self.runs = Gauge("accord_runs", "Runs by state.", ("state",), registry=own)
+        self.rounds_ended = Counter(
+            "accord_rounds_ended", "Rounds that have ended, by how.", ("kind", "state"), registry=own
+        )
+        self.open_rounds = Gauge("accord_open_rounds", "Open rounds by phase.", ("phase",), registry=own)
+        self.phase_seconds = Histogram(
+            "accord_phase_seconds", "How long phases of rounds took.", ("phase",), buckets=_PHASE_SECONDS, registry=own
+        )
+        self.participations_dropped = Counter(
+            "accord_participations_dropped",
+            "Participants that left a round early.",
+            ("participant", "reason"),
+            registry=own,
+        )
+        self.upload_bytes = Counter("accord_upload_bytes", "Bytes of masked updates made durable.", registry=own)
+        self.uploads_completed = Counter("accord_uploads_completed", "Masked updates recorded as whole.", registry=own)
+        self.uploads_refused = Counter(
+            "accord_uploads_refused", "Uploads refused, by error reason.", ("reason",), registry=own
+        )
+        self.rpcs = Counter("accord_rpcs", "Calls served, by method and status code.", ("method", "code"), registry=own)
+        self.rpc_seconds = Histogram(
+            "accord_rpc_seconds", "How long calls took.", ("method",), buckets=_RPC_SECONDS, registry=own
+        )
+        self.driver_step_seconds = Histogram(
+            "accord_driver_step_seconds",
+            "How long the driver's steps took.",
+            ("step",),
+            buckets=_STEP_SECONDS,
+            registry=own,
+        )
+        self.driver_failures = Counter("accord_driver_failures", "Steps of the driver that raised.", registry=own)
+        self.participants = Gauge("accord_participants", "Enrolled participants by state.", ("state",), registry=own)
+        self.participant_last_seen = Gauge(
+            "accord_participant_last_seen_timestamp_seconds",
+            "When a participant was last heard.",
+            ("participant",),
+            registry=own,
+        )
+        self.certificate_days_left = Gauge(
+            "accord_certificate_days_left",
+            "Days until a certificate of the coordinator ends.",
+            ("certificate",),
+            registry=own,
+        )
+        self.participant_certificate_days_left = Gauge(
+            "accord_participant_certificate_days_left",
+            "Days until a participant's ends.",
+            ("participant",),
+            registry=own,
+        )
+        self.ready = Gauge("accord_ready", "1 while the coordinator is ready to serve.", registry=own)
+        self.build = Gauge(
+            "accord_build_info", "Always 1; the label is the software's version.", ("version",), registry=own
+        )
+        self._start_at_zero()
+
+    def _start_at_zero(self) -> None:
+        """Series with known labels exist from the start: an alert on a series that is not there never fires."""
+        for run_state in RunState:
+            self.runs.labels(run_state.value).set(0)
+        for round_state in RoundState:
+            if not round_state.is_over:
+                self.open_rounds.labels(round_state.value).set(0)
+
+    def observe_rpc(self, method: str, code: str, seconds: float) -> None:
+        """Count one served call. method: "/accord.v1.RoundService/GetAssignment"; code: "OK", "NOT_FOUND", ..."""
+        self.rpcs.labels(method, code).inc()
+        self.rpc_seconds.labels(method).observe(seconds)
+
+    def drop(self, participant: str, reason: DropReason) -> None:
+        """Count a participant that left a round early."""
+        self.participations_dropped.labels(participant, reason.value).inc()
+
+    def set_runs(self, counts: Mapping[RunState, int]) -> None:
+        """Set how many runs there are of each state; states left out have none."""
+        for state in RunState:
+            self.runs.labels(state.value).set(counts.get(state, 0))
+
+    def set_open_rounds(self, counts: Mapping[RoundState, int]) -> None:
+        """Set how many rounds are in each phase; phases left out have none."""
+        for state in RoundState:
+            if not state.is_over:
+                self.open_rounds.labels(state.value).set(counts.get(state, 0))
+
+    def set_days_left(self, certificate: str, expires_at: datetime, *, now: datetime) -> None:
+        """Set how many days a certificate of the coordinator has left; negative once it has ended."""
+        self.certificate_days_left.labels(certificate).set((expires_at - now).total_seconds() / 86_400)
+
+    def exposition(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self.registry)

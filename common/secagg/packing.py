@@ -1,0 +1,213 @@
+"""From a float update to packed words and from summed words back to a mean: clip, weigh, round, pack; unpack, decode.
+
+Each element is clipped to its slot's C, multiplied by the weight alpha and by L / C, rounded at random to an integer
+q in [-L, L] with mean exactly that value, and stored as q + L in a lane. Sums of lanes never carry. The tail words are
+weight (round(alpha * 2**30)), count (1) and metrics (signed, value * 2**20, two's complement).
+Knows nothing of masks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from numpy.typing import NDArray
+
+from common.errors import AggregationFailed, InvalidArgument, ShapeMismatch, UpdateNotFinite
+from common.secagg.plan import HEAD_WORDS, RoundKind, SecaggPlan
+from common.secagg.prg import Keystream
+from common.secagg.ring import Words, lane_bits
+
+WEIGHT_BITS: Final = 30
+METRIC_BITS: Final = 20
+FRACTION_BITS_CAP: Final = 16
+BLOCK: Final = 32768
+"""Elements at a time: small enough that every temporary stays in a core's cache."""
+
+FlatUpdate = NDArray[np.float32]
+
+
+def fraction_bits(limit: int) -> int:
+    """F: bits below the integer before rounding, so that L * 2**F fits an int32 with a carry to spare."""
+    bits: int = min(FRACTION_BITS_CAP, 30 - limit.bit_length())
+    return bits
+
+
+def fixed_weight(alpha: float) -> int:
+    """round(alpha * 2**30), at least 1. Raises InvalidArgument unless 0 < alpha <= 1."""
+    if not 0.0 < alpha <= 1.0:
+        raise InvalidArgument(f"weight {alpha} is outside (0, 1]")
+    return max(1, round(alpha * 2**WEIGHT_BITS))
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Neighbouring parameters with one clip."""
+
+    start: int
+    stop: int
+    clip: float
+
+
+def _runs(plan: SecaggPlan) -> tuple[_Run, ...]:
+    runs: list[_Run] = []
+    at = 0
+    for slot in plan.slots:
+        if runs and runs[-1].clip == slot.clip:
+            runs[-1] = _Run(runs[-1].start, at + slot.size, slot.clip)
+        else:
+            runs.append(_Run(at, at + slot.size, slot.clip))
+        at += slot.size
+    return tuple(runs)
+
+
+class Packer:
+    """Packs one update, chunk by chunk; for one thread.
+
+    rounding_key: 32 fresh private bytes; the same key gives the same words, so never use it for a second update.
+    """
+
+    def __init__(self, plan: SecaggPlan, *, alpha: float, rounding_key: bytes) -> None:
+        self._plan = plan
+        self._layout = plan.layout(RoundKind.TRAINING)
+        self._limit = plan.lane_limit
+        self._fraction = fraction_bits(self._limit)
+        self._fixed_weight = fixed_weight(alpha)
+        # The weight that is summed is the weight that is applied, to the last bit.
+        self._alpha = self._fixed_weight / 2**WEIGHT_BITS
+        self._cipher = AESGCM(rounding_key)
+        most = min(self._layout.parameters_per_chunk, plan.parameters)
+        self._keystream = Keystream(2 * most)
+        self._values = np.empty(BLOCK, dtype=np.float64)
+        self._integers = np.empty(BLOCK, dtype=np.int32)
+        self._runs = _runs(plan)
+
+    def pack_chunk(self, chunk: int, values: FlatUpdate) -> tuple[Words, int]:
+        """Words of one lane chunk, and how many of its elements were clipped.
+
+        values: float32[stop - start] of `layout.parameters_in(chunk)`. Raises ShapeMismatch or UpdateNotFinite.
+        """
+        start, stop = self._layout.parameters_in(chunk)
+        if chunk == self._layout.tail_chunk or values.shape != (stop - start,) or values.dtype != np.float32:
+            raise ShapeMismatch(f"chunk {chunk} takes float32[{stop - start}], not {values.dtype}{list(values.shape)}")
+        lanes, width = self._plan.lanes, self._layout.words_in(chunk)
+        bits = lane_bits(lanes)
+        random = self._keystream.bytes(self._cipher, chunk, 2 * values.size).view(np.dtype("<u2"))
+        words = np.zeros(width, dtype=np.uint64)
+        clipped = 0
+        for lane in range(lanes):
+            base = lane * width
+            shift = np.uint64(lane * bits)
+            for at in range(0, width, BLOCK):
+                block = words[at : at + BLOCK]
+                first = min(base + at, values.size)
+                last = min(first + block.size, values.size)
+                lane_values, over = self._quantise(values[first:last], start + first, random[first:last])
+                clipped += over
+                block[: last - first] |= lane_values << shift
+                block[last - first :] |= np.uint64(self._limit) << shift
+        return words, clipped
+
+    def _quantise(self, values: FlatUpdate, start: int, random: NDArray[np.uint16]) -> tuple[Words, int]:
+        """q + L of a block whose first element is parameter `start`, and how many elements were clipped."""
+        scaled, integers = self._values[: values.size], self._integers[: values.size]
+        one = self._alpha * self._limit * 2**self._fraction
+        for run in self._runs:
+            low, high = max(run.start - start, 0), min(run.stop - start, values.size)
+            if low < high:
+                np.multiply(values[low:high], one / run.clip, out=scaled[low:high])
+        clipped = 0
+        if values.size:
+            least, most = float(scaled.min()), float(scaled.max())
+            if not (math.isfinite(least) and math.isfinite(most)):
+                raise UpdateNotFinite("the update holds a NaN or an infinity; nothing was packed")
+            if least < -one or most > one:
+                clipped = int(np.count_nonzero(np.abs(scaled) > one))
+                np.clip(scaled, -one, one, out=scaled)
+        np.rint(scaled, out=scaled)
+        np.copyto(integers, scaled, casting="unsafe")
+        # Integer rounding: E[q] = a / 2**F exactly and q never leaves [-L, L]; float rounding does both wrong.
+        integers += random >> (FRACTION_BITS_CAP - self._fraction)
+        integers >>= self._fraction
+        integers += self._limit
+        return integers.astype(np.uint64), clipped
+
+    def pack_tail(self, metrics: Mapping[str, float]) -> Words:
+        """The tail chunk: weight, count and the plan's metrics in their order."""
+        return pack_tail(self._plan, fixed_alpha=self._fixed_weight, metrics=metrics)
+
+
+def pack_tail(plan: SecaggPlan, *, fixed_alpha: int, metrics: Mapping[str, float]) -> Words:
+    """uint64[tail_words]; all that an evaluation round packs.
+
+    fixed_alpha: `fixed_weight` of the member's weight. Raises InvalidArgument for a name the plan has not, one that is
+    missing, or a value that could overflow the sum of members_limit members.
+    """
+    if set(metrics) != set(plan.metrics):
+        odd = ", ".join(sorted(set(metrics) ^ set(plan.metrics)))
+        raise InvalidArgument(f"the plan's metrics and the given ones differ in: {odd}")
+    if not 1 <= fixed_alpha <= 2**WEIGHT_BITS:
+        raise InvalidArgument("the weight word is outside (0, 1]")
+    most = (2**63 - 1) // plan.members_limit
+    words = [fixed_alpha, 1]
+    for name in plan.metrics:
+        value = metrics[name]
+        if not math.isfinite(value) or abs(fixed := round(value * 2**METRIC_BITS)) > most:
+            raise InvalidArgument(f"metric {name} is not a number that fits its word")
+        words.append(fixed % 2**64)
+    return np.array(words, dtype=np.uint64)
+
+
+@dataclass(frozen=True, slots=True)
+class TailSums:
+    """What the tail words of the sum say: survivors, total weight A, and the sum of each metric."""
+
+    count: int
+    weight: float
+    metrics: Mapping[str, float]
+
+
+def read_tail(plan: SecaggPlan, words: Words, *, survivors: int) -> TailSums:
+    """Decode the unmasked tail chunk. Raises AggregationFailed if count or weight cannot be, ShapeMismatch."""
+    if words.shape != (plan.tail_words,) or words.dtype != np.uint64:
+        raise ShapeMismatch(f"the tail is uint64[{plan.tail_words}], not {words.dtype}{list(words.shape)}")
+    weight, count = int(words[0]), int(words[1])
+    if count != survivors:
+        raise AggregationFailed("the count word is not the number of survivors: the sum is not what it should be")
+    if not 0 < weight <= survivors << WEIGHT_BITS:
+        raise AggregationFailed("the weight word is impossible for this many survivors: a member lied about its weight")
+    sums = words[HEAD_WORDS:].view(np.int64)
+    return TailSums(
+        count=count,
+        weight=weight / 2**WEIGHT_BITS,
+        metrics={name: int(total) / 2**METRIC_BITS for name, total in zip(plan.metrics, sums, strict=True)},
+    )
+
+
+def decode_chunk(plan: SecaggPlan, chunk: int, words: Words, tail: TailSums) -> FlatUpdate:
+    """Weighted mean of one lane chunk, float32[parameters of the chunk]: (lane sum - |U3| L) * C / (L A).
+
+    words: unmasked sum. Its error is at most |U3| * C / (L * A), plus float32's own. Raises ShapeMismatch.
+    """
+    layout = plan.layout(RoundKind.TRAINING)
+    layout.check_words(chunk, words)
+    start, stop = layout.parameters_in(chunk)
+    bits, width = np.uint64(lane_bits(plan.lanes)), words.size
+    mask = np.uint64((1 << int(bits)) - 1)
+    offset = tail.count * plan.lane_limit
+    mean = np.empty(width * plan.lanes, dtype=np.float32)
+    for lane in range(plan.lanes):
+        for at in range(0, width, BLOCK):
+            sums = ((words[at : at + BLOCK] >> (bits * np.uint64(lane))) & mask).view(np.int64) - offset
+            mean[lane * width + at : lane * width + at + sums.size] = sums
+    mean = mean[: stop - start]
+    for run in _runs(plan):
+        low, high = max(run.start - start, 0), min(run.stop - start, mean.size)
+        if low < high:
+            scale = run.clip / (plan.lane_limit * tail.weight)
+            np.multiply(mean[low:high], scale, out=mean[low:high])
+    return mean

@@ -1,0 +1,258 @@
+"""What everyone agrees on before keys are made: the masking part of a run's plan, a key epoch, and the thresholds.
+
+Knows nothing of the rest of the plan (that is `plan_hash`, given from outside) and of who the members are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from common.errors import MalformedMessage, PlanInvalid
+from common.secagg.encoding import MAX_MEMBERS, MAX_ROUNDS, Kind, Reader, Writer
+from common.secagg.hashing import DIGEST_BYTES, digest
+from common.secagg.ring import CHUNK_WORDS, LANE_CHOICES, VectorLayout, choose_lanes, lane_limit
+
+MEMBERS_FLOOR_LEAST: Final = 3
+RUN_ID_BYTES: Final = 32
+HEAD_WORDS: Final = 2
+"""Tail words before the metrics: weight, count."""
+MAX_METRICS: Final = 4096
+MAX_SLOTS: Final = 65536
+MAX_PARAMETERS: Final = 2**32 - 1
+UNSET: Final = 2**32 - 1
+
+
+class RoundKind(IntEnum):
+    """What a round's vector carries. EVALUATION has tail words alone."""
+
+    TRAINING = 1
+    EVALUATION = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ClipSlot:
+    """A run of parameters with one clip C_T: each element is clipped to [-clip, clip] before it is encoded."""
+
+    size: int
+    clip: float
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """The numbers of members that decide, for a roster of `members`.
+
+    shares (t): shares that open a secret. commits (T): signed commits that bind a survivor set. survivors: least size
+    of a survivor set, max(t, T, n_min, c + 2). With 2t > n + c and 2T > n + c the coordinator and `colluders` members
+    open at most one sum a round.
+    """
+
+    members: int
+    colluders: int
+    shares: int
+    commits: int
+    survivors: int
+
+
+@dataclass(frozen=True, slots=True)
+class SecaggPlan:
+    """The masking part of a run's plan; immutable, one encoding, one digest.
+
+    plan_hash: 32-byte digest of the run's plan (base model, adapter, method, charter, ...), made outside.
+    run_id: 32 bytes, never used for another run.
+    members_floor: n_min, least members that are summed, at least 3. members_limit: n_max, which sizes the lanes.
+    colluders: c, members assumed to work with the coordinator; None means floor((n - 1) / 3).
+    rounds_per_epoch: R. slots: the adapter's parameters in order. metrics: names of the further tail words.
+    Raises PlanInvalid from the constructor.
+    """
+
+    plan_hash: bytes
+    run_id: bytes
+    members_floor: int
+    members_limit: int
+    rounds_per_epoch: int
+    slots: tuple[ClipSlot, ...]
+    metrics: tuple[str, ...]
+    lanes: int
+    colluders: int | None = None
+    chunk_words: int = CHUNK_WORDS
+
+    def __post_init__(self) -> None:
+        problems = [text for broken, text in self._rules() if broken]
+        if problems:
+            raise PlanInvalid("; ".join(problems))
+
+    def _rules(self) -> tuple[tuple[bool, str], ...]:
+        return (
+            (len(self.plan_hash) != DIGEST_BYTES, "plan_hash must be 32 bytes"),
+            (len(self.run_id) != RUN_ID_BYTES, "run_id must be 32 bytes"),
+            (self.members_floor < MEMBERS_FLOOR_LEAST, f"members_floor must be at least {MEMBERS_FLOOR_LEAST}"),
+            (
+                not self.members_floor <= self.members_limit <= MAX_MEMBERS,
+                f"members_limit must be between members_floor and {MAX_MEMBERS}",
+            ),
+            (not 1 <= self.rounds_per_epoch <= MAX_ROUNDS, f"rounds_per_epoch must be between 1 and {MAX_ROUNDS}"),
+            (self.lanes not in LANE_CHOICES, f"lanes must be one of {LANE_CHOICES}"),
+            (
+                self.lanes in LANE_CHOICES and lane_limit(self.lanes, max(self.members_limit, 1)) < 1,
+                f"{self.lanes} lanes are too narrow for {self.members_limit} members",
+            ),
+            (self.colluders is not None and self.colluders < 0, "colluders must not be negative"),
+            (
+                not HEAD_WORDS + len(self.metrics) <= self.chunk_words <= CHUNK_WORDS,
+                f"chunk_words must hold the tail words and be at most {CHUNK_WORDS}",
+            ),
+            (len(set(self.metrics)) != len(self.metrics), "metrics must have different names"),
+            (len(self.metrics) > MAX_METRICS or len(self.slots) > MAX_SLOTS, "too many metrics or slots"),
+            (
+                any(slot.size < 1 or not (0 < slot.clip < math.inf) for slot in self.slots),
+                "every slot needs a size of at least 1 and a finite clip above 0",
+            ),
+            (self.parameters > MAX_PARAMETERS, f"at most {MAX_PARAMETERS} parameters"),
+        )
+
+    @classmethod
+    def for_members(
+        cls,
+        *,
+        plan_hash: bytes,
+        run_id: bytes,
+        members_floor: int,
+        members_limit: int,
+        rounds_per_epoch: int,
+        slots: tuple[ClipSlot, ...],
+        metrics: tuple[str, ...],
+        colluders: int | None = None,
+    ) -> SecaggPlan:
+        """A plan with the densest lanes that leave L >= 512 for `members_limit` members."""
+        return cls(
+            plan_hash=plan_hash,
+            run_id=run_id,
+            members_floor=members_floor,
+            members_limit=members_limit,
+            rounds_per_epoch=rounds_per_epoch,
+            slots=slots,
+            metrics=metrics,
+            lanes=choose_lanes(members_limit),
+            colluders=colluders,
+        )
+
+    @property
+    def parameters(self) -> int:
+        """d, float32 elements of an update."""
+        return sum(slot.size for slot in self.slots)
+
+    @property
+    def lane_limit(self) -> int:
+        """L: a lane value is in [-L, L]."""
+        return lane_limit(self.lanes, self.members_limit)
+
+    @property
+    def tail_words(self) -> int:
+        return HEAD_WORDS + len(self.metrics)
+
+    def layout(self, kind: RoundKind) -> VectorLayout:
+        """Chunks and words of a round's vector."""
+        return VectorLayout(
+            parameters=self.parameters if kind is RoundKind.TRAINING else 0,
+            lanes=self.lanes,
+            tail_words=self.tail_words,
+            chunk_words=self.chunk_words,
+        )
+
+    def thresholds(self, members: int) -> Thresholds:
+        """Thresholds of a roster of `members`. Raises PlanInvalid when the plan can never be met by that many."""
+        if not self.members_floor <= members <= self.members_limit:
+            raise PlanInvalid(f"{members} members, the plan asks for {self.members_floor} to {self.members_limit}")
+        colluders = (members - 1) // 3 if self.colluders is None else self.colluders
+        quorum = (members + colluders) // 2 + 1
+        survivors = max(quorum, self.members_floor, colluders + 2)
+        if survivors > members:
+            raise PlanInvalid(f"{members} members cannot withstand {colluders} colluders: {survivors} must survive")
+        return Thresholds(members=members, colluders=colluders, shares=quorum, commits=quorum, survivors=survivors)
+
+    def encode(self) -> bytes:
+        writer = Writer(Kind.PLAN)
+        writer.fixed(self.plan_hash, DIGEST_BYTES)
+        writer.fixed(self.run_id, RUN_ID_BYTES)
+        writer.u32(self.members_floor)
+        writer.u32(self.members_limit)
+        writer.u32(UNSET if self.colluders is None else self.colluders)
+        writer.u32(self.rounds_per_epoch)
+        writer.u32(self.lanes)
+        writer.u32(self.chunk_words)
+        writer.u32(len(self.slots))
+        for slot in self.slots:
+            writer.u32(slot.size)
+            writer.f64(slot.clip)
+        writer.u32(len(self.metrics))
+        for name in self.metrics:
+            writer.text(name)
+        return writer.done()
+
+    @classmethod
+    def decode(cls, data: bytes) -> SecaggPlan:
+        """Raises MalformedMessage or PlanInvalid."""
+        reader = Reader(data, Kind.PLAN)
+        plan_hash, run_id = reader.fixed(DIGEST_BYTES), reader.fixed(RUN_ID_BYTES)
+        floor, limit, colluders = reader.u32(), reader.u32(), reader.u32()
+        rounds, lanes, chunk_words = reader.u32(), reader.u32(), reader.u32()
+        slots = tuple(ClipSlot(reader.u32(), reader.f64()) for _ in range(reader.u32(MAX_SLOTS)))
+        metrics = tuple(reader.text() for _ in range(reader.u32(MAX_METRICS)))
+        reader.done()
+        return cls(
+            plan_hash=plan_hash,
+            run_id=run_id,
+            members_floor=floor,
+            members_limit=limit,
+            rounds_per_epoch=rounds,
+            slots=slots,
+            metrics=metrics,
+            lanes=lanes,
+            colluders=None if colluders == UNSET else colluders,
+            chunk_words=chunk_words,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class KeyEpoch:
+    """One key epoch of a run: keys for rounds first_round .. first_round + R - 1."""
+
+    plan: SecaggPlan
+    number: int
+    first_round: int
+
+    @property
+    def hash(self) -> bytes:
+        """What every key, commitment and roster of the epoch is bound to: the whole plan, the epoch, its rounds."""
+        return digest("epoch", self.encode())
+
+    @property
+    def rounds(self) -> range:
+        return range(self.first_round, self.first_round + self.plan.rounds_per_epoch)
+
+    def check_round(self, round_: int) -> None:
+        """Raises MalformedMessage unless the epoch has keys for the round."""
+        if round_ not in self.rounds:
+            raise MalformedMessage(
+                f"round {round_} is outside key epoch {self.number} "
+                f"(rounds {self.rounds.start} to {self.rounds.stop - 1})"
+            )
+
+    def encode(self) -> bytes:
+        writer = Writer(Kind.EPOCH)
+        writer.blob(self.plan.encode())
+        writer.u32(self.number)
+        writer.u32(self.first_round)
+        return writer.done()
+
+    @classmethod
+    def decode(cls, data: bytes) -> KeyEpoch:
+        """Raises MalformedMessage or PlanInvalid."""
+        reader = Reader(data, Kind.EPOCH)
+        plan = SecaggPlan.decode(reader.blob())
+        epoch = cls(plan, reader.u32(), reader.u32(2**32 - 1 - MAX_ROUNDS))
+        reader.done()
+        return epoch

@@ -1,0 +1,141 @@
+"""One round as both sides see it: who, under which plan, on which model; and the checks that follow from it.
+
+The context hash enters every mask, receipt, commit and reveal: members who were told different things (another model,
+another cohort, another plan) share no mask and accept none of each other's signatures, so Start needs no signature.
+Knows no secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+from common.errors import ProtocolViolation
+from common.secagg.encoding import Kind, Reader, Writer, bitmap
+from common.secagg.hashing import digest, u32
+from common.secagg.messages import Commit, Receipt, Signed, Start
+from common.secagg.plan import KeyEpoch, Thresholds
+from common.secagg.ring import VectorLayout
+from common.secagg.roster import Members
+
+
+@dataclass(frozen=True, slots=True)
+class RoundContext:
+    """A started round. Make it with `of`, which checks; `hash` is ctx of every derivation and signature."""
+
+    epoch: KeyEpoch
+    members: Members
+    start: Start
+    hash: bytes
+
+    @classmethod
+    def of(cls, epoch: KeyEpoch, members: Members, start: Start) -> Self:
+        """Raises ProtocolViolation unless Start is for this epoch and roster and its cohort reaches the floor."""
+        epoch_hash = epoch.hash
+        if start.epoch_hash != epoch_hash or start.roster_hash != members.roster_hash:
+            raise ProtocolViolation("the round starts under another plan, key epoch or roster")
+        epoch.check_round(start.round)
+        if start.members != len(members):
+            raise ProtocolViolation(f"the round names a roster of {start.members}, it has {len(members)}")
+        floor = epoch.plan.thresholds(len(members)).survivors
+        if len(start.cohort) < floor:
+            raise ProtocolViolation(f"a cohort of {len(start.cohort)} is below the floor of {floor}")
+        context_hash = digest(
+            "round",
+            members.roster_hash,
+            epoch_hash,
+            u32(start.round),
+            bytes([start.kind]),
+            bitmap(start.cohort, len(members)),
+            start.model_hash,
+        )
+        return cls(epoch, members, start, context_hash)
+
+    @property
+    def cohort(self) -> tuple[int, ...]:
+        return self.start.cohort
+
+    @property
+    def thresholds(self) -> Thresholds:
+        return self.epoch.plan.thresholds(len(self.members))
+
+    @property
+    def layout(self) -> VectorLayout:
+        return self.epoch.plan.layout(self.start.kind)
+
+    @property
+    def round_offset(self) -> int:
+        """Place of the round in the epoch's lists."""
+        return self.start.round - self.epoch.first_round
+
+    def check_survivors(self, survivors: Iterable[int]) -> tuple[int, ...]:
+        """The set in ascending order. Raises ProtocolViolation: a name twice, outside the cohort, below the floor."""
+        listed = tuple(survivors)
+        found = tuple(sorted(set(listed)))
+        if len(found) != len(listed):
+            raise ProtocolViolation("the survivor set names a member twice")
+        if not set(found) <= set(self.cohort):
+            raise ProtocolViolation("the survivor set is not part of the cohort")
+        floor = self.thresholds.survivors
+        if len(found) < floor:
+            raise ProtocolViolation(f"{len(found)} survivors are below the floor of {floor}")
+        return found
+
+    def check_receipt(self, message: bytes) -> Receipt:
+        """A receipt of a cohort member for this round. Raises ProtocolViolation."""
+        signed = Signed.decode(message)
+        receipt = Receipt.decode(signed.body)
+        self._check_signed(signed, "upload", receipt.context, receipt.index)
+        return receipt
+
+    def check_receipts(self, survivors: tuple[int, ...], messages: Iterable[bytes]) -> tuple[Receipt, ...]:
+        """Exactly one receipt for each survivor. Raises ProtocolViolation."""
+        receipts = tuple(self.check_receipt(message) for message in messages)
+        if sorted(receipt.index for receipt in receipts) != list(survivors):
+            raise ProtocolViolation("the receipts are not one for each survivor")
+        return receipts
+
+    def check_commit(self, message: bytes) -> Commit:
+        """A cohort member's commit in this round, to whatever set. Raises ProtocolViolation."""
+        signed = Signed.decode(message)
+        commit = Commit.decode(signed.body)
+        self._check_signed(signed, "commit", commit.context, commit.index)
+        if commit.members != len(self.members):
+            raise ProtocolViolation("a commit names a roster of another size")
+        return commit
+
+    def check_quorum(self, survivors: tuple[int, ...], messages: Iterable[bytes]) -> None:
+        """At least T commits of different members to exactly this set. Raises ProtocolViolation."""
+        signers = set()
+        for message in messages:
+            commit = self.check_commit(message)
+            if commit.survivors != survivors:
+                raise ProtocolViolation(f"{self.members.org_ids[commit.index]} committed to another survivor set")
+            signers.add(commit.index)
+        if len(signers) < self.thresholds.commits:
+            raise ProtocolViolation(
+                f"{len(signers)} members committed to the survivor set, {self.thresholds.commits} must"
+            )
+
+    def _check_signed(self, signed: Signed, name: str, context: bytes, index: int) -> None:
+        self.members.check_signature(signed, name, index)
+        if context != self.hash:
+            raise ProtocolViolation(f"{self.members.org_ids[index]} signed {name} for another round or context")
+        if index not in self.cohort:
+            raise ProtocolViolation(f"{self.members.org_ids[index]} is not in the round's cohort")
+
+    def encode(self) -> bytes:
+        writer = Writer(Kind.ROUND_CONTEXT)
+        writer.blob(self.epoch.encode())
+        writer.blob(self.members.encode())
+        writer.blob(self.start.encode())
+        return writer.done()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        reader = Reader(data, Kind.ROUND_CONTEXT)
+        epoch, members = KeyEpoch.decode(reader.blob()), Members.decode(reader.blob())
+        start = Start.decode(reader.blob())
+        reader.done()
+        return cls.of(epoch, members, start)

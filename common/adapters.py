@@ -12,7 +12,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -132,20 +132,40 @@ class AdapterSpec:
             "use_dora": False,
         }
 
+    def peft_config_json(self, base_model_name: str) -> str:
+        """Content of `adapter_config.json`."""
+        return config_text(self.peft_config(base_model_name))
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """How this project writes `adapter_config.json`."""
+    return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
 
 def natural_order(name: str) -> tuple[tuple[int, str], ...]:
     """Sort key under which layer 2 comes before layer 10."""
     return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name))
 
 
-def initial_adapter(layout: AdapterLayout, *, seed: int) -> FlatVector:
-    """float32[d]: lora_A uniform in ±1/sqrt(in) as PEFT's kaiming_uniform(a=sqrt 5), lora_B zero, so BA = 0."""
-    flat = np.zeros(layout.parameters, dtype=np.float32)
+def initial_tensors(layout: AdapterLayout, *, seed: int) -> Iterator[tuple[TensorSlot, FlatVector]]:
+    """The tensors of a new adapter, float32[size] each, in the layout's order; one at a time, to be written as they come.
+
+    lora_A uniform in ±1/sqrt(in) as PEFT's kaiming_uniform(a=sqrt 5), lora_B zero, so BA = 0.
+    """
     generator = np.random.Generator(np.random.PCG64(seed))
     for slot in layout.slots:
         if ".lora_A." in slot.name:
             bound = 1.0 / math.sqrt(slot.shape[1])
-            flat[slot.offset : slot.offset + slot.size] = generator.uniform(-bound, bound, slot.size)
+            yield slot, generator.uniform(-bound, bound, slot.size).astype(np.float32)
+        else:
+            yield slot, np.zeros(slot.size, dtype=np.float32)
+
+
+def initial_adapter(layout: AdapterLayout, *, seed: int) -> FlatVector:
+    """float32[d]: `initial_tensors` in one vector."""
+    flat = np.zeros(layout.parameters, dtype=np.float32)
+    for slot, tensor in initial_tensors(layout, seed=seed):
+        flat[slot.offset : slot.offset + slot.size] = tensor
     return flat
 
 
@@ -202,7 +222,7 @@ def write_adapter_folder(folder: Path, flat: FlatVector, layout: AdapterLayout, 
     mapped = create_adapter_file(folder / ADAPTER_FILE, layout)
     mapped[:] = flat
     mapped.flush()
-    (folder / ADAPTER_CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (folder / ADAPTER_CONFIG_FILE).write_text(config_text(config))
     return file_digest(folder / ADAPTER_FILE)
 
 

@@ -167,4 +167,13 @@ class RunFailed:
     message: str
 
 
-RunEvent = RunStarted | RunPaused | RunResumed | RunCancelled | RunFinished | RunFailed
+@dataclass(frozen=True, slots=True)
+class RunRolledBack:
+    """An earlier accepted adapter, with its held-out loss where it was measured, is what the next round trains."""
+
+    at: datetime
+    adapter: str
+    heldout_loss: float | None
+
+
+RunEvent = RunStarted | RunPaused | RunResumed | RunCancelled | RunFinished | RunFailed | RunRolledBack

@@ -30,6 +30,7 @@ from coordinator.rounds.events import (
     RunFinished,
     RunPaused,
     RunResumed,
+    RunRolledBack,
     RunStarted,
     SharesConfirmed,
     SharesDeposited,
@@ -68,6 +69,7 @@ RUN_TRANSITIONS: Final[Mapping[tuple[RunState, type[RunEvent]], RunState]] = {
     (RunState.RUNNING, RunPaused): RunState.PAUSED,
     (RunState.PAUSED, RunResumed): RunState.RUNNING,
     (RunState.RUNNING, RunFinished): RunState.SUCCEEDED,
+    **{(state, RunRolledBack): state for state in (RunState.CREATED, RunState.PAUSED)},
     **{(state, RunFailed): RunState.FAILED for state in (RunState.RUNNING, RunState.PAUSED)},
     **{(state, RunCancelled): RunState.CANCELLED for state in _OPEN_RUN},
 }
@@ -122,6 +124,8 @@ def advance_run(run: Run, event: RunEvent) -> Run:
             return replace(after, ended_at=at, reason=reason, message=message)
         case RunCancelled(at, message):
             return replace(after, ended_at=at, reason="CANCELLED", message=message)
+        case RunRolledBack(_, adapter, heldout_loss):
+            return replace(after, accepted_adapter=adapter, candidate_adapter=None, accepted_loss=heldout_loss)
         case RunStarted() | RunPaused() | RunResumed():
             return after
 

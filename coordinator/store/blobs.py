@@ -13,7 +13,10 @@ from typing import Protocol
 
 
 class BlobStore(Protocol):
-    """Where bytes lie. Raises NotFound for a missing key, InvalidArgument for a bad one, StorageFailed when it refuses."""
+    """Where bytes lie.
+
+    Raises NotFound for a missing key, InvalidArgument for a malformed one, StorageFailed when the store refuses.
+    """
 
     def put(self, key: str, content: bytes | memoryview) -> None:
         """Store bytes; writing the same key again replaces it as a whole."""

@@ -30,6 +30,7 @@ from coordinator.rounds.model import (
     RunMember,
     Upload,
 )
+from coordinator.store.audit import AuditHead
 
 Row = TypeVar("Row")
 
@@ -98,7 +99,7 @@ class Reader(Protocol):
 
     def charter_by_digest(self, digest: str) -> bytes: ...
     def answer(self, caller: str, request_id: str) -> bytes | None:
-        """What this caller's request of that id was answered with."""
+        """What this caller's request of that id was answered with; None if it is new."""
 
     def audit_events(self, *, page_size: int = 0, page_token: str = "") -> Page[AuditEvent]:
         """Oldest first."""
@@ -106,10 +107,18 @@ class Reader(Protocol):
     def audit_chain(self) -> Iterator[AuditEvent]:
         """All events, oldest first, without holding them in memory."""
 
+    def audit_head(self) -> AuditHead:
+        """Where the log ends, kept apart from it: without it `audit.verify` cannot tell that the last events are missing."""
+
 
 class Writer(Reader, Protocol):
-    """What can be changed. `add_*` raises AlreadyExists; `update_*` raises VersionConflict unless `version` is the
-    one stored plus one (the pure functions count it up); `put_*` writes whatever was there."""
+    """What can be changed. `add_*` raises AlreadyExists; `update_*` raises NotFound, and VersionConflict unless
+    `version` is the one stored plus one (the pure functions count it up); `put_*` writes whatever was there.
+
+    A row that refers to a run, round or participant that does not exist makes the end of the block raise NotFound;
+    the order within a transaction does not matter. Text with NUL, figures that are not finite, times without a zone
+    and negative integers are refused with InvalidArgument.
+    """
 
     def add_run(self, run: Run) -> None: ...
     def update_run(self, run: Run) -> None: ...
@@ -130,18 +139,24 @@ class Writer(Reader, Protocol):
     def add_adapter(self, adapter: Adapter) -> None:
         """Harmless if the same digest is there already for the same run and round."""
 
-    def set_adapter_state(self, digest: str, state: AdapterState, *, heldout_loss: float | None) -> None: ...
+    def set_adapter_state(self, digest: str, state: AdapterState, *, heldout_loss: float | None) -> None:
+        """Raises NotFound. A heldout_loss of None leaves the stored one as it is."""
 
     def put_participant(self, participant: Participant) -> None: ...
-    def touch_participant(self, name: str, *, seen_at: datetime, software_version: str) -> None: ...
+    def touch_participant(self, name: str, *, seen_at: datetime, software_version: str) -> None:
+        """Raises NotFound."""
+
     def add_certificate(self, certificate: Certificate) -> None: ...
     def revoke_participant(self, name: str, *, at: datetime, reason: str) -> None:
-        """Revokes the participant and every certificate of it."""
+        """Revokes the participant and every certificate of it. The first reason and time stay. Raises NotFound."""
 
     def add_join_token(self, token: JoinToken) -> None: ...
-    def update_join_token(self, token: JoinToken) -> None: ...
+    def update_join_token(self, token: JoinToken) -> None:
+        """Raises VersionConflict if the token was used or revoked otherwise meanwhile: a token is used once."""
 
-    def publish_charter(self, charter: bytes, digest: str, *, at: datetime) -> None: ...
+    def publish_charter(self, charter: bytes, digest: str, *, at: datetime) -> None:
+        """Puts a charter in force; publishing an earlier one again puts that in force again."""
+
     def put_answer(self, caller: str, request_id: str, answer: bytes, *, at: datetime) -> None: ...
     def append_audit(self, *, time: datetime, actor: str, action: str, subject: str, details: str) -> AuditEvent:
         """Appends a line and chains it: SHA-256(previous chain digest || canonical line)."""

@@ -1,0 +1,39 @@
+"""Which store a URL of the configuration means. The only place outside tests that picks an implementation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from common.errors import ConfigInvalid
+from coordinator.store.blobs import BlobStore
+from coordinator.store.blobs_file import FileBlobStore
+from coordinator.store.interface import Store
+from coordinator.store.sql import SqlStore
+
+
+def open_store(url: str) -> Store:
+    """The database at `url`, such as "sqlite:////var/lib/accord/coordinator.db" (four slashes: an absolute path).
+
+    Raises ConfigInvalid for a URL that names no supported database, and StorageFailed if the database does not answer
+    or its schema is not this version's (see `coordinator.store.schema`).
+    """
+    return SqlStore(url)
+
+
+def open_blobs(url: str) -> BlobStore:
+    """The blob store at `url`: "file:///absolute/folder", which is made if it is not there.
+
+    Raises ConfigInvalid for any other kind, StorageFailed if the folder cannot be used.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "s3":
+        raise ConfigInvalid("blobs in S3 are not supported by this version: use file:///absolute/folder")
+    if parts.scheme != "file":
+        raise ConfigInvalid(f"a blob store is named by file:///absolute/folder, not by {parts.scheme or url[:40]!r}")
+    path = Path(unquote(parts.path))
+    if parts.netloc not in ("", "localhost") or not path.is_absolute() or path == Path("/"):
+        raise ConfigInvalid("file:// needs three slashes and an absolute folder, such as file:///var/lib/accord/blobs")
+    if parts.query or parts.fragment:
+        raise ConfigInvalid("a folder with ? or # in its name is written with %3F or %23 in a file:// URL")
+    return FileBlobStore(path)

@@ -1,0 +1,78 @@
+"""Which schema a database has, and bringing it to this version's: Alembic, run from code.
+
+The steps are in `migrations/versions`. A migration happens as a whole or not at all, even if the process is killed.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+
+from common.errors import StorageFailed
+from coordinator.store.engine import create_sqlite_file, open_database, sqlite_path
+
+_LOCATION: Final = "coordinator.store:migrations"
+
+
+def migrate(url: str) -> str:
+    """Bring the database at `url` to this version's schema, making it if it is not there. Returns the revision.
+
+    Harmless if it is there already. Raises ConfigInvalid for a URL of no supported database, StorageFailed if it cannot
+    be written or is newer than this version.
+    """
+    create_sqlite_file(sqlite_path(url))
+    database = open_database(url)
+    try:
+        with database.write() as connection:
+            config = _config()
+            _refuse_newer(connection, ScriptDirectory.from_config(config), database.place)
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            return current_revision(connection)
+    finally:
+        database.close()
+
+
+def check_schema(url: str) -> None:
+    """Raises StorageFailed unless the database at `url` has exactly this version's schema."""
+    database = open_database(url)
+    try:
+        with database.read() as connection:
+            scripts = ScriptDirectory.from_config(_config())
+            _refuse_newer(connection, scripts, database.place)
+            revision = current_revision(connection)
+            if not revision:
+                raise StorageFailed(f"{database.place} is an empty database: run accord-coordinator migrate")
+            if revision != scripts.get_current_head():
+                raise StorageFailed(
+                    f"{database.place} has the schema of an older version ({revision}): back it up, then run "
+                    "accord-coordinator migrate"
+                )
+    finally:
+        database.close()
+
+
+def current_revision(connection: Connection) -> str:
+    """The revision that a database is at, "" for one without tables."""
+    return MigrationContext.configure(connection).get_current_revision() or ""
+
+
+def _refuse_newer(connection: Connection, scripts: ScriptDirectory, place: str) -> None:
+    revision = current_revision(connection)
+    if revision and revision not in {script.revision for script in scripts.walk_revisions()}:
+        raise StorageFailed(
+            f"{place} has the schema of a newer version ({revision}): install that version of accord, or restore the "
+            "backup from before its migration"
+        )
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", _LOCATION)
+    config.set_main_option("path_separator", "os")
+    return config

@@ -1,0 +1,94 @@
+"""The coordinator's database: transactions and leases over SQLAlchemy Core."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Final
+
+from sqlalchemy import bindparam, delete, or_
+
+from common.errors import StorageFailed
+from coordinator.store import tables
+from coordinator.store.column_types import UtcTime
+from coordinator.store.engine import DEFAULT_BUSY_TIMEOUT, open_database
+from coordinator.store.interface import Reader, Writer
+from coordinator.store.reader import SqlReader
+from coordinator.store.rows import INSERT, Insert
+from coordinator.store.schema import check_schema
+from coordinator.store.writer import SqlWriter
+
+_LEASES: Final = tables.LEASES.c
+_RELEASE: Final = delete(tables.LEASES).where(_LEASES.name == bindparam("name"), _LEASES.holder == bindparam("holder"))
+
+
+class SqlStore:
+    """A `Store` in a SQLite file. Safe to call from several threads, and beside other processes on the same file.
+
+    Writers take turns: one at a time in this process by a lock, and in the file by BEGIN IMMEDIATE. Readers see the
+    state as it was at their first read, and nobody waits for them.
+    """
+
+    def __init__(self, url: str, *, busy_timeout: timedelta = DEFAULT_BUSY_TIMEOUT) -> None:
+        """Open a database that exists and has this version's schema (`schema.migrate` makes both).
+
+        `busy_timeout`: how long a writer waits for its turn before StorageFailed.
+        Raises ConfigInvalid for a URL that names no supported database, StorageFailed if it cannot be used.
+        """
+        check_schema(url)
+        self._database = open_database(url, busy_timeout=busy_timeout)
+        self._turn = threading.Lock()
+        self._writing_thread: int | None = None
+        self._acquire = _acquire_statement(self._database.reader.dialect.name)
+
+    @contextmanager
+    def read(self) -> Iterator[Reader]:
+        with self._database.read() as connection:
+            yield SqlReader(connection)
+
+    @contextmanager
+    def write(self) -> Iterator[Writer]:
+        with self._write() as writer:
+            yield writer
+
+    def acquire_lease(self, name: str, *, holder: str, now: datetime, until: datetime) -> bool:
+        with self._write() as writer:
+            values = {"name": name, "holder": holder, "until": until, "now": now}
+            return writer.connection.execute(self._acquire, values).rowcount == 1
+
+    def release_lease(self, name: str, *, holder: str) -> None:
+        with self._write() as writer:
+            writer.connection.execute(_RELEASE, {"name": name, "holder": holder})
+
+    def ping(self) -> None:
+        with self.read() as reader:
+            reader.audit_head()
+
+    def close(self) -> None:
+        self._database.close()
+
+    @contextmanager
+    def _write(self) -> Iterator[SqlWriter]:
+        if self._writing_thread == threading.get_ident():
+            raise RuntimeError("a write transaction was begun inside another one of the same thread")
+        if not self._turn.acquire(timeout=self._database.busy_timeout.total_seconds()):
+            raise StorageFailed(f"{self._database.place}: a write transaction of this process has not ended in time")
+        try:
+            self._writing_thread = threading.get_ident()
+            with self._database.write() as connection:
+                yield SqlWriter(connection)
+        finally:
+            self._writing_thread = None
+            self._turn.release()
+
+
+def _acquire_statement(dialect: str) -> Insert:
+    """One statement takes a free lease, renews one's own and takes over one that has run out; else it does nothing."""
+    statement = INSERT[dialect](tables.LEASES).values({name: bindparam(name) for name in ("name", "holder", "until")})
+    return statement.on_conflict_do_update(
+        index_elements=["name"],
+        set_={"holder": statement.excluded.holder, "until": statement.excluded.until},
+        where=or_(_LEASES.holder == statement.excluded.holder, _LEASES.until <= bindparam("now", type_=UtcTime())),
+    )

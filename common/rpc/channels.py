@@ -21,7 +21,7 @@ SERVER_PING_SECONDS: Final = 30
 PING_TIMEOUT_SECONDS: Final = 10
 LEAST_PING_INTERVAL_SECONDS: Final = 7
 
-MOST_STREAMS_PER_CONNECTION: Final = 64
+MOST_STREAMS_PER_CONNECTION: Final = 100
 
 # Unary calls whose comment in protos/ says that a retry is safe, whoever repeats it. Streams are not among them, nor is
 # CreateJoinToken, whose secret is shown once, nor any call of the admin service that changes something: an operator
@@ -61,12 +61,14 @@ RETRIED_METHODS: Final[frozenset[str]] = frozenset(
 )
 
 
-def server_options() -> list[ChannelOption]:
+def server_options(
+    *, most_message_bytes: int = MOST_MESSAGE_BYTES, most_streams_per_connection: int = MOST_STREAMS_PER_CONNECTION
+) -> list[ChannelOption]:
     """Options of every listener."""
     return [
-        *_common_options(ping_seconds=SERVER_PING_SECONDS),
+        *_common_options(ping_seconds=SERVER_PING_SECONDS, most_message_bytes=most_message_bytes),
         ("grpc.http2.min_ping_interval_without_data_ms", LEAST_PING_INTERVAL_SECONDS * 1000),
-        ("grpc.max_concurrent_streams", MOST_STREAMS_PER_CONNECTION),
+        ("grpc.max_concurrent_streams", most_streams_per_connection),
         # On by default: a second server would bind the same port in silence and take half of the calls.
         ("grpc.so_reuseport", 0),
     ]
@@ -75,7 +77,7 @@ def server_options() -> list[ChannelOption]:
 def channel_options() -> list[ChannelOption]:
     """Options of a client's channel for everything but uploads: RETRIED_METHODS are retried on UNAVAILABLE."""
     return [
-        *_common_options(ping_seconds=CLIENT_PING_SECONDS),
+        *_common_options(ping_seconds=CLIENT_PING_SECONDS, most_message_bytes=MOST_MESSAGE_BYTES),
         ("grpc.enable_retries", 1),
         ("grpc.service_config", _service_config(sorted(RETRIED_METHODS))),
         *_own_connection(),
@@ -85,20 +87,20 @@ def channel_options() -> list[ChannelOption]:
 def upload_channel_options() -> list[ChannelOption]:
     """Options of a client's channel for client-streaming calls: nothing is ever replayed."""
     return [
-        *_common_options(ping_seconds=CLIENT_PING_SECONDS),
+        *_common_options(ping_seconds=CLIENT_PING_SECONDS, most_message_bytes=MOST_MESSAGE_BYTES),
         ("grpc.enable_retries", 0),
         *_own_connection(),
     ]
 
 
-def _common_options(*, ping_seconds: int) -> list[ChannelOption]:
+def _common_options(*, ping_seconds: int, most_message_bytes: int) -> list[ChannelOption]:
     return [
         ("grpc.keepalive_time_ms", ping_seconds * 1000),
         ("grpc.keepalive_timeout_ms", PING_TIMEOUT_SECONDS * 1000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.max_receive_message_length", MOST_MESSAGE_BYTES),
-        ("grpc.max_send_message_length", MOST_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", most_message_bytes),
+        ("grpc.max_send_message_length", most_message_bytes),
     ]
 
 

@@ -24,11 +24,15 @@ log: Final = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ServerTls:
-    """Where a listener's PEM files lie: its chain (leaf first), its key, and the CAs whose clients it accepts."""
+    """Where a listener's PEM files lie: its chain (leaf first), its key, and the CAs whose clients it accepts.
+
+    authority_folders: folders whose *.pem files hold further client CAs; they may be missing or empty.
+    """
 
     certificate: Path
     key: Path
     client_authorities: tuple[Path, ...] = ()
+    authority_folders: tuple[Path, ...] = ()
 
 
 def mutual_tls(files: ServerTls) -> grpc.ServerCredentials:
@@ -46,7 +50,7 @@ def server_tls(files: ServerTls) -> grpc.ServerCredentials:
 
     Raises ConfigInvalid as `mutual_tls` does.
     """
-    if files.client_authorities:
+    if files.client_authorities or files.authority_folders:
         raise ConfigInvalid("a listener without client certificates has no client CAs")
     return _reloading(files, require_client_certificate=False)
 
@@ -70,7 +74,7 @@ def _reloading(files: ServerTls, *, require_client_certificate: bool) -> grpc.Se
     )
 
 
-_Stamp = tuple[tuple[int, int, int], ...]
+_Stamp = tuple[tuple[str, int, int, int], ...]
 
 
 class _ReloadingFiles:
@@ -102,19 +106,23 @@ class _ReloadingFiles:
             log.info("tls_files_reloaded", certificate=str(self._files.certificate))
             return configuration
 
+    def _authority_files(self) -> tuple[Path, ...]:
+        folders = (path for folder in self._files.authority_folders for path in sorted(folder.glob("*.pem")))
+        return (*self._files.client_authorities, *folders)
+
     def _stamp(self) -> _Stamp:
-        paths = (self._files.certificate, self._files.key, *self._files.client_authorities)
+        paths = (self._files.certificate, self._files.key, *self._authority_files())
         try:
-            states = [path.stat() for path in paths]
+            states = [(path, path.stat()) for path in paths]
         except OSError as error:
             raise ConfigInvalid(f"cannot read TLS file: {error}") from error
-        return tuple((state.st_mtime_ns, state.st_size, state.st_ino) for state in states)
+        return tuple((str(path), state.st_mtime_ns, state.st_size, state.st_ino) for path, state in states)
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
         try:
             chain = self._files.certificate.read_bytes()
             key = self._files.key.read_bytes()
-            authorities = b"\n".join(path.read_bytes() for path in self._files.client_authorities)
+            authorities = b"\n".join(path.read_bytes() for path in self._authority_files())
         except OSError as error:
             raise ConfigInvalid(f"cannot read TLS file: {error}") from error
         self._check(chain, key, authorities)
@@ -125,8 +133,8 @@ class _ReloadingFiles:
         try:
             leaf = parse_certificates(chain, what=str(self._files.certificate))[0]
             public_key = load_pem_private_key(key, password=None).public_key()
-            if authorities:
-                parse_authorities(authorities, what=", ".join(map(str, self._files.client_authorities)))
+            if self._files.client_authorities:
+                parse_authorities(authorities, what=", ".join(map(str, self._authority_files())))
         except InvalidArgument as error:
             raise ConfigInvalid(str(error)) from error
         except (ValueError, TypeError) as error:  # broken, or locked with a passphrase

@@ -26,7 +26,15 @@ _READ_BYTES: Final = 4 * 1024 * 1024
 
 # Keys that name a place, a time or a version of a library: the same model has other values elsewhere.
 _VOLATILE_CONFIG_KEYS: Final = frozenset(
-    {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "_attn_implementation_autoset"}
+    {
+        "_name_or_path",
+        "_model_name_or_path",
+        "transformers_version",
+        "torch_dtype",
+        "dtype",
+        "use_cache",
+        "_attn_implementation_autoset",
+    }
 )
 # Where a call of the library last left its tokenizer: no part of the model.
 _VOLATILE_TOKENIZER_KEYS: Final = frozenset({"truncation", "padding"})

@@ -11,6 +11,7 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -44,8 +45,9 @@ from participant.training.result import (
 OnProgress = Callable[[Progress], None]
 
 _WORKER_MODULE: Final = "participant.training.worker"
-_PREPARE_MODULE: Final = "participant.training.convert"
+_PREPARE_MODULE: Final = "participant.training.sources"
 _POLL_SECONDS: Final = 0.2
+_PREPARE_GRACE_SECONDS: Final = 1.0  # a conversion has nothing to save: it starts anew
 _LAST_WORDS_BYTES: Final = 2_000
 
 # What the child may have found wrong, as the daemon raises it again. Anything else is TrainingFailed.
@@ -119,21 +121,21 @@ def prepare_base_model(
     TrainingFailed if the child crashes.
     """
     cache_folder.mkdir(parents=True, exist_ok=True)
-    folder = cache_folder / f"prepare-{jsonform.digest(source)[:16]}"
-    folder.mkdir(exist_ok=True)
-    for stale in (ERROR_FILE, RESULT_FILE):
-        (folder / stale).unlink(missing_ok=True)
-    code = _run_child(
-        [python, "-m", _PREPARE_MODULE, source, str(cache_folder), str(folder)],
-        on_progress,
-        log=folder / LOG_FILE,
-        threads=threads,
-        stop=stop,
-        grace_seconds=5.0,
-    )
-    if code != ExitCode.OK:
-        raise _failure(code, folder)
-    return Path(str(json.loads(_read(folder / RESULT_FILE))["folder"]))
+    with tempfile.TemporaryDirectory(dir=cache_folder, prefix=".prepare-") as name:
+        folder = Path(name)
+        code = _run_child(
+            [python, "-m", _PREPARE_MODULE, source, str(cache_folder), str(folder)],
+            on_progress,
+            log=folder / LOG_FILE,
+            threads=threads,
+            stop=stop,
+            grace_seconds=_PREPARE_GRACE_SECONDS,
+        )
+        if stop is not None and stop.is_set():
+            raise TrainingStopped("asked to stop while the base model was being prepared; call again to go on")
+        if code != ExitCode.OK:
+            raise _failure(code, folder)
+        return Path(str(json.loads(_read(folder / RESULT_FILE))))
 
 
 def _run_child(

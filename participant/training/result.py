@@ -191,9 +191,10 @@ class JobResult:
 
     scores: of the global adapter on this site's held-out records, per domain; taken before any training.
     training, adapter_digest: None for an evaluation. The trained adapter is the folder `adapter` beside this file;
-    adapter_digest is the SHA-256 of its adapter_model.safetensors.
+    adapter_digest is the SHA-256 of its adapter_model.safetensors. job_digest: of the job that this is the result of.
     """
 
+    job_digest: str
     scores: tuple[DomainScores, ...]
     held_out_data: DataReport
     train_data: DataReport

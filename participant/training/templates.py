@@ -52,15 +52,15 @@ class Turn:
 class TurnMarks:
     """What a model puts around the turns of a chat; taken from its chat template, without a default system message.
 
-    A chat is `start`, then per turn its opening, its content, its closing. After the user's closing comes
-    `assistant_open`; generation starts there.
+    A chat is `start`, `user_open`, the user's text, `assistant_open` (generation starts here), the answer,
+    `assistant_close`, `user_open`, and so on. With a system message, `system_open`, its text and `system_close` stand
+    in place of the first `user_open`.
     """
 
     start: str
     system_open: str
     system_close: str
     user_open: str
-    user_close: str
     assistant_open: str
     assistant_close: str
 
@@ -69,10 +69,9 @@ class TurnMarks:
 PLAIN_MARKS: Final = TurnMarks(
     start="",
     system_open="",
-    system_close="\n\n",
+    system_close="\n\n### Instruction:\n",
     user_open="### Instruction:\n",
-    user_close="\n\n",
-    assistant_open="### Response:\n",
+    assistant_open="\n\n### Response:\n",
     assistant_close="\n\n",
 )
 
@@ -216,32 +215,47 @@ def render_exchange(
     prompt = template.prompt if input_text else template.prompt_without_input
     values = {"instruction": instruction, "input": input_text, "domain": domain}
     question = _fill(prompt, values)
-    answer = (*_fill(template.answer, {"output": output}),)
+    answer = _fill(template.answer, {"output": output})
     if form is PromptForm.PLAIN:
-        system = (Piece(template.system, from_record=False),) if template.system else ()
-        return (*system, *question, *_as_answer(answer))
-    opening = marks.start + (marks.system_open + template.system + marks.system_close if template.system else "")
+        opening = marks.start + (f"{template.system}\n\n" if template.system else "")
+        return (Piece(opening, from_record=False), *question, *_as_answer(answer))
     return (
-        Piece(opening + marks.user_open, from_record=False),
+        Piece(_opening(template.system, marks), from_record=False),
         *question,
-        Piece(marks.user_close + marks.assistant_open, from_record=False),
+        Piece(marks.assistant_open, from_record=False),
         *_as_answer(answer),
     )
 
 
 def render_chat(turns: Sequence[Turn], *, marks: TurnMarks) -> tuple[Piece, ...]:
     """Pieces of a chat; every assistant turn is an answer."""
-    pieces: list[Piece] = [Piece(marks.start, from_record=False)]
-    for turn in turns:
+    system = turns[0].content if turns[0].role is Role.SYSTEM else ""
+    pieces: list[Piece] = []
+    for turn in turns[1:] if system else turns:
         if turn.role is Role.ASSISTANT:
             pieces.append(Piece(marks.assistant_open, from_record=False))
             pieces.append(Piece(turn.content, from_record=True, is_answer=True, ends_turn=True))
-        else:
-            is_user = turn.role is Role.USER
-            pieces.append(Piece(marks.user_open if is_user else marks.system_open, from_record=False))
+        elif pieces:
+            pieces.append(Piece(marks.user_open, from_record=False))
             pieces.append(Piece(turn.content, from_record=True))
-            pieces.append(Piece(marks.user_close if is_user else marks.system_close, from_record=False))
+        else:
+            pieces.extend(_first_turn(system, turn.content, marks))
     return tuple(pieces)
+
+
+def _first_turn(system: str, content: str, marks: TurnMarks) -> tuple[Piece, ...]:
+    if not system:
+        return Piece(_opening("", marks), from_record=False), Piece(content, from_record=True)
+    return (
+        Piece(marks.start + marks.system_open, from_record=False),
+        Piece(system, from_record=True),
+        Piece(marks.system_close, from_record=False),
+        Piece(content, from_record=True),
+    )
+
+
+def _opening(system: str, marks: TurnMarks) -> str:
+    return marks.start + (marks.system_open + system + marks.system_close if system else marks.user_open)
 
 
 def _as_answer(pieces: Sequence[Piece]) -> tuple[Piece, ...]:

@@ -1,0 +1,181 @@
+"""One job's execution with torch: tokens, model, evaluation of the global adapter, training, the adapter's files.
+
+Every step leaves a file that a second start finds: killed anywhere, a job goes on and ends with the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from common import jsonform
+from common.basemodel import BaseModel
+from common.errors import DataInvalid, InvalidArgument
+from participant.training.checkpoint import CHECKPOINT_FILE
+from participant.training.child import Reporter, StopRequest, write_atomically
+from participant.training.data import MAX_BAD_EXAMPLES, Dataset
+from participant.training.evaluate import evaluate, questions
+from participant.training.job import JobKind, TrainingJob
+from participant.training.loop import TrainingTask, train
+from participant.training.methods import METHODS
+from participant.training.model import (
+    AdaptedModel,
+    choose_device,
+    choose_precision,
+    load_model,
+    read_adapter,
+    save_adapter,
+)
+from participant.training.result import (
+    ADAPTER_FOLDER,
+    BadRecord,
+    DataReport,
+    DomainScores,
+    JobResult,
+    Phase,
+    Progress,
+    TrainingFigures,
+)
+from participant.training.tokens import Encoded, Encoder, TooLong, encode_all, load_tokenizer
+
+SCORES_FILE: Final = "scores.json"
+
+
+@dataclass(frozen=True, slots=True)
+class _KeptScores:
+    """The evaluation's result, kept so that a resumed job does not evaluate again."""
+
+    job_digest: str
+    scores: tuple[DomainScores, ...]
+
+
+class Execution:
+    """One job in its folder, with its checks done and its paths absolute."""
+
+    def __init__(
+        self, folder: Path, job: TrainingJob, *, job_digest: str, model: BaseModel, report: Reporter, stop: StopRequest
+    ) -> None:
+        self._folder = folder
+        self._job = job
+        self._job_digest = job_digest
+        self._base = model
+        self._report = report
+        self._stop = stop
+
+    def run(self, records: Dataset) -> JobResult:
+        """Do what is left of the job. The trained adapter is in its folder when this returns."""
+        job = self._job
+        torch.set_num_threads(job.resources.threads)
+        encoder = Encoder(
+            load_tokenizer(job.base_model), job.instruction_set, max_length=job.hyperparameters.max_length
+        )
+        train_set, too_long = encode_all(encoder, records.train)
+        train_report = _with_lengths(records.train_report, train_set, too_long)
+        if job.kind is JobKind.TRAIN and not train_set:
+            raise DataInvalid(
+                f"{job.data.train_path}: not one record leaves room for an answer within max_length "
+                f"{job.hyperparameters.max_length}; line {too_long[0].record.line}: {too_long[0].reason}"
+            )
+        held_out, too_long = encode_all(encoder, records.held_out)
+        held_out_report = _with_lengths(records.held_out_report, held_out, too_long)
+        adapted = self._load()
+        scores = self._kept_scores()
+        if scores is None:
+            scores = self._evaluate(adapted, encoder, held_out=held_out, known=(*train_set, *held_out))
+        figures: TrainingFigures | None = None
+        adapter_digest: str | None = None
+        if job.kind is JobKind.TRAIN:
+            figures = self._train(adapted, train_set)
+            self._report(Progress(phase=Phase.SAVE, step=1, total_steps=1))
+            adapter_digest = save_adapter(
+                adapted, self._folder / ADAPTER_FOLDER, spec=job.adapter, base_model_name=self._base.name
+            )
+        return JobResult(
+            job_digest=self._job_digest,
+            scores=scores,
+            held_out_data=held_out_report,
+            train_data=train_report,
+            training=figures,
+            adapter_digest=adapter_digest,
+            device=torch.cuda.get_device_name(adapted.device) if adapted.device.type == "cuda" else "cpu",
+            precision=str(adapted.precision).removeprefix("torch."),
+        )
+
+    def tidy(self) -> None:
+        """Remove what only an unfinished job needs."""
+        for name in (CHECKPOINT_FILE, SCORES_FILE):
+            (self._folder / name).unlink(missing_ok=True)
+
+    def _load(self) -> AdaptedModel:
+        job = self._job
+        device = choose_device(job.resources.device)
+        # On the CPU the same job gives the same bits; a GPU would have to give up its fastest kernels for it.
+        torch.use_deterministic_algorithms(device.type == "cpu")
+        layout = job.adapter.layout(self._base.layers)
+        return load_model(
+            job.base_model,
+            spec=job.adapter,
+            layout=layout,
+            start=read_adapter(job.global_adapter, layout),
+            device=device,
+            precision=choose_precision(job.resources.precision, device),
+        )
+
+    def _evaluate(
+        self, adapted: AdaptedModel, encoder: Encoder, *, held_out: Sequence[Encoded], known: Sequence[Encoded]
+    ) -> tuple[DomainScores, ...]:
+        settings = self._job.evaluation
+        scores = evaluate(
+            adapted,
+            questions(held_out, known=known, encoder=encoder, settings=settings),
+            encoder=encoder,
+            settings=settings,
+            batch_size=self._job.resources.evaluation_batch_size,
+            on_progress=self._report,
+            should_stop=self._stop.is_set,
+        )
+        write_atomically(
+            self._folder / SCORES_FILE, jsonform.encode(_KeptScores(self._job_digest, scores), _KeptScores)
+        )
+        return scores
+
+    def _kept_scores(self) -> tuple[DomainScores, ...] | None:
+        try:
+            kept = jsonform.decode((self._folder / SCORES_FILE).read_bytes(), _KeptScores, what="kept scores")
+        except (OSError, InvalidArgument):
+            return None
+        return kept.scores if kept.job_digest == self._job_digest else None
+
+    def _train(self, adapted: AdaptedModel, records: Sequence[Encoded]) -> TrainingFigures:
+        job = self._job
+        return train(
+            adapted,
+            TrainingTask(
+                records=records,
+                weights=[job.instruction_set.weight_of(item.record.domain) for item in records],
+                hyperparameters=job.hyperparameters,
+                resources=job.resources,
+                method=METHODS[job.method],
+                job_digest=self._job_digest,
+                checkpoint=self._folder / CHECKPOINT_FILE if job.resources.checkpoint_every_steps else None,
+            ),
+            on_progress=self._report,
+            should_stop=self._stop.is_set,
+        )
+
+
+def _with_lengths(report: DataReport, encoded: Sequence[Encoded], too_long: Sequence[TooLong]) -> DataReport:
+    """The report once the plan's max_length is known: records without room for an answer are bad ones."""
+    examples = [*report.bad_examples, *(BadRecord(item.record.line, item.reason) for item in too_long)]
+    return replace(
+        report,
+        used=len(encoded),
+        bad=report.bad + len(too_long),
+        too_long=len(too_long),
+        cut=sum(1 for item in encoded if item.is_cut),
+        bad_examples=tuple(examples[:MAX_BAD_EXAMPLES]),
+    )

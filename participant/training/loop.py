@@ -1,0 +1,212 @@
+"""Local LoRA training: from the global adapter, so many steps, loss on answer tokens only.
+
+Knows tokens and the adapted model; nothing of files of records, rounds and the daemon. On the CPU, with one number of
+threads, the same job ends with the same bits, also after being killed and resumed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from common.errors import TrainingFailed, TrainingStopped
+from participant.training.batches import batches
+from participant.training.checkpoint import Position, restore_checkpoint, save_checkpoint
+from participant.training.job import Hyperparameters, Resources, Schedule
+from participant.training.methods import ClientMethod
+from participant.training.model import AdaptedModel, TokenBatch
+from participant.training.result import Phase, Progress, TrainingFigures
+from participant.training.tokens import Encoded
+
+# Answer positions whose logits are in memory at once: 1024 rows of a 50,000-word vocabulary are 200 MB.
+HEAD_ROWS: Final = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingTask:
+    """What to train on and how. weights: of the records, for drawing. checkpoint: None keeps none."""
+
+    records: Sequence[Encoded]
+    weights: Sequence[float]
+    hyperparameters: Hyperparameters
+    resources: Resources
+    method: ClientMethod
+    job_digest: str
+    checkpoint: Path | None
+
+
+def train(
+    model: AdaptedModel,
+    task: TrainingTask,
+    *,
+    on_progress: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> TrainingFigures:
+    """Train the model's factors in place.
+
+    Raises TrainingFailed if loss or gradients are not finite, and TrainingStopped, after a checkpoint, if asked to.
+    """
+    settings = task.hyperparameters
+    torch.manual_seed(settings.seed)
+    start = {name: factor.detach().clone() for name, factor in model.factors.items()}
+    trained = {name: factor for name, factor in model.factors.items() if task.method.is_trained(name)}
+    for name, factor in model.factors.items():
+        factor.requires_grad_(name in trained)
+    optimiser = torch.optim.AdamW(list(trained.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    position = _restored(task, trained, optimiser)
+    resumed_at = position.step
+    order = batches(
+        [len(record.ids) for record in task.records],
+        task.weights,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+    )
+    for indices in itertools.islice(order, position.step, settings.steps):
+        if should_stop():
+            _checkpoint(task, position, trained, optimiser)
+            raise TrainingStopped(f"stopped at step {position.step} of {settings.steps}; start the job again to go on")
+        began = time.perf_counter()
+        records = [task.records[index] for index in indices]
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate_at(position.step, settings)
+        loss = _step(model, task, records, start=start, trained=trained, optimiser=optimiser, step=position.step)
+        position = replace(
+            position,
+            step=position.step + 1,
+            losses=(*position.losses, loss),
+            records=position.records + len(records),
+            tokens=position.tokens + sum(len(record.ids) for record in records),
+            answer_tokens=position.answer_tokens + sum(record.answer_tokens for record in records),
+            seconds=position.seconds + time.perf_counter() - began,
+        )
+        on_progress(_progress(position, settings.steps))
+        every = task.resources.checkpoint_every_steps
+        if every and (position.step % every == 0 or position.step == settings.steps):
+            _checkpoint(task, position, trained, optimiser)
+    return TrainingFigures(
+        steps=position.step,
+        records=position.records,
+        distinct_records=len(task.records),
+        tokens=position.tokens,
+        answer_tokens=position.answer_tokens,
+        losses=position.losses,
+        seconds=position.seconds,
+        tokens_per_second=_rate(position),
+        resumed_at_step=resumed_at,
+    )
+
+
+def learning_rate_at(step: int, settings: Hyperparameters) -> float:
+    """Of optimiser step `step`, from 0. Cosine: learning_rate at step 0, final_learning_rate after the last step."""
+    if settings.schedule is Schedule.CONSTANT:
+        return settings.learning_rate
+    span = settings.learning_rate - settings.final_learning_rate
+    return settings.final_learning_rate + span * (1.0 + math.cos(math.pi * step / settings.steps)) / 2.0
+
+
+def answer_losses(model: AdaptedModel, hidden: Tensor, batch: TokenBatch, is_answer: Tensor) -> Tensor:
+    """Nats per answer token, float32[n], rows in order; the head runs on positions before an answer token only.
+
+    hidden: [rows, length, width]. is_answer: bool[rows, length]. A token at position 0 has nothing before it: no loss.
+    """
+    states, targets = answer_states(hidden, batch, is_answer)
+    parts = [
+        functional.cross_entropy(
+            model.logits(states[first : first + HEAD_ROWS]), targets[first : first + HEAD_ROWS], reduction="none"
+        )
+        for first in range(0, len(targets), HEAD_ROWS)
+    ]
+    return torch.cat(parts)
+
+
+def answer_states(hidden: Tensor, batch: TokenBatch, is_answer: Tensor) -> tuple[Tensor, Tensor]:
+    """The hidden states that predict answer tokens, [n, width], and these tokens, int64[n]."""
+    predicts = is_answer[:, 1:].reshape(-1).nonzero().squeeze(1)
+    states = hidden[:, :-1].reshape(-1, hidden.shape[-1]).index_select(0, predicts)
+    return states, batch.ids[:, 1:].reshape(-1).index_select(0, predicts)
+
+
+def answer_flags(model: AdaptedModel, records: Sequence[Encoded], length: int) -> Tensor:
+    """bool[rows, length]: where the loss counts."""
+    flags = torch.zeros((len(records), length), dtype=torch.bool)
+    for row, record in enumerate(records):
+        flags[row, : len(record.ids)] = torch.tensor(record.is_answer, dtype=torch.bool)
+    return flags.to(model.device)
+
+
+def _step(
+    model: AdaptedModel,
+    task: TrainingTask,
+    records: Sequence[Encoded],
+    *,
+    start: Mapping[str, Tensor],
+    trained: Mapping[str, nn.Parameter],
+    optimiser: torch.optim.AdamW,
+    step: int,
+) -> float:
+    """One optimiser step; returns the mean loss per answer token of its batch.
+
+    Micro-batches add up to the mean over the whole batch, so their size changes memory and not the gradient.
+    """
+    optimiser.zero_grad(set_to_none=True)
+    answer_tokens = sum(record.answer_tokens for record in records)
+    loss = 0.0
+    size = task.resources.micro_batch_size
+    for first in range(0, len(records), size):
+        part = records[first : first + size]
+        batch = model.batch([record.ids for record in part])
+        flags = answer_flags(model, part, batch.ids.shape[1])
+        mean = answer_losses(model, model.hidden(batch), batch, flags).sum() / answer_tokens
+        mean.backward()
+        loss += float(mean.detach())
+    penalty = task.method.penalty(trained, start)
+    if penalty is not None:
+        penalty.backward()
+    norm = float(nn.utils.clip_grad_norm_(trained.values(), task.hyperparameters.max_gradient_norm))
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise TrainingFailed(
+            f"step {step + 1} gave loss {loss} and gradient norm {norm}: training has diverged; "
+            f"the plan's learning rate {task.hyperparameters.learning_rate} may be too high for this site's records"
+        )
+    optimiser.step()
+    return loss
+
+
+def _restored(task: TrainingTask, trained: Mapping[str, nn.Parameter], optimiser: torch.optim.AdamW) -> Position:
+    position = None
+    if task.checkpoint is not None:
+        position = restore_checkpoint(task.checkpoint, job_digest=task.job_digest, trained=trained, optimiser=optimiser)
+    return position or Position(
+        job_digest=task.job_digest, step=0, losses=(), records=0, tokens=0, answer_tokens=0, seconds=0.0
+    )
+
+
+def _checkpoint(
+    task: TrainingTask, position: Position, trained: Mapping[str, nn.Parameter], optimiser: torch.optim.AdamW
+) -> None:
+    if task.checkpoint is not None and position.step > 0:
+        save_checkpoint(task.checkpoint, position, trained=trained, optimiser=optimiser)
+
+
+def _progress(position: Position, steps: int) -> Progress:
+    return Progress(
+        phase=Phase.TRAIN,
+        step=position.step,
+        total_steps=steps,
+        loss=position.losses[-1],
+        tokens_per_second=_rate(position),
+        seconds_left=position.seconds / position.step * (steps - position.step),
+    )
+
+
+def _rate(position: Position) -> float:
+    return position.tokens / position.seconds if position.seconds > 0.0 else 0.0

@@ -1,0 +1,228 @@
+"""The base model with its LoRA adapter, on one device: frozen base, float32 factors, logits where they are needed.
+
+Knows the adapter spec and its layout, and nothing of records, losses and steps.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.cache_utils import Cache
+
+from common.adapters import (
+    ADAPTER_FILE,
+    AdapterLayout,
+    AdapterSpec,
+    FlatVector,
+    flatten,
+    open_flat,
+    unflatten,
+    write_adapter_folder,
+)
+from common.errors import BaseModelUnavailable, ShapeMismatch
+from participant.training.job import Device, Precision
+
+_PEFT_ADAPTER: Final = ".default"
+_HEAD_TOLERANCE: Final = 2e-2  # relative; far under any scaling of logits that a model may do after its head
+_PROBE_TOKENS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """Right-padded rows. ids: int64[rows, length]; mask: int64[rows, length], 1 where there is a token."""
+
+    ids: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class AfterHead:
+    """What some models do to their head's logits: multiply them, then bound them by a soft cap (0: no cap)."""
+
+    factor: float
+    soft_cap: float
+
+    def apply(self, logits: Tensor) -> Tensor:
+        scaled = logits if self.factor == 1.0 else logits * self.factor
+        return torch.tanh(scaled / self.soft_cap) * self.soft_cap if self.soft_cap else scaled
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptedModel:
+    """A base model with a LoRA adapter.
+
+    factors: the adapter's float32 parameters by their names in the adapter file, in the layout's order.
+    """
+
+    causal: PreTrainedModel
+    factors: Mapping[str, nn.Parameter]
+    layout: AdapterLayout
+    device: torch.device
+    precision: torch.dtype
+    after_head: AfterHead
+
+    def hidden(self, batch: TokenBatch) -> Tensor:
+        """Last hidden states, [rows, length, width]; the way for training, it keeps no cache."""
+        output = self.causal.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+        states = output.last_hidden_state
+        assert isinstance(states, Tensor)  # noqa: S101  (for mypy: the library says Any)
+        return states
+
+    def hidden_and_cache(
+        self, ids: Tensor, *, mask: Tensor, positions: Tensor, cache: Cache | None = None
+    ) -> tuple[Tensor, Cache]:
+        """Last hidden states of `ids`, and the cache grown by them. mask covers what is cached, and `ids`."""
+        output = self.causal.base_model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        return output.last_hidden_state, output.past_key_values
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32[n, vocabulary] of hidden states [n, width]."""
+        head = self.causal.get_output_embeddings()
+        assert isinstance(head, nn.Module)  # noqa: S101  (for mypy)
+        return self.after_head.apply(head(hidden).float())
+
+    def batch(self, rows: Sequence[Sequence[int]]) -> TokenBatch:
+        """Token rows, padded on the right to the longest."""
+        length = max(len(row) for row in rows)
+        ids = torch.zeros((len(rows), length), dtype=torch.int64)
+        mask = torch.zeros((len(rows), length), dtype=torch.int64)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
+            mask[index, : len(row)] = 1
+        return TokenBatch(ids.to(self.device), mask.to(self.device))
+
+    def flat(self) -> FlatVector:
+        """The adapter as float32[d]."""
+        return flatten({name: factor.detach().cpu().numpy() for name, factor in self.factors.items()}, self.layout)
+
+
+def choose_device(wanted: Device) -> torch.device:
+    """Raises BaseModelUnavailable if a GPU is asked for and there is none."""
+    if wanted is Device.CUDA and not torch.cuda.is_available():
+        raise BaseModelUnavailable("the site asks for a GPU (device = cuda), and torch sees none")
+    return torch.device("cuda" if wanted is not Device.CPU and torch.cuda.is_available() else "cpu")
+
+
+def choose_precision(wanted: Precision, device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware computes in it, float32 elsewhere: emulated bfloat16 is the slowest of all."""
+    if wanted is not Precision.AUTO:
+        return torch.bfloat16 if wanted is Precision.BFLOAT16 else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    native = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.bfloat16 if native else torch.float32
+
+
+def read_adapter(folder: Path, layout: AdapterLayout) -> FlatVector:
+    """The global adapter's float32[d]. Raises ShapeMismatch if it is not in the layout, or not finite."""
+    try:
+        flat = np.array(open_flat(folder / ADAPTER_FILE, layout))
+    except OSError as error:
+        raise ShapeMismatch(f"cannot read the global adapter {folder / ADAPTER_FILE}: {error.strerror}") from error
+    if not np.isfinite(flat).all():
+        raise ShapeMismatch(f"the global adapter {folder} holds a NaN or an infinity")
+    return flat
+
+
+def load_model(
+    folder: Path,
+    *,
+    spec: AdapterSpec,
+    layout: AdapterLayout,
+    start: FlatVector,
+    device: torch.device,
+    precision: torch.dtype,
+) -> AdaptedModel:
+    """Load a base model, freeze it, and put the adapter `start` float32[d] on it.
+
+    Raises BaseModelUnavailable if the library cannot load it, ShapeMismatch if its linear layers are not the layout's.
+    """
+    try:
+        base = AutoModelForCausalLM.from_pretrained(str(folder), dtype=precision, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise BaseModelUnavailable(f"{folder}: the model cannot be loaded: {error}") from error
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,  # type: ignore[arg-type]  # annotated int; only ever divided by the rank
+        target_modules=list(spec.target_modules),
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+        init_lora_weights=False,  # overwritten below
+    )
+    peft = get_peft_model(base, config)
+    factors = _factors(peft, layout)
+    with torch.no_grad():
+        for name, value in unflatten(start, layout).items():
+            factors[name].data = torch.from_numpy(value.copy()).to(torch.float32)
+    peft.to(device)
+    # Dropout that a base model may have in its own configuration would make training depend on more than the seed.
+    peft.eval()
+    causal = peft.get_base_model()
+    assert isinstance(causal, PreTrainedModel)  # noqa: S101  (for mypy)
+    return AdaptedModel(
+        causal=causal,
+        factors=factors,
+        layout=layout,
+        device=device,
+        precision=precision,
+        after_head=_after_head(causal, device),
+    )
+
+
+def save_adapter(model: AdaptedModel, folder: Path, *, spec: AdapterSpec, base_model_name: str) -> str:
+    """Write the adapter as a PEFT folder, in place of any other, and return the digest of its weights."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    digest = write_adapter_folder(partial, model.flat(), model.layout, spec.peft_config(base_model_name))
+    with (partial / ADAPTER_FILE).open("rb") as stream:
+        os.fsync(stream.fileno())  # on disk before the result that names its digest
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return digest
+
+
+def _factors(peft: PeftModel, layout: AdapterLayout) -> dict[str, nn.Parameter]:
+    """The LoRA parameters in the layout's order; the module paths must be those of the weight files."""
+    found = {
+        name.replace(_PEFT_ADAPTER, ""): parameter
+        for name, parameter in peft.named_parameters()
+        if f"{_PEFT_ADAPTER}." in name
+    }
+    wanted = {slot.name: slot.shape for slot in layout.slots}
+    if {name: tuple(factor.shape) for name, factor in found.items()} != wanted:
+        odd = sorted(set(found) ^ set(wanted))
+        raise ShapeMismatch(
+            f"the loaded model's linear layers differ from those in its weight files"
+            f"{f', first at {odd[0]}' if odd else ''}; this architecture cannot be adapted yet"
+        )
+    return {slot.name: found[slot.name] for slot in layout.slots}
+
+
+def _after_head(causal: PreTrainedModel, device: torch.device) -> AfterHead:
+    """What comes after the head, by the configuration's words for it; checked against the model's own logits."""
+    config = causal.config
+    factor = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    after = AfterHead(factor=factor, soft_cap=float(getattr(config, "final_logit_softcapping", None) or 0.0))
+    ids = torch.arange(_PROBE_TOKENS, device=device).unsqueeze(0)
+    with torch.no_grad():
+        wanted = causal(input_ids=ids, use_cache=False).logits.float()
+        head = causal.get_output_embeddings()
+        found = after.apply(head(causal.base_model(input_ids=ids, use_cache=False).last_hidden_state).float())
+    if not torch.allclose(found, wanted, rtol=_HEAD_TOLERANCE, atol=_HEAD_TOLERANCE * float(wanted.abs().max())):
+        raise BaseModelUnavailable(
+            f"{type(causal).__name__} does more to its logits than is known here; this architecture cannot be used yet"
+        )
+    return after

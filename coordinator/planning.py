@@ -1,0 +1,264 @@
+"""From what an operator asks for to the plan of a run: defaults, and every check that the charter and this version ask.
+
+Pure. What participants check again for themselves lies in `common.plan` and `common.charter`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from common.adapters import AdapterSpec
+from common.basemodel import BaseModel
+from common.charter import Charter
+from common.errors import AccordError, PlanInvalid
+from common.masking import plan_digest, secagg_plan
+from common.plan import Gate, Masking, Method, PhaseLimits, Phases, Plan, Training
+from common.plan_review import plan_mistakes
+from common.secagg.plan import HEAD_WORDS
+from common.secagg.ring import VectorLayout, choose_lanes
+from coordinator.strategies.optimizers import METHODS, SERVER_OPTIMIZERS
+
+LEAST_COHORT_FLOOR: Final = 3
+DEFAULT_RANK: Final = 8
+DEFAULT_ALPHA: Final = 16.0
+DEFAULT_ROUNDS: Final = 3
+DEFAULT_LEARNING_RATE: Final = 5e-4
+DEFAULT_STEPS_PER_ROUND: Final = 10
+DEFAULT_BATCH_SIZE: Final = 8
+DEFAULT_MAX_LENGTH: Final = 512
+DEFAULT_WEIGHT_CAP: Final = 1000
+DEFAULT_ROUNDS_PER_EPOCH: Final = 16
+DEFAULT_GATE_LOSS_RISE: Final = 0.1
+DEFAULT_MOST_FAILED_ROUNDS: Final = 3
+FORMING_SECONDS: Final = 120
+TRAINING_SECONDS: Final = 6 * 3600
+COLLECTING_SECONDS: Final = 30 * 60
+UNMASKING_SECONDS: Final = 10 * 60
+KEY_SETUP_SECONDS: Final = 5 * 60
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseChoice:
+    """An operator's limits of a phase; 0 means "not said"."""
+
+    quorum: int = 0
+    window_seconds: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSettings:
+    """What an operator asks for. 0, "" and () mean "not said" and take the default that the API's comments name."""
+
+    base_model: BaseModel
+    rank: int = 0
+    alpha: float = 0.0
+    target_modules: tuple[str, ...] = ()
+    rounds: int = 0
+    method: str = ""
+    server_optimizer: str = ""
+    server_learning_rate: float = 0.0
+    learning_rate: float = 0.0
+    steps_per_round: int = 0
+    batch_size: int = 0
+    max_length: int = 0
+    element_clip: float = 0.0
+    max_update_norm: float = 0.0
+    weight_cap: int = 0
+    least_cohort: int = 0
+    most_participants: int = 0
+    rounds_per_epoch: int = 0
+    gate_loss_rise: float = 0.0
+    most_failed_rounds: int = 0
+    evaluation_records: int = 0
+    forming: PhaseChoice = PhaseChoice()
+    training: PhaseChoice = PhaseChoice()
+    collecting: PhaseChoice = PhaseChoice()
+    unmasking: PhaseChoice = PhaseChoice()
+    key_setup: PhaseChoice = PhaseChoice()
+    seed: int = 0
+    instruction_set: str = ""
+    name_survivors: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunIdentity:
+    """What a plan says of its run beside the settings. `run_id`: 64 random hex digits, never used again."""
+
+    run: str
+    run_id: str
+    federation: str
+    coordinator_public_key: str
+
+
+def make_plan(settings: PlanSettings, *, identity: RunIdentity, charter: Charter, most_upload_bytes: int) -> Plan:
+    """The plan with all defaults filled in, checked.
+
+    most_upload_bytes: largest masked update that the coordinator takes.
+    Raises PlanInvalid that lists every mistake.
+    """
+    least_cohort = settings.least_cohort or max(LEAST_COHORT_FLOOR, charter.least_cohort)
+    most_participants = settings.most_participants or len(charter.member_ids)
+    adapter = AdapterSpec(
+        rank=settings.rank or DEFAULT_RANK,
+        alpha=settings.alpha or DEFAULT_ALPHA,
+        target_modules=settings.target_modules or all_linear(settings.base_model),
+    )
+    training = Training(
+        learning_rate=settings.learning_rate or DEFAULT_LEARNING_RATE,
+        steps_per_round=settings.steps_per_round or DEFAULT_STEPS_PER_ROUND,
+        batch_size=settings.batch_size or DEFAULT_BATCH_SIZE,
+        max_length=settings.max_length or DEFAULT_MAX_LENGTH,
+        seed=settings.seed,
+    )
+    # Both need figures that may themselves be mistakes; those are listed, and stand-ins keep the rest checkable.
+    parameters, layout_mistakes = _parameters(adapter, settings.base_model)
+    lanes, lanes_mistakes = _lanes(most_participants)
+    element_clip = settings.element_clip or 2 * training.learning_rate * training.steps_per_round
+    plan = Plan(
+        run=identity.run,
+        run_id=identity.run_id,
+        federation=identity.federation,
+        charter_digest=charter.digest,
+        coordinator_public_key=identity.coordinator_public_key,
+        base_model=settings.base_model,
+        adapter=adapter,
+        rounds=settings.rounds or DEFAULT_ROUNDS,
+        method=Method(
+            name=settings.method or METHODS[0],
+            server_optimizer=settings.server_optimizer or SERVER_OPTIMIZERS[0],
+            server_learning_rate=settings.server_learning_rate or 1.0,
+        ),
+        training=training,
+        phases=_phases(settings, least_cohort),
+        masking=Masking(
+            least_cohort=least_cohort,
+            most_participants=most_participants,
+            rounds_per_epoch=settings.rounds_per_epoch or DEFAULT_ROUNDS_PER_EPOCH,
+            element_clip=element_clip,
+            max_update_norm=settings.max_update_norm or element_clip * math.sqrt(max(parameters, 1)),
+            weight_cap=settings.weight_cap or DEFAULT_WEIGHT_CAP,
+            lanes=lanes,
+            colluders=charter.colluders,
+        ),
+        gate=Gate(
+            loss_rise=settings.gate_loss_rise or DEFAULT_GATE_LOSS_RISE,
+            most_failed_rounds=settings.most_failed_rounds or DEFAULT_MOST_FAILED_ROUNDS,
+        ),
+        instruction_set=instruction_set_or_default(settings.instruction_set),
+        evaluation_records=settings.evaluation_records,
+        name_survivors=settings.name_survivors,
+    )
+    mistakes = [
+        *layout_mistakes,
+        *lanes_mistakes,
+        *_version_mistakes(plan),
+        *_mistakes_of(plan),
+        *plan_mistakes(plan, charter),
+        *_quorum_mistakes(plan, charter),
+        *_size_mistakes(plan, parameters, most_upload_bytes),
+    ]
+    mistakes = mistakes or _masking_mistakes(plan, charter)
+    if mistakes:
+        raise PlanInvalid("; ".join(dict.fromkeys(mistakes)))
+    return plan
+
+
+def all_linear(model: BaseModel) -> tuple[str, ...]:
+    """Last names of all linear layers of a base model, each once, sorted."""
+    return tuple(sorted({layer.name.rsplit(".", 1)[-1] for layer in model.layers}))
+
+
+def instruction_set_or_default(text: str) -> str:
+    """The instruction set that the first round sends out."""
+    return text
+
+
+def _phases(settings: PlanSettings, least_cohort: int) -> Phases:
+    def limits(choice: PhaseChoice, window_seconds: int) -> PhaseLimits:
+        return PhaseLimits(choice.quorum or least_cohort, choice.window_seconds or window_seconds)
+
+    return Phases(
+        forming=limits(settings.forming, FORMING_SECONDS),
+        training=limits(settings.training, TRAINING_SECONDS),
+        collecting=limits(settings.collecting, COLLECTING_SECONDS),
+        unmasking=limits(settings.unmasking, UNMASKING_SECONDS),
+        key_setup=limits(settings.key_setup, KEY_SETUP_SECONDS),
+    )
+
+
+def _parameters(adapter: AdapterSpec, model: BaseModel) -> tuple[int, list[str]]:
+    try:
+        return adapter.layout(model.layers).parameters, []
+    except AccordError as error:
+        return 0, [error.message]
+
+
+def _lanes(most_participants: int) -> tuple[int, list[str]]:
+    try:
+        return choose_lanes(most_participants), []
+    except AccordError as error:
+        return 2, [f"most_participants: {error.message}"]
+
+
+def _version_mistakes(plan: Plan) -> list[str]:
+    """What this version cannot run."""
+    rules = (
+        (plan.method.name not in METHODS, f"method {plan.method.name!r} is not known; known: {', '.join(METHODS)}"),
+        (
+            plan.method.server_optimizer not in SERVER_OPTIMIZERS,
+            f"server optimiser {plan.method.server_optimizer!r} is not known; known: {', '.join(SERVER_OPTIMIZERS)}",
+        ),
+    )
+    return [text for is_wrong, text in rules if is_wrong]
+
+
+def _mistakes_of(plan: Plan) -> list[str]:
+    try:
+        plan.check()
+    except PlanInvalid as error:
+        return error.message.split("; ")
+    return []
+
+
+def _quorum_mistakes(plan: Plan, charter: Charter) -> list[str]:
+    """A quorum that cannot be reached would only show when its window has passed."""
+    members = min(len(charter.member_ids), plan.masking.most_participants)
+    phases = plan.phases
+    limits = (
+        ("forming", phases.forming),
+        ("training", phases.training),
+        ("collecting", phases.collecting),
+        ("unmasking", phases.unmasking),
+        ("key_setup", phases.key_setup),
+    )
+    return [
+        f"quorum of {name} is {limit.quorum}, and at most {members} can take part"
+        for name, limit in limits
+        if limit.quorum > members
+    ]
+
+
+def _masking_mistakes(plan: Plan, charter: Charter) -> list[str]:
+    """What the masking protocol itself refuses, such as thresholds that not even all members together can meet."""
+    try:
+        masked = secagg_plan(plan, plan_digest(plan.to_bytes()))
+        masked.thresholds(min(len(charter.member_ids), plan.masking.most_participants))
+    except AccordError as error:
+        return [f"masking: {error.message}"]
+    return []
+
+
+def _size_mistakes(plan: Plan, parameters: int, most_upload_bytes: int) -> list[str]:
+    if not parameters:
+        return []
+    tail_words = HEAD_WORDS + len(plan.masking.metrics)
+    size = VectorLayout(parameters=parameters, lanes=plan.masking.lanes, tail_words=tail_words).bytes
+    if size <= most_upload_bytes:
+        return []
+    mistake = (
+        f"a masked update of {parameters} parameters has {size} bytes, and the coordinator's limits.upload_bytes is "
+        f"{most_upload_bytes}; take a smaller rank or fewer target_modules, or raise the limit"
+    )
+    return [mistake]

@@ -1,0 +1,217 @@
+"""What operators do to runs: create, start, pause, resume, cancel, roll back.
+
+Works inside a transaction that the caller has begun; who may ask, and how the answer looks, is the servicer's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from common.adapters import ADAPTER_FILE, AdapterLayout, initial_tensors
+from common.charter import Charter
+from common.errors import AlreadyExists, NotFound, OutOfTurn, StorageFailed
+from common.identifiers import adapter_name, run_name
+from common.plan import Plan
+from common.states import RunState
+from coordinator.manifests import build_manifest, public_key_hex, sign_manifest
+from coordinator.planning import PlanSettings, RunIdentity, make_plan
+from coordinator.rounds.events import EpochClosed, RoundCancelled, RunCancelled, RunEvent, RunRolledBack
+from coordinator.rounds.lifecycle import advance_epoch, advance_round, advance_run
+from coordinator.rounds.model import Adapter, AdapterState, Round, Run
+from coordinator.store.blobs import BlobStore
+from coordinator.store.interface import Reader, Writer
+
+RandomBytes = Callable[[int], bytes]
+RUN_ID_BYTES: Final = 32
+
+
+def adapter_key(digest: str) -> str:
+    """Where an adapter's model file lies in the blob store."""
+    return f"adapters/{digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """A run that is ready to be recorded; its initial adapter's file is in the blob store already."""
+
+    run: Run
+    adapter: Adapter
+
+
+@dataclass(frozen=True, slots=True)
+class RunFactory:
+    """Makes runs: plan, initial adapter and its manifest. `scratch`: a folder on local disk.
+
+    most_upload_bytes: largest masked update that the coordinator takes.
+    """
+
+    federation: str
+    signing_key: Ed25519PrivateKey = field(repr=False)
+    blobs: BlobStore
+    scratch: Path
+    random: RandomBytes = field(repr=False)
+    most_upload_bytes: int
+
+    def make(self, name: str, settings: PlanSettings, charter: Charter, *, at: datetime) -> NewRun:
+        """Raises PlanInvalid that lists every mistake, StorageFailed if the adapter cannot be stored."""
+        identity = RunIdentity(
+            run=name,
+            run_id=self.random(RUN_ID_BYTES).hex(),
+            federation=self.federation,
+            coordinator_public_key=public_key_hex(self.signing_key),
+        )
+        plan = make_plan(settings, identity=identity, charter=charter, most_upload_bytes=self.most_upload_bytes)
+        content = plan.to_bytes()
+        plan_digest = hashlib.sha256(content).hexdigest()
+        digest, size_bytes = self._store_initial_adapter(plan)
+        manifest = build_manifest(
+            plan,
+            plan_digest=plan_digest,
+            round_number=0,
+            digest=digest,
+            parent=None,
+            survivors=(),
+            metrics=(),
+            instruction_set=plan.instruction_set,
+            at=at,
+        )
+        signed = sign_manifest(manifest, self.signing_key)
+        return NewRun(
+            run=Run(
+                name=name,
+                state=RunState.CREATED,
+                plan=content,
+                plan_digest=plan_digest,
+                charter_digest=plan.charter_digest,
+                accepted_adapter=digest,
+                candidate_adapter=None,
+                created_at=at,
+            ),
+            adapter=Adapter(
+                digest=digest,
+                run=name,
+                round=0,
+                state=AdapterState.ACCEPTED,
+                size_bytes=size_bytes,
+                parent=None,
+                manifest=signed.content,
+                manifest_signature=signed.signature,
+                created_at=at,
+            ),
+        )
+
+    def _store_initial_adapter(self, plan: Plan) -> tuple[str, int]:
+        """Digest and size of the adapter from which the first round trains."""
+        try:
+            self.scratch.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix="initial-adapter-", dir=self.scratch))
+        except OSError as error:
+            raise StorageFailed(f"cannot write to {self.scratch}: {error.strerror}") from error
+        try:
+            file = folder / ADAPTER_FILE
+            digest = _write_adapter(file, plan.layout(), seed=initial_seed(plan))
+            size_bytes = file.stat().st_size
+            self.blobs.put_file(adapter_key(digest), file)
+        except OSError as error:
+            raise StorageFailed(f"cannot write to {folder}: {error.strerror}") from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return digest, size_bytes
+
+
+def initial_seed(plan: Plan) -> int:
+    """Seed of a run's initial adapter.
+
+    An adapter is named by its digest and belongs to one run, so two runs of one seed must not begin with the same
+    bytes: the run's name is part of the seed.
+    """
+    return int.from_bytes(hashlib.sha256(f"accord/initial/{plan.training.seed}/{plan.run}".encode()).digest()[:16])
+
+
+def record(writer: Writer, new: NewRun) -> None:
+    """Raises AlreadyExists if there is a run of that name."""
+    writer.add_run(new.run)
+    writer.add_adapter(new.adapter)
+
+
+def require_new(reader: Reader, name: str) -> None:
+    """Raises AlreadyExists if there is a run of that name."""
+    try:
+        reader.run(name)
+    except NotFound:
+        return
+    raise AlreadyExists(f"{run_name(name)} exists; choose another run_id, a run's plan never changes")
+
+
+def change(writer: Writer, name: str, event: RunEvent) -> Run:
+    """Apply an operator's event. Raises NotFound, or TransitionNotAllowed from a state that has no such step."""
+    run = advance_run(writer.run(name), event)
+    writer.update_run(run)
+    return run
+
+
+def cancel(writer: Writer, name: str, *, at: datetime, message: str) -> Run:
+    """End a run with its open round and key epoch; what was published stays."""
+    run = change(writer, name, RunCancelled(at, message))
+    open_round = _open_round(writer, run)
+    if open_round is not None:
+        writer.update_round(advance_round(open_round, RoundCancelled(at, message)))
+    if run.latest_epoch:
+        epoch = writer.epoch(run.name, run.latest_epoch)
+        if not epoch.state.is_over:
+            writer.update_epoch(advance_epoch(epoch, EpochClosed(at, "the run was cancelled")))
+    return run
+
+
+def roll_back(writer: Writer, name: str, digest: str, *, at: datetime) -> Run:
+    """Make an earlier accepted adapter the one from which the next round trains; a candidate is set aside.
+
+    Raises NotFound for an adapter that the run has not published, OutOfTurn while a round is open or for an adapter
+    that was not accepted, TransitionNotAllowed unless the run is created or paused.
+    """
+    run = writer.run(name)
+    adapter = writer.adapter(digest)
+    if adapter.run != run.name:
+        raise OutOfTurn(f"{adapter_name(digest)} belongs to {run_name(adapter.run)}, not to {run_name(name)}")
+    if adapter.state is not AdapterState.ACCEPTED:
+        raise OutOfTurn(
+            f"{adapter_name(digest)} is {adapter.state.value}; only an accepted adapter can be gone back to"
+        )
+    after = advance_run(run, RunRolledBack(at, digest, adapter.heldout_loss))
+    open_round = _open_round(writer, run)
+    if open_round is not None:
+        raise OutOfTurn(f"{open_round.name} is {open_round.state.value}; wait for its end, the run begins no other")
+    if run.candidate_adapter is not None:
+        writer.set_adapter_state(run.candidate_adapter, AdapterState.SET_ASIDE, heldout_loss=None)
+    writer.update_run(after)
+    return after
+
+
+def _open_round(reader: Reader, run: Run) -> Round | None:
+    if run.latest_round == 0:
+        return None
+    newest = reader.round(run.name, run.latest_round)
+    return None if newest.state.is_over else newest
+
+
+def _write_adapter(path: Path, layout: AdapterLayout, *, seed: int) -> str:
+    """Write an adapter file tensor by tensor, so that memory does not grow with its size. Returns its digest."""
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        header = layout.header()
+        digest.update(header)
+        file.write(header)
+        for _, tensor in initial_tensors(layout, seed=seed):
+            content = tensor.astype("<f4", copy=False).tobytes()
+            digest.update(content)
+            file.write(content)
+    return digest.hexdigest()

@@ -1,0 +1,525 @@
+"""AdminService: what operators see and do.
+
+Every answer comes from the store. A call that changes something runs in one transaction with its audit line and the
+answer that a repeat of its request_id gets, so that all of it happened or none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
+
+import grpc
+
+from accord.v1 import admin_pb2 as pb
+from accord.v1 import admin_pb2_grpc, resources_pb2
+from common import identifiers
+from common.charter import LEAST_COHORT_FLOOR, Charter
+from common.clock import Clock
+from common.errors import CertificateRevoked, InvalidArgument, NotFound, OutOfTurn
+from common.identifiers import FederationId, ParticipantId
+from common.rpc.assignments import timestamp
+from common.rpc.identity import current_caller
+from common.states import RunState
+from common.version import software_version
+from coordinator import audit_lines, runs
+from coordinator.charters import CharterTerms, check_publishable, draft_charter
+from coordinator.rounds.events import RunEvent, RunPaused, RunResumed, RunStarted
+from coordinator.rounds.model import Adapter, JoinToken, KeyEpoch, Participant, ParticipantState, Run
+from coordinator.services import convert
+from coordinator.services.answers import Answers
+from coordinator.standing import parse_charter, parse_plan
+from coordinator.store import audit
+from coordinator.store.blobs import BlobStore
+from coordinator.store.interface import Reader, Store, Writer
+
+Answer = TypeVar("Answer")
+StateAnswer = TypeVar("StateAnswer", pb.StartRunResponse, pb.PauseRunResponse, pb.ResumeRunResponse)
+# A type alone: at run time the library's class takes no parameters.
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+DEFAULT_PAGE: Final = 50
+MOST_IN_A_PAGE: Final = 500
+DEFAULT_TOKEN_LIFE: Final = timedelta(days=1)
+MOST_TOKEN_LIFE: Final = timedelta(days=30)
+MOST_REASON: Final = 1000
+CHUNK_BYTES: Final = 1024 * 1024
+OPEN_RUNS: Final = tuple(state for state in RunState if not state.is_over)
+
+
+class Inviter(Protocol):
+    """Makes join tokens."""
+
+    def invite(self, participant: ParticipantId, *, life: timedelta) -> tuple[JoinToken, str]:
+        """A row to be stored, and the text for the partner's operator, which is the only place of its secret."""
+
+
+@dataclass(frozen=True, slots=True)
+class FederationFacts:
+    """What does not change while the coordinator runs.
+
+    ca_certificate: PEM of the CA that enrols participants, "" where an organisation's PKI does. ca_expires_at: its end.
+    """
+
+    federation: FederationId
+    coordinator_public_key: str
+    ca_certificate: str
+    ca_expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Notices:
+    """Who else has to know of a change. `changed` wakes the driver and long polls; `revoked` ends open calls."""
+
+    changed: Callable[[], None]
+    revoked: Callable[[], Awaitable[None]] = field(repr=False)
+
+
+class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
+    """Keeps nothing: every answer is computed from the store."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        blobs: BlobStore,
+        clock: Clock,
+        facts: FederationFacts,
+        factory: runs.RunFactory,
+        inviter: Inviter | None,
+        notices: Notices,
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._clock = clock
+        self._facts = facts
+        self._factory = factory
+        self._inviter = inviter
+        self._notices = notices
+        self._answers = Answers(store, clock)
+
+    # --- the federation -------------------------------------------------------------------------------------------
+
+    async def GetFederation(self, request: pb.GetFederationRequest, context: Context) -> pb.GetFederationResponse:
+        return await asyncio.to_thread(self._federation)
+
+    def _federation(self) -> pb.GetFederationResponse:
+        with self._store.read() as reader:
+            participants = reader.participants().rows
+            open_runs = len(reader.runs(states=OPEN_RUNS).rows)
+            try:
+                charter_digest = parse_charter(reader.charter()).digest
+            except NotFound:
+                charter_digest = ""
+        ends = self._facts.ca_expires_at
+        return pb.GetFederationResponse(
+            federation=self._facts.federation,
+            software_version=software_version(),
+            charter_digest=charter_digest,
+            active_participants=sum(row.state is ParticipantState.ACTIVE for row in participants),
+            open_runs=open_runs,
+            time=timestamp(self._clock.now()),
+            ca_expire_time=timestamp(ends) if ends is not None else None,
+        )
+
+    # --- join tokens ----------------------------------------------------------------------------------------------
+
+    async def CreateJoinToken(self, request: pb.CreateJoinTokenRequest, context: Context) -> pb.CreateJoinTokenResponse:
+        return await asyncio.to_thread(self._create_join_token, request, current_caller().actor)
+
+    def _create_join_token(self, request: pb.CreateJoinTokenRequest, actor: str) -> pb.CreateJoinTokenResponse:
+        if self._inviter is None:
+            raise OutOfTurn(
+                "this coordinator has no CA of its own; participants come with certificates of their organisation's PKI"
+            )
+        inviter = self._inviter
+        participant = identifiers.parse_participant_id(request.participant_id)
+        life = timedelta(seconds=request.ttl_seconds) if request.ttl_seconds else DEFAULT_TOKEN_LIFE
+        if life > MOST_TOKEN_LIFE:
+            raise InvalidArgument(f"ttl_seconds: at most {MOST_TOKEN_LIFE // timedelta(seconds=1)}, which is 30 days")
+
+        def act(writer: Writer) -> pb.CreateJoinTokenResponse:
+            if _is_revoked(writer, participant):
+                raise CertificateRevoked(f"participants/{participant} is revoked for good; enrol it under another id")
+            token, text = inviter.invite(participant, life=life)
+            writer.add_join_token(token)
+            self._audit(
+                writer,
+                actor,
+                "join_token_created",
+                identifiers.join_token_name(token.name),
+                participant=participant,
+                expires_at=token.expires_at.isoformat(),
+            )
+            return pb.CreateJoinTokenResponse(join_token=convert.join_token(token, now=self._clock.now()), token=text)
+
+        def without_secret(answer: pb.CreateJoinTokenResponse) -> pb.CreateJoinTokenResponse:
+            return pb.CreateJoinTokenResponse(join_token=answer.join_token)
+
+        return self._answers.once(actor, request, pb.CreateJoinTokenResponse, act, keep=without_secret)
+
+    async def ListJoinTokens(self, request: pb.ListJoinTokensRequest, context: Context) -> pb.ListJoinTokensResponse:
+        page = await self._read(
+            lambda reader: reader.join_tokens(page_size=_page_size(request.page_size), page_token=request.page_token)
+        )
+        now = self._clock.now()
+        return pb.ListJoinTokensResponse(
+            join_tokens=[convert.join_token(row, now=now) for row in page.rows], next_page_token=page.next_token
+        )
+
+    async def RevokeJoinToken(self, request: pb.RevokeJoinTokenRequest, context: Context) -> pb.RevokeJoinTokenResponse:
+        return await asyncio.to_thread(self._revoke_join_token, request, current_caller().actor)
+
+    def _revoke_join_token(self, request: pb.RevokeJoinTokenRequest, actor: str) -> pb.RevokeJoinTokenResponse:
+        name = identifiers.parse_join_token_name(request.name)
+
+        def act(writer: Writer) -> pb.RevokeJoinTokenResponse:
+            token = writer.join_token(name)
+            if token.used_at is not None:
+                raise OutOfTurn(
+                    f"{request.name} was used; revoke participants/{token.participant} if it should not have been"
+                )
+            if token.revoked_at is None:
+                token = replace(token, revoked_at=self._clock.now())
+                writer.update_join_token(token)
+                self._audit(writer, actor, "join_token_revoked", request.name, participant=token.participant)
+            return pb.RevokeJoinTokenResponse(join_token=convert.join_token(token, now=self._clock.now()))
+
+        return self._answers.once(actor, request, pb.RevokeJoinTokenResponse, act)
+
+    # --- participants ---------------------------------------------------------------------------------------------
+
+    async def ListParticipants(
+        self, request: pb.ListParticipantsRequest, context: Context
+    ) -> pb.ListParticipantsResponse:
+        page = await self._read(
+            lambda reader: reader.participants(page_size=_page_size(request.page_size), page_token=request.page_token)
+        )
+        return pb.ListParticipantsResponse(
+            participants=[convert.participant(row) for row in page.rows], next_page_token=page.next_token
+        )
+
+    async def GetParticipant(self, request: pb.GetParticipantRequest, context: Context) -> pb.GetParticipantResponse:
+        name = identifiers.parse_participant_name(request.name)
+        row = await self._read(lambda reader: reader.participant(name))
+        return pb.GetParticipantResponse(participant=convert.participant(row))
+
+    async def RevokeParticipant(
+        self, request: pb.RevokeParticipantRequest, context: Context
+    ) -> pb.RevokeParticipantResponse:
+        answer = await asyncio.to_thread(self._revoke_participant, request, current_caller().actor)
+        await self._notices.revoked()
+        self._notices.changed()
+        return answer
+
+    def _revoke_participant(self, request: pb.RevokeParticipantRequest, actor: str) -> pb.RevokeParticipantResponse:
+        name = identifiers.parse_participant_name(request.name)
+        reason = _reason(request.reason)
+
+        def act(writer: Writer) -> pb.RevokeParticipantResponse:
+            now = self._clock.now()
+            if writer.participant(name).state is not ParticipantState.REVOKED:
+                writer.revoke_participant(name, at=now, reason=reason)
+                for token in writer.join_tokens().rows:
+                    if token.participant == name and token.used_at is None and token.revoked_at is None:
+                        writer.update_join_token(replace(token, revoked_at=now))
+                self._audit(writer, actor, "participant_revoked", request.name, reason=reason)
+            return pb.RevokeParticipantResponse(participant=convert.participant(writer.participant(name)))
+
+        return self._answers.once(actor, request, pb.RevokeParticipantResponse, act)
+
+    # --- the charter ----------------------------------------------------------------------------------------------
+
+    async def DraftCharter(self, request: pb.DraftCharterRequest, context: Context) -> pb.DraftCharterResponse:
+        charter = await self._read(lambda reader: self._draft(reader, request))
+        return pb.DraftCharterResponse(charter_json=charter.to_bytes().decode(), digest=charter.digest)
+
+    def _draft(self, reader: Reader, request: pb.DraftCharterRequest) -> Charter:
+        if not self._facts.ca_certificate:
+            raise OutOfTurn(
+                "this coordinator has no CA of its own; write the charter by hand, with each member's own CA"
+            )
+        terms = CharterTerms(
+            least_cohort=request.least_cohort or LEAST_COHORT_FLOOR,
+            colluders=request.colluders if request.colluders >= 0 else None,
+            base_model_digests=tuple(sorted(set(request.base_model_digests))),
+        )
+        if request.participant_ids:
+            wanted = {
+                identifiers.parse_participant_id(text, field="participant_ids") for text in request.participant_ids
+            }
+            members = [reader.participant(name) for name in sorted(wanted)]
+        else:
+            members = [row for row in reader.participants().rows if row.state is ParticipantState.ACTIVE]
+        return draft_charter(
+            members,
+            terms,
+            federation=self._facts.federation,
+            ca_certificate=self._facts.ca_certificate,
+            coordinator_public_key=self._facts.coordinator_public_key,
+        )
+
+    async def PublishCharter(self, request: pb.PublishCharterRequest, context: Context) -> pb.PublishCharterResponse:
+        answer = await asyncio.to_thread(self._publish_charter, request, current_caller().actor)
+        self._notices.changed()
+        return answer
+
+    def _publish_charter(self, request: pb.PublishCharterRequest, actor: str) -> pb.PublishCharterResponse:
+        charter = Charter.from_bytes(request.charter_json.encode())
+
+        def act(writer: Writer) -> pb.PublishCharterResponse:
+            check_publishable(
+                charter,
+                writer.participants().rows,
+                federation=self._facts.federation,
+                coordinator_public_key=self._facts.coordinator_public_key,
+            )
+            writer.publish_charter(charter.to_bytes(), charter.digest, at=self._clock.now())
+            self._audit(
+                writer, actor, "charter_published", f"charters/{charter.digest}", members=list(charter.member_ids)
+            )
+            return pb.PublishCharterResponse(digest=charter.digest)
+
+        return self._answers.once(actor, request, pb.PublishCharterResponse, act)
+
+    async def GetPublishedCharter(
+        self, request: pb.GetPublishedCharterRequest, context: Context
+    ) -> pb.GetPublishedCharterResponse:
+        content = await self._read(lambda reader: reader.charter())
+        return pb.GetPublishedCharterResponse(charter_json=content.decode(), digest=parse_charter(content).digest)
+
+    # --- runs -----------------------------------------------------------------------------------------------------
+
+    async def CreateRun(self, request: pb.CreateRunRequest, context: Context) -> pb.CreateRunResponse:
+        answer = await asyncio.to_thread(self._create_run, request, current_caller().actor)
+        self._notices.changed()
+        return answer
+
+    def _create_run(self, request: pb.CreateRunRequest, actor: str) -> pb.CreateRunResponse:
+        known = self._answers.recall(actor, request, pb.CreateRunResponse)
+        if known is not None:
+            return known
+        name = identifiers.parse_run_id(request.run_id)
+        settings = convert.plan_settings(request.settings)
+        with self._store.read() as reader:
+            runs.require_new(reader, name)
+            charter = parse_charter(reader.charter())
+        new = self._factory.make(name, settings, charter, at=self._clock.now())
+
+        def act(writer: Writer) -> pb.CreateRunResponse:
+            runs.require_new(writer, name)
+            runs.record(writer, new)
+            self._audit(
+                writer,
+                actor,
+                "run_created",
+                identifiers.run_name(name),
+                plan_digest=new.run.plan_digest,
+                charter_digest=new.run.charter_digest,
+                adapter=new.adapter.digest,
+            )
+            return pb.CreateRunResponse(run=_run_message(writer, new.run))
+
+        return self._answers.once(actor, request, pb.CreateRunResponse, act)
+
+    async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
+        name = identifiers.parse_run_name(request.name)
+        return pb.GetRunResponse(run=await self._read(lambda reader: _run_message(reader, reader.run(name))))
+
+    async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
+        states = convert.run_states(request)
+        page = await self._read(
+            lambda reader: reader.runs(
+                states=states, page_size=_page_size(request.page_size), page_token=request.page_token
+            )
+        )
+        return pb.ListRunsResponse(
+            runs=[convert.run(row, parse_plan(row.plan)) for row in page.rows], next_page_token=page.next_token
+        )
+
+    async def StartRun(self, request: pb.StartRunRequest, context: Context) -> pb.StartRunResponse:
+        return await self._change_run(request, pb.StartRunResponse, "run_started", RunStarted(self._clock.now()))
+
+    async def PauseRun(self, request: pb.PauseRunRequest, context: Context) -> pb.PauseRunResponse:
+        return await self._change_run(request, pb.PauseRunResponse, "run_paused", RunPaused(self._clock.now()))
+
+    async def ResumeRun(self, request: pb.ResumeRunRequest, context: Context) -> pb.ResumeRunResponse:
+        return await self._change_run(request, pb.ResumeRunResponse, "run_resumed", RunResumed(self._clock.now()))
+
+    async def _change_run(
+        self,
+        request: pb.StartRunRequest | pb.PauseRunRequest | pb.ResumeRunRequest,
+        answer: type[StateAnswer],
+        action: str,
+        event: RunEvent,
+    ) -> StateAnswer:
+        name = identifiers.parse_run_name(request.name)
+        actor = current_caller().actor
+
+        def act(writer: Writer) -> StateAnswer:
+            run = runs.change(writer, name, event)
+            self._audit(writer, actor, action, request.name)
+            return answer(run=_run_message(writer, run))
+
+        result = await asyncio.to_thread(self._answers.once, actor, request, answer, act)
+        self._notices.changed()
+        return result
+
+    async def CancelRun(self, request: pb.CancelRunRequest, context: Context) -> pb.CancelRunResponse:
+        name = identifiers.parse_run_name(request.name)
+        reason = _reason(request.reason)
+        actor = current_caller().actor
+
+        def act(writer: Writer) -> pb.CancelRunResponse:
+            run = runs.cancel(writer, name, at=self._clock.now(), message=reason)
+            self._audit(writer, actor, "run_cancelled", request.name, reason=reason)
+            return pb.CancelRunResponse(run=_run_message(writer, run))
+
+        result = await asyncio.to_thread(self._answers.once, actor, request, pb.CancelRunResponse, act)
+        self._notices.changed()
+        return result
+
+    async def RollBackRun(self, request: pb.RollBackRunRequest, context: Context) -> pb.RollBackRunResponse:
+        name = identifiers.parse_run_name(request.name)
+        digest = identifiers.parse_digest(request.adapter_digest, field="adapter_digest")
+        actor = current_caller().actor
+
+        def act(writer: Writer) -> pb.RollBackRunResponse:
+            before = writer.run(name)
+            run = runs.roll_back(writer, name, digest, at=self._clock.now())
+            self._audit(
+                writer, actor, "run_rolled_back", request.name, adapter=digest, adapter_before=before.newest_adapter
+            )
+            return pb.RollBackRunResponse(run=_run_message(writer, run))
+
+        result = await asyncio.to_thread(self._answers.once, actor, request, pb.RollBackRunResponse, act)
+        self._notices.changed()
+        return result
+
+    # --- rounds and adapters --------------------------------------------------------------------------------------
+
+    async def GetRound(self, request: pb.GetRoundRequest, context: Context) -> pb.GetRoundResponse:
+        run, number = identifiers.parse_round_name(request.name)
+
+        def read(reader: Reader) -> pb.GetRoundResponse:
+            round_ = reader.round(run, number)
+            participations = reader.participations(run, number)
+            return pb.GetRoundResponse(round=convert.round_(round_, participations, _epoch_of(reader, run, number)))
+
+        return await self._read(read)
+
+    async def ListRounds(self, request: pb.ListRoundsRequest, context: Context) -> pb.ListRoundsResponse:
+        run = identifiers.parse_run_name(request.run, field="run")
+
+        def read(reader: Reader) -> pb.ListRoundsResponse:
+            reader.run(run)
+            page = reader.rounds(run, page_size=_page_size(request.page_size), page_token=request.page_token)
+            rounds = [convert.round_(row, reader.participations(run, row.number)) for row in page.rows]
+            return pb.ListRoundsResponse(rounds=rounds, next_page_token=page.next_token)
+
+        return await self._read(read)
+
+    async def ListAdapters(self, request: pb.ListAdaptersRequest, context: Context) -> pb.ListAdaptersResponse:
+        run = identifiers.parse_run_name(request.run, field="run")
+
+        def read(reader: Reader) -> pb.ListAdaptersResponse:
+            reader.run(run)
+            page = reader.adapters(run, page_size=_page_size(request.page_size), page_token=request.page_token)
+            return pb.ListAdaptersResponse(
+                adapters=[convert.adapter(row) for row in page.rows], next_page_token=page.next_token
+            )
+
+        return await self._read(read)
+
+    async def ExportAdapter(
+        self, request: pb.ExportAdapterRequest, context: Context
+    ) -> AsyncIterator[pb.ExportAdapterResponse]:
+        digest = identifiers.parse_digest(request.digest)
+        adapter, config = await self._read(lambda reader: _adapter_with_config(reader, digest))
+        if request.offset > adapter.size_bytes:
+            raise InvalidArgument(
+                f"offset: {request.offset} is behind the end, the file has {adapter.size_bytes} bytes"
+            )
+        yield pb.ExportAdapterResponse(
+            peft_config_json=config,
+            manifest_json=adapter.manifest.decode(),
+            manifest_signature=adapter.manifest_signature.hex(),
+        )
+        for offset in range(request.offset, adapter.size_bytes, CHUNK_BYTES):
+            chunk = await asyncio.to_thread(self._blobs.read, runs.adapter_key(digest), offset, CHUNK_BYTES)
+            yield pb.ExportAdapterResponse(chunk=chunk)
+
+    # --- the audit log --------------------------------------------------------------------------------------------
+
+    async def ListAuditEvents(self, request: pb.ListAuditEventsRequest, context: Context) -> pb.ListAuditEventsResponse:
+        page = await self._read(
+            lambda reader: reader.audit_events(page_size=_page_size(request.page_size), page_token=request.page_token)
+        )
+        return pb.ListAuditEventsResponse(
+            events=[convert.audit_event(row) for row in page.rows], next_page_token=page.next_token
+        )
+
+    async def VerifyAuditLog(self, request: pb.VerifyAuditLogRequest, context: Context) -> pb.VerifyAuditLogResponse:
+        verdict = await self._read(lambda reader: audit.verify(reader.audit_chain(), head=reader.audit_head()))
+        return pb.VerifyAuditLogResponse(
+            events=verdict.events,
+            intact=verdict.intact,
+            first_broken_sequence=verdict.first_broken_sequence,
+            chain_digest=verdict.chain_digest,
+        )
+
+    async def _read(self, ask: Callable[[Reader], Answer]) -> Answer:
+        def read() -> Answer:
+            with self._store.read() as reader:
+                return ask(reader)
+
+        return await asyncio.to_thread(read)
+
+    def _audit(self, writer: Writer, actor: str, action: str, subject: str, **details: object) -> None:
+        audit_lines.append(writer, self._clock, actor=actor, action=action, subject=subject, **details)
+
+
+def _run_message(reader: Reader, run: Run) -> resources_pb2.Run:
+    members = reader.run_members(run.name)
+    seen: dict[str, Participant] = {}
+    if members:  # one query, whatever the number of members
+        seen = {row.name: row for row in reader.participants().rows}
+    message = convert.run(run, parse_plan(run.plan), members)
+    for member in message.members:
+        row = seen.get(member.participant.removeprefix("participants/"))
+        if row is not None and row.last_seen_at is not None:
+            member.last_seen_time.CopyFrom(timestamp(row.last_seen_at))
+    return message
+
+
+def _epoch_of(reader: Reader, run: str, round_number: int) -> KeyEpoch | None:
+    """The key epoch that a round uses, or that an open round waits for."""
+    round_ = reader.round(run, round_number)
+    number = round_.epoch if round_.epoch or round_.state.is_over else reader.run(run).latest_epoch
+    return reader.epoch(run, number) if number else None
+
+
+def _adapter_with_config(reader: Reader, digest: str) -> tuple[Adapter, str]:
+    adapter = reader.adapter(digest)
+    plan = parse_plan(reader.run(adapter.run).plan)
+    return adapter, plan.adapter.peft_config_json(plan.base_model.name)
+
+
+def _is_revoked(reader: Reader, participant: str) -> bool:
+    try:
+        return reader.participant(participant).state is ParticipantState.REVOKED
+    except NotFound:
+        return False
+
+
+def _page_size(wanted: int) -> int:
+    return min(wanted or DEFAULT_PAGE, MOST_IN_A_PAGE)
+
+
+def _reason(text: str) -> str:
+    if len(text) > MOST_REASON:
+        raise InvalidArgument(f"reason: at most {MOST_REASON} characters")
+    return text

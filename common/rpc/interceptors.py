@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn, Protocol, cast
+from typing import Any, Final, NoReturn, Protocol, TypeAlias, cast
 
 import grpc
 
@@ -31,8 +31,8 @@ Rules = Mapping[str, frozenset[Role]]
 OnCall = Callable[[str, grpc.StatusCode, float], None]
 
 # grpc's stubs describe handlers of the sync server; what passes here are messages of any type and coroutines.
-_Context = grpc.aio.ServicerContext[Any, Any]
-_Handler = grpc.RpcMethodHandler[Any, Any]
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class Revocations(Protocol):

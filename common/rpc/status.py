@@ -119,7 +119,7 @@ def to_status(error: errors.AccordError) -> grpc.Status:
 
 def to_error(failure: grpc.RpcError) -> errors.AccordError:
     """The error that a failed call means: the class that the server raised, or what the transport's status says."""
-    if not isinstance(failure, grpc.Call):
+    if not isinstance(failure, grpc.Call | grpc.aio.AioRpcError):
         return errors.AccordError(f"the call failed: {failure}")
     code, text = failure.code(), failure.details() or ""
     info = _error_info(failure)
@@ -145,7 +145,7 @@ def raised_as_errors() -> Iterator[None]:
         raise to_error(failure) from failure
 
 
-def _error_info(failure: grpc.Call) -> error_details_pb2.ErrorInfo | None:
+def _error_info(failure: grpc.Call | grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo | None:
     try:
         status = rpc_status.from_call(failure)
     except (ValueError, DecodeError):  # details that contradict the status are nobody's

@@ -76,7 +76,6 @@ RULES: Final[Rules] = {
     "accord.v1.AdminService/VerifyAuditLog": READERS,
     # Whether a server is up is no secret; what it can do is shown on the admin listener, to operators.
     "grpc.health.v1.Health/Check": ANYONE,
-    "grpc.health.v1.Health/List": ANYONE,
     "grpc.health.v1.Health/Watch": ANYONE,
     "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": READERS,
 }

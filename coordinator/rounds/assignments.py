@@ -21,6 +21,7 @@ from common.assignments import (
     ReviewRun,
     UploadUpdate,
 )
+from common.errors import MemberAtFault
 from common.states import RoundState
 from coordinator.rounds.model import (
     EpochState,
@@ -54,36 +55,33 @@ def assignments(standing: Standing) -> tuple[Assignment, ...]:
     has_joined = member is not None and member.joined
     if run.state.is_over:
         return (FinishRun(run.name, run.state, run.accepted_adapter),) if has_joined else ()
+    if member is not None and member.reason == MemberAtFault.reason:
+        return ()
     if not has_joined:
         # One that has declined is asked again, and looks again when its daemon starts anew with another policy.
         return (ReviewRun(run.name, run.plan_digest),)
     return (*_closing(standing), *_key_setup(standing), *_preparing(standing), *_finishing(standing))
 
 
-def joins_by_asking(standing: Standing) -> bool:
-    """Whether the participant's call is what makes it present in the round."""
-    round_ = standing.round
-    return (
-        round_ is not None
-        and round_.state in (RoundState.FORMING, RoundState.TRAINING)
-        and standing.member is not None
-        and standing.member.joined
-        and standing.participation is None
-    )
+def joins_by_asking(standing: Standing) -> Round | None:
+    """The round in which the participant becomes present by this very call, if there is one."""
+    round_, member = standing.round, standing.member
+    if round_ is None or member is None or not member.joined or standing.participation is not None:
+        return None
+    return round_ if round_.state in (RoundState.FORMING, RoundState.TRAINING) else None
 
 
 def _closing(standing: Standing) -> Sequence[Assignment]:
     round_ = standing.round
     if round_ is None or standing.epoch is None:
         return ()
-    if round_.state is RoundState.UNMASKING:
-        is_holder = standing.participant in standing.epoch.members
-        if is_holder and MessageKind.REVEAL not in standing.sent:
-            return (CloseRound(round_.run, round_.number, round_.epoch, round_.start),)
-    if round_.state is RoundState.COLLECTING and standing.participant in round_.cohort:
-        participation = standing.participation
-        if participation is not None and participation.state is ParticipationState.PREPARED:
-            return (UploadUpdate(round_.run, round_.number, round_.epoch, round_.start, round_.deadline),)
+    if standing.participant not in round_.cohort:
+        return ()
+    if round_.state is RoundState.UNMASKING and MessageKind.REVEAL not in standing.sent:
+        return (CloseRound(round_.run, round_.number, round_.epoch, round_.start),)
+    is_prepared = standing.participation is not None and standing.participation.state is ParticipationState.PREPARED
+    if round_.state is RoundState.COLLECTING and is_prepared:
+        return (UploadUpdate(round_.run, round_.number, round_.epoch, round_.start, round_.deadline),)
     return ()
 
 

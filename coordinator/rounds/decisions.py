@@ -81,16 +81,23 @@ def close_forming(
 
 
 def close_training(
-    round_: Round, plan: Plan, *, epoch: KeyEpoch | None, participations: Sequence[Participation], now: datetime
+    round_: Round,
+    plan: Plan,
+    *,
+    epoch: KeyEpoch | None,
+    floor: int,
+    participations: Sequence[Participation],
+    now: datetime,
 ) -> Close | Fail | None:
     """TRAINING closes when all who were present are prepared or out and keys are ready, or at its deadline.
 
-    The cohort is who has an update ready and can mask it.
+    The cohort is who has an update ready and can mask it. epoch: the one whose keys are ready, if any. floor: least
+    number of members that the masking protocol sums, 0 while there are no keys.
     """
     usable = set(epoch.usable) if epoch is not None else set()
     prepared = tuple(p.participant for p in participations if p.state is ParticipationState.PREPARED)
     cohort = tuple(name for name in prepared if name in usable)
-    quorum = plan.phases.training.quorum
+    quorum = max(plan.phases.training.quorum, floor)
     is_waiting = any(p.state is ParticipationState.PRESENT for p in participations)
     if not is_waiting and epoch is not None and len(cohort) >= quorum:
         return Close(cohort)

@@ -241,8 +241,9 @@ class Upload:
 
 
 class MessageKind(Enum):
-    """What a stored protocol message is; the first three belong to a key epoch, the others to a round."""
+    """What a stored protocol message is; the first four belong to a key epoch, the others to a round."""
 
+    ROSTER = "roster"
     ADVERTISEMENT = "advertisement"
     DEPOSIT = "deposit"
     CONFIRMATION = "confirmation"

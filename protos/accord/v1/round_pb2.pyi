@@ -437,7 +437,7 @@ class GetPlanRequest(_message.Message):
 
     RUN_FIELD_NUMBER: _builtins.int
     run: _builtins.str
-    """runs/{run}"""
+    """Id of the run, without "runs/"; so it is in every request of a participant."""
     def __init__(
         self,
         *,

@@ -84,16 +84,17 @@ Global___GetRosterRequest: _TypeAlias = GetRosterRequest  # noqa: Y015
 class GetRosterResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    ADVERTISEMENT_FIELD_NUMBER: _builtins.int
-    advertisement: _builtins.bytes
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """The next part, at most 1 MiB, of the roster's canonical bytes."""
     def __init__(
         self,
         *,
-        advertisement: _builtins.bytes = ...,
+        chunk: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertisement", b"advertisement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -167,7 +168,7 @@ class GetSharesResponse(_message.Message):
 
     SEALED_SHARE_FIELD_NUMBER: _builtins.int
     sealed_share: _builtins.bytes
-    """One dealer's sealed share for the caller, with what is needed to check the dealer's signature."""
+    """One dealer's signed envelope for the caller."""
     def __init__(
         self,
         *,
@@ -389,9 +390,12 @@ class GetEvidenceResponse(_message.Message):
     FAST_FIELD_NUMBER: _builtins.int
     RECEIPTS_FIELD_NUMBER: _builtins.int
     COMMITS_FIELD_NUMBER: _builtins.int
-    survivors: _builtins.bytes
-    """Canonical bytes of the survivor set."""
     fast: _builtins.bool
+    """The whole cohort has survived: the receipts are evidence enough."""
+    @_builtins.property
+    def survivors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of the participants over which the sum will be opened."""
+
     @_builtins.property
     def receipts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     @_builtins.property
@@ -401,7 +405,7 @@ class GetEvidenceResponse(_message.Message):
     def __init__(
         self,
         *,
-        survivors: _builtins.bytes = ...,
+        survivors: _abc.Iterable[_builtins.str] | None = ...,
         fast: _builtins.bool = ...,
         receipts: _abc.Iterable[_builtins.bytes] | None = ...,
         commits: _abc.Iterable[_builtins.bytes] | None = ...,

@@ -104,7 +104,7 @@ class SecureAggregationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetRoster(self, request, context):
-        """Streams the advertisements of all members of the epoch, in roster order.
+        """Streams the key roster: the advertisements of all members of the epoch, in one canonical order.
 
         Caller: a member of the epoch. State: EPOCH_STATE_SHARING or later.
         Retry: safe; the roster of an epoch never changes.
@@ -169,7 +169,7 @@ class SecureAggregationServiceServicer(object):
         """Returns what shows who survived: all receipts (fast close), or the survivor set with its receipts and, as they
         come in, the commits (slow close). Waits while there is nothing new.
 
-        Caller: a member of the epoch. State: ROUND_STATE_UNMASKING.
+        Caller: a member of the round's cohort. State: ROUND_STATE_UNMASKING.
         Retry: safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -179,7 +179,7 @@ class SecureAggregationServiceServicer(object):
     def CommitSurvivors(self, request, context):
         """Commits to the survivor set of a slow close.
 
-        Caller: a member of the epoch. State: ROUND_STATE_UNMASKING with a slow close, else FAILED_PRECONDITION.
+        Caller: a member of the round's cohort. State: ROUND_STATE_UNMASKING with a slow close, else FAILED_PRECONDITION.
         Retry: safe; a repeat must equal the first, else ALREADY_EXISTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -189,7 +189,7 @@ class SecureAggregationServiceServicer(object):
     def RevealShares(self, request, context):
         """Reveals one share for each member of the cohort.
 
-        Caller: a member of the epoch. State: ROUND_STATE_UNMASKING, else FAILED_PRECONDITION.
+        Caller: a member of the round's cohort. State: ROUND_STATE_UNMASKING, else FAILED_PRECONDITION.
         Retry: safe; a repeat must equal the first, else ALREADY_EXISTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -42,7 +42,7 @@ class SecureAggregationServiceStub:
     Retry: safe; a repeat must equal the first, else ALREADY_EXISTS.
     """
     GetRoster: _grpc.UnaryStreamMultiCallable[_secure_aggregation_pb2.GetRosterRequest, _secure_aggregation_pb2.GetRosterResponse]
-    """Streams the advertisements of all members of the epoch, in roster order.
+    """Streams the key roster: the advertisements of all members of the epoch, in one canonical order.
 
     Caller: a member of the epoch. State: EPOCH_STATE_SHARING or later.
     Retry: safe; the roster of an epoch never changes.
@@ -83,19 +83,19 @@ class SecureAggregationServiceStub:
     """Returns what shows who survived: all receipts (fast close), or the survivor set with its receipts and, as they
     come in, the commits (slow close). Waits while there is nothing new.
 
-    Caller: a member of the epoch. State: ROUND_STATE_UNMASKING.
+    Caller: a member of the round's cohort. State: ROUND_STATE_UNMASKING.
     Retry: safe.
     """
     CommitSurvivors: _grpc.UnaryUnaryMultiCallable[_secure_aggregation_pb2.CommitSurvivorsRequest, _secure_aggregation_pb2.CommitSurvivorsResponse]
     """Commits to the survivor set of a slow close.
 
-    Caller: a member of the epoch. State: ROUND_STATE_UNMASKING with a slow close, else FAILED_PRECONDITION.
+    Caller: a member of the round's cohort. State: ROUND_STATE_UNMASKING with a slow close, else FAILED_PRECONDITION.
     Retry: safe; a repeat must equal the first, else ALREADY_EXISTS.
     """
     RevealShares: _grpc.UnaryUnaryMultiCallable[_secure_aggregation_pb2.RevealSharesRequest, _secure_aggregation_pb2.RevealSharesResponse]
     """Reveals one share for each member of the cohort.
 
-    Caller: a member of the epoch. State: ROUND_STATE_UNMASKING, else FAILED_PRECONDITION.
+    Caller: a member of the round's cohort. State: ROUND_STATE_UNMASKING, else FAILED_PRECONDITION.
     Retry: safe; a repeat must equal the first, else ALREADY_EXISTS.
     """
 
@@ -113,7 +113,7 @@ class SecureAggregationServiceAsyncStub(SecureAggregationServiceStub):
     Retry: safe; a repeat must equal the first, else ALREADY_EXISTS.
     """
     GetRoster: _aio.UnaryStreamMultiCallable[_secure_aggregation_pb2.GetRosterRequest, _secure_aggregation_pb2.GetRosterResponse]  # type: ignore[assignment]
-    """Streams the advertisements of all members of the epoch, in roster order.
+    """Streams the key roster: the advertisements of all members of the epoch, in one canonical order.
 
     Caller: a member of the epoch. State: EPOCH_STATE_SHARING or later.
     Retry: safe; the roster of an epoch never changes.
@@ -154,19 +154,19 @@ class SecureAggregationServiceAsyncStub(SecureAggregationServiceStub):
     """Returns what shows who survived: all receipts (fast close), or the survivor set with its receipts and, as they
     come in, the commits (slow close). Waits while there is nothing new.
 
-    Caller: a member of the epoch. State: ROUND_STATE_UNMASKING.
+    Caller: a member of the round's cohort. State: ROUND_STATE_UNMASKING.
     Retry: safe.
     """
     CommitSurvivors: _aio.UnaryUnaryMultiCallable[_secure_aggregation_pb2.CommitSurvivorsRequest, _secure_aggregation_pb2.CommitSurvivorsResponse]  # type: ignore[assignment]
     """Commits to the survivor set of a slow close.
 
-    Caller: a member of the epoch. State: ROUND_STATE_UNMASKING with a slow close, else FAILED_PRECONDITION.
+    Caller: a member of the round's cohort. State: ROUND_STATE_UNMASKING with a slow close, else FAILED_PRECONDITION.
     Retry: safe; a repeat must equal the first, else ALREADY_EXISTS.
     """
     RevealShares: _aio.UnaryUnaryMultiCallable[_secure_aggregation_pb2.RevealSharesRequest, _secure_aggregation_pb2.RevealSharesResponse]  # type: ignore[assignment]
     """Reveals one share for each member of the cohort.
 
-    Caller: a member of the epoch. State: ROUND_STATE_UNMASKING, else FAILED_PRECONDITION.
+    Caller: a member of the round's cohort. State: ROUND_STATE_UNMASKING, else FAILED_PRECONDITION.
     Retry: safe; a repeat must equal the first, else ALREADY_EXISTS.
     """
 
@@ -193,7 +193,7 @@ class SecureAggregationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _secure_aggregation_pb2.GetRosterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_secure_aggregation_pb2.GetRosterResponse], _abc.AsyncIterator[_secure_aggregation_pb2.GetRosterResponse]]:
-        """Streams the advertisements of all members of the epoch, in roster order.
+        """Streams the key roster: the advertisements of all members of the epoch, in one canonical order.
 
         Caller: a member of the epoch. State: EPOCH_STATE_SHARING or later.
         Retry: safe; the roster of an epoch never changes.
@@ -270,7 +270,7 @@ class SecureAggregationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns what shows who survived: all receipts (fast close), or the survivor set with its receipts and, as they
         come in, the commits (slow close). Waits while there is nothing new.
 
-        Caller: a member of the epoch. State: ROUND_STATE_UNMASKING.
+        Caller: a member of the round's cohort. State: ROUND_STATE_UNMASKING.
         Retry: safe.
         """
 
@@ -282,7 +282,7 @@ class SecureAggregationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_secure_aggregation_pb2.CommitSurvivorsResponse, _abc.Awaitable[_secure_aggregation_pb2.CommitSurvivorsResponse]]:
         """Commits to the survivor set of a slow close.
 
-        Caller: a member of the epoch. State: ROUND_STATE_UNMASKING with a slow close, else FAILED_PRECONDITION.
+        Caller: a member of the round's cohort. State: ROUND_STATE_UNMASKING with a slow close, else FAILED_PRECONDITION.
         Retry: safe; a repeat must equal the first, else ALREADY_EXISTS.
         """
 
@@ -294,7 +294,7 @@ class SecureAggregationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_secure_aggregation_pb2.RevealSharesResponse, _abc.Awaitable[_secure_aggregation_pb2.RevealSharesResponse]]:
         """Reveals one share for each member of the cohort.
 
-        Caller: a member of the epoch. State: ROUND_STATE_UNMASKING, else FAILED_PRECONDITION.
+        Caller: a member of the round's cohort. State: ROUND_STATE_UNMASKING, else FAILED_PRECONDITION.
         Retry: safe; a repeat must equal the first, else ALREADY_EXISTS.
         """
 

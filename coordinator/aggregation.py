@@ -1,0 +1,134 @@
+"""Opens a round's sum and makes the next global adapter, chunk by chunk, in constant memory.
+
+Reads masked uploads, adds them, takes off the masks that the revealed shares open, decodes the mean delta and lets the
+strategy move the global adapter. Integers are summed, so doing it again after a crash gives the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from common.adapters import ADAPTER_FILE, FLOAT32_BYTES, AdapterLayout, FlatVector, open_flat
+from common.errors import NormExceeded, StorageFailed, UpdateNotFinite
+from common.secagg import SecaggPlan, StreamSum, TailSums, Unmasking, VectorLayout, Words, add_into, decode_chunk
+from coordinator.strategies import ServerOptimizer
+from coordinator.uploads import UploadReader
+
+# The bound is on exact norms; the sum's fixed point may overshoot it by its rounding.
+NORM_SLACK: Final = 1.001
+THREADS: Final = min(4, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, slots=True)
+class NextAdapter:
+    """The adapter that a round has made: where its model file is, its digest, and the mean delta's L2 norm."""
+
+    path: Path
+    digest: str
+    delta_norm: float
+
+
+class OpenSum:
+    """The unmasked sum over the survivors, one chunk at a time; any thread may ask, with an unmasker of its own."""
+
+    def __init__(self, unmasking: Unmasking, uploads: Sequence[UploadReader]) -> None:
+        self._unmasking = unmasking
+        self._uploads = tuple(uploads)
+
+    @property
+    def plan(self) -> SecaggPlan:
+        return self._unmasking.context.epoch.plan
+
+    @property
+    def layout(self) -> VectorLayout:
+        return self._unmasking.context.layout
+
+    def unmasker(self) -> StreamSum:
+        """A mask remover for one thread."""
+        return self._unmasking.unmasker()
+
+    def words(self, chunk: int, unmasker: StreamSum) -> Words:
+        """uint64[layout.words_in(chunk)]: the survivors' sum without masks."""
+        total = np.zeros(self.layout.words_in(chunk), dtype=np.uint64)
+        for upload in self._uploads:
+            add_into(total, upload.words(chunk))
+        unmasker.add_into(chunk, total)
+        return total
+
+    def tail(self) -> TailSums:
+        """Weight, count and metrics. Raises AggregationFailed unless the count is the number of survivors."""
+        return self._unmasking.check_tail(self.words(self.layout.tail_chunk, self.unmasker()))
+
+    def mean_chunks(self, tail: TailSums) -> Iterator[FlatVector]:
+        """The mean delta, float32, lane chunk after lane chunk in order; a few are worked on at a time."""
+        unmaskers = [self.unmasker() for _ in range(THREADS)]
+
+        def mean(chunk: int) -> FlatVector:
+            words = self.words(chunk, unmaskers[chunk % THREADS])
+            return decode_chunk(self.plan, chunk, words, tail)
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            for first in range(0, self.layout.lane_chunks, THREADS):
+                # One batch at a time: a chunk's unmasker is free again, and memory does not grow with the adapter.
+                yield from pool.map(mean, range(first, min(first + THREADS, self.layout.lane_chunks)))
+
+
+def make_next_adapter(
+    opened: OpenSum,
+    tail: TailSums,
+    *,
+    base: Path,
+    adapter_layout: AdapterLayout,
+    optimizer: ServerOptimizer,
+    max_update_norm: float,
+    scratch: Path,
+    still_ours: Callable[[], None],
+) -> NextAdapter:
+    """Write the next global adapter below `scratch`.
+
+    base: model file of the adapter that the round trained from. still_ours: raises LeaseLost when another process has
+    taken the round over. Raises UpdateNotFinite or NormExceeded instead of making something bad, and StorageFailed.
+    """
+    open_flat(base, adapter_layout)  # its header is this layout's, so the flat vector begins right behind it
+    header = adapter_layout.header()
+    path = scratch / ADAPTER_FILE
+    digest, squares = hashlib.sha256(header), 0.0
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        with base.open("rb") as before, path.open("wb") as after:
+            before.seek(len(header))
+            after.write(header)
+            for mean in opened.mean_chunks(tail):
+                still_ours()
+                squares += _square_norm(mean)
+                old = np.frombuffer(before.read(mean.size * FLOAT32_BYTES), dtype=np.float32)
+                new, _ = optimizer.step(old, mean, ())
+                digest.update(new.data)
+                after.write(new.data)
+            after.flush()
+            os.fsync(after.fileno())
+    except OSError as error:
+        raise StorageFailed(f"cannot write the next adapter below {scratch}: {error.strerror}") from error
+    norm = math.sqrt(squares)
+    if not math.isfinite(norm):
+        raise UpdateNotFinite("the mean delta holds a NaN or an infinity")
+    if norm > max_update_norm * NORM_SLACK:
+        raise NormExceeded(
+            f"the mean delta has L2 norm {norm:.6g}, the plan's bound is {max_update_norm:.6g}: "
+            "some participant did not clip its update"
+        )
+    return NextAdapter(path, digest.hexdigest(), norm)
+
+
+def _square_norm(values: FlatVector) -> float:
+    wide = values.astype(np.float64)
+    return float(np.dot(wide, wide))

@@ -1,0 +1,140 @@
+"""The driver's loop: wakes when something has changed or a deadline has come, and takes every due step of every run.
+
+Several processes may drive one store: a run is driven by whoever holds its lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from common.clock import Clock
+from common.errors import AccordError, LeaseLost, VersionConflict
+from common.log import get_logger
+from common.states import RunState
+from coordinator.driver.epochs import step_epoch
+from coordinator.driver.rounds import step_round
+from coordinator.driver.runs import step_run
+from coordinator.driver.work import Observer, View, Work, look
+from coordinator.store.blobs import BlobStore
+from coordinator.store.interface import Store
+from coordinator.wakeups import FALLBACK_SECONDS, Wakeups
+
+LEASE: Final = timedelta(seconds=60)
+_ENDED: Final = tuple(state for state in RunState if state.is_over)
+_OPEN: Final = tuple(state for state in RunState if not state.is_over)
+
+log = get_logger(__name__)
+
+
+class Driver:
+    """Takes runs forward. `run` is the loop; `step_all` is one turn of it, for tests that move the clock."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        blobs: BlobStore,
+        wakeups: Wakeups,
+        clock: Clock,
+        signing_key: Ed25519PrivateKey,
+        scratch: Path,
+        observer: Observer,
+    ) -> None:
+        self._wakeups = wakeups
+        self._clock = clock
+        self._store = store
+        self._holder = secrets.token_hex(8)
+        self._leases: dict[str, datetime] = {}
+        self._turned_at: datetime | None = None
+        self._work = Work(store, blobs, clock, signing_key, scratch, observer, self._require_lease)
+
+    @property
+    def turned_at(self) -> datetime | None:
+        """When the loop has last been all the way round; a stale one means that the driver hangs."""
+        return self._turned_at
+
+    async def run(self) -> None:
+        """Drive until cancelled. A step that fails is logged and tried again; the loop never ends by itself."""
+        try:
+            while True:
+                ticket = self._wakeups.ticket()
+                wait = await asyncio.to_thread(self.step_all)
+                await self._wakeups.wait(ticket, seconds=wait)
+        finally:
+            await asyncio.shield(asyncio.to_thread(self._release))
+
+    def step_all(self) -> float:
+        """Take every step that is due now, and return in how many seconds the next deadline comes."""
+        wait = FALLBACK_SECONDS
+        with self._store.read() as reader:
+            names = [run.name for run in reader.runs(states=_OPEN).rows]
+            names += [run.name for run in reader.runs(states=_ENDED, page_size=4).rows]
+        for name in names:
+            try:
+                wait = min(wait, self._drive(name))
+            except (LeaseLost, VersionConflict) as error:
+                # Somebody else has moved the run; the next turn sees what they did.
+                log.info("driver_step_overtaken", run=name, reason=type(error).reason)
+                wait = 0.05
+            except AccordError as error:
+                log.error("driver_step_failed", run=name, reason=type(error).reason, message=error.message)
+            except Exception:
+                log.exception("driver_step_broken", run=name)
+        self._turned_at = self._clock.now()
+        return wait
+
+    def _drive(self, name: str) -> float:
+        """All due steps of one run; seconds until its next deadline."""
+        while True:
+            with self._store.read() as reader:
+                view = look(reader, name, now=self._clock.now())
+            if not self._has_work(view) or not self._take_lease(name):
+                return FALLBACK_SECONDS
+            if not (step_run(self._work, view) or step_epoch(self._work, view) or step_round(self._work, view)):
+                return _seconds_left(view)
+            self._wakeups.notify()
+
+    def _has_work(self, view: View) -> bool:
+        if view.run.state is RunState.RUNNING or view.round is not None:
+            return True
+        return view.epoch is not None and not view.epoch.state.is_over and view.run.state.is_over
+
+    def _take_lease(self, name: str) -> bool:
+        """Hold the run's lease for at least half its length from now."""
+        now = self._clock.now()
+        if self._leases.get(name, now) > now + LEASE / 2:
+            return True
+        if not self._store.acquire_lease(_lease(name), holder=self._holder, now=now, until=now + LEASE):
+            self._leases.pop(name, None)
+            return False
+        self._leases[name] = now + LEASE
+        return True
+
+    def _require_lease(self, name: str) -> None:
+        if not self._take_lease(name):
+            raise LeaseLost(f"another coordinator drives runs/{name} now")
+
+    def _release(self) -> None:
+        for name in self._leases:
+            self._store.release_lease(_lease(name), holder=self._holder)
+        self._leases.clear()
+
+
+def _lease(run: str) -> str:
+    return f"runs/{run}"
+
+
+def _seconds_left(view: View) -> float:
+    """Until the next deadline of the run's round or key epoch."""
+    deadlines = [FALLBACK_SECONDS]
+    if view.round is not None:
+        deadlines.append((view.round.deadline - view.now).total_seconds())
+    if view.epoch is not None and view.epoch.state.is_setting_up:
+        deadlines.append((view.epoch.deadline - view.now).total_seconds())
+    return max(0.05, min(deadlines))

@@ -1,0 +1,78 @@
+"""Steps of a run between its rounds: opens the next one, ends the run, and clears up after one that was cancelled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from common.states import RoundState
+from coordinator.driver.epochs import needs_epoch, open_epoch
+from coordinator.driver.work import View, Work, audit
+from coordinator.rounds.decisions import deadline_of, may_open_round, next_round_kind
+from coordinator.rounds.events import EpochClosed, RoundCancelled, RunFailed
+from coordinator.rounds.lifecycle import advance_epoch, advance_round, advance_run
+from coordinator.rounds.model import Round
+from coordinator.uploads import round_prefix
+
+TOO_MANY_FAILED_ROUNDS = "TOO_MANY_FAILED_ROUNDS"
+# Uploads of so many finished rounds are kept, so that what was summed can be audited.
+KEPT_ROUNDS = 2
+
+
+def step_run(work: Work, view: View) -> bool:
+    """Do what is due between rounds. True if anything was changed."""
+    if view.run.state.is_over:
+        return _clear_up(work, view)
+    if view.round is not None or not may_open_round(view.run):
+        return False
+    if view.run.failed_in_a_row >= view.plan.gate.most_failed_rounds:
+        return _fail(work, view)
+    _open_round(work, view)
+    return True
+
+
+def _open_round(work: Work, view: View) -> None:
+    number = view.run.latest_round + 1
+    with work.store.write() as writer:
+        if needs_epoch(view, number):
+            open_epoch(writer, work, view, first_round=number)
+        run = writer.run(view.run.name)
+        round_ = Round(
+            run=run.name,
+            number=number,
+            kind=next_round_kind(run, view.plan),
+            state=RoundState.FORMING,
+            base_adapter=run.newest_adapter,
+            instruction_set=view.plan.instruction_set,
+            created_at=view.now,
+            phase_started_at=view.now,
+            deadline=deadline_of(view.plan.phases.forming, view.now),
+        )
+        writer.add_round(round_)
+        writer.update_run(replace(run, latest_round=number, version=run.version + 1))
+        audit(work, writer, "round_opened", round_.name, kind=round_.kind.value, adapter=round_.base_adapter)
+    if number > KEPT_ROUNDS:
+        work.blobs.delete(round_prefix(view.run.name, number - KEPT_ROUNDS))
+
+
+def _fail(work: Work, view: View) -> bool:
+    message = f"{view.run.failed_in_a_row} rounds in a row have failed; `round list` shows why"
+    with work.store.write() as writer:
+        run = writer.run(view.run.name)
+        writer.update_run(advance_run(run, RunFailed(view.now, TOO_MANY_FAILED_ROUNDS, message)))
+        audit(work, writer, "run_failed", f"runs/{run.name}", reason=TOO_MANY_FAILED_ROUNDS, message=message)
+    return True
+
+
+def _clear_up(work: Work, view: View) -> bool:
+    """A run that is over has no open round and no keys."""
+    has_epoch = view.epoch is not None and not view.epoch.state.is_over
+    if view.round is None and not has_epoch:
+        return False
+    with work.store.write() as writer:
+        if view.round is not None:
+            cancelled = advance_round(view.round, RoundCancelled(view.now, f"the run is {view.run.state.value}"))
+            writer.update_round(cancelled)
+            audit(work, writer, "round_cancelled", cancelled.name)
+        if view.epoch is not None and has_epoch:
+            writer.update_epoch(advance_epoch(view.epoch, EpochClosed(view.now, "the run is over")))
+    return True

@@ -1,0 +1,44 @@
+"""From summed metric words to the figures that operators see: means over the cohort, never one site's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from common.secagg import TailSums
+
+
+def figures(tail: TailSums) -> tuple[tuple[str, float], ...]:
+    """(name, value), by name. Losses in nats per answer token; a figure without a denominator is left out."""
+    sums = tail.metrics
+    found = {
+        "survivors": float(tail.count),
+        "weight": tail.weight,
+        "heldout_loss": _ratio(sums, "heldout_loss", "heldout_tokens"),
+        "heldout_tokens": sums.get("heldout_tokens"),
+        "train_loss": _ratio(sums, "train_loss", "train_steps"),
+        "train_records": sums.get("train_records"),
+        "classification_accuracy": _ratio(sums, "classification_correct", "classification_total"),
+        "rouge_l": _ratio(sums, "rouge_sum", "rouge_total"),
+        "span_f1": _f1(sums),
+        "clipped_elements": sums.get("clipped_elements"),
+    }
+    return tuple(sorted((name, value) for name, value in found.items() if value is not None))
+
+
+def heldout_loss(found: tuple[tuple[str, float], ...]) -> float | None:
+    """The mean held-out loss among a round's figures."""
+    return dict(found).get("heldout_loss")
+
+
+def _ratio(sums: Mapping[str, float], numerator: str, denominator: str) -> float | None:
+    over = sums.get(denominator, 0.0)
+    return sums[numerator] / over if over > 0 else None
+
+
+def _f1(sums: Mapping[str, float]) -> float | None:
+    """Micro-averaged span F1: 2 TP / (2 TP + FP + FN)."""
+    if "span_true_positives" not in sums:
+        return None
+    hits = sums["span_true_positives"]
+    over = 2 * hits + sums["span_false_positives"] + sums["span_false_negatives"]
+    return 2 * hits / over if over > 0 else None

@@ -1,0 +1,113 @@
+"""Reads from the store where each participant stands in each run: what assignments and permissions are made from."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import Final
+
+from common.charter import Charter
+from common.errors import NotInCohort
+from common.plan import Plan
+from common.states import RoundState, RunState
+from coordinator.rounds.assignments import Standing
+from coordinator.rounds.model import EpochState, KeyEpoch, MessageKind, Participation, Round, Run, RunMember
+from coordinator.store.interface import Reader
+
+# How long after its end a run is still told to its members, so that a site that was away learns of it.
+FINISHED_RUN_IS_TOLD: Final = timedelta(days=7)
+_OPEN_RUNS: Final = (RunState.CREATED, RunState.RUNNING, RunState.PAUSED)
+_ENDED_RUNS: Final = tuple(state for state in RunState if state.is_over)
+_EPOCH_KINDS: Final = {
+    EpochState.ADVERTISING: MessageKind.ADVERTISEMENT,
+    EpochState.SHARING: MessageKind.DEPOSIT,
+    EpochState.CONFIRMING: MessageKind.CONFIRMATION,
+}
+
+
+@lru_cache(maxsize=64)
+def parse_plan(content: bytes) -> Plan:
+    """A plan's bytes, parsed once."""
+    return Plan.from_bytes(content)
+
+
+@lru_cache(maxsize=16)
+def parse_charter(content: bytes) -> Charter:
+    """A charter's bytes, parsed once."""
+    return Charter.from_bytes(content)
+
+
+def charter_of(reader: Reader, run: Run) -> Charter:
+    """The charter under which the run was created."""
+    return parse_charter(reader.charter_by_digest(run.charter_digest))
+
+
+def require_charter_member(reader: Reader, run: Run, participant: str) -> None:
+    """Raises NotInCohort unless the run's charter names the participant."""
+    if participant not in charter_of(reader, run).member_ids:
+        raise NotInCohort(f"the charter of runs/{run.name} does not name {participant}; ask the federation's operator")
+
+
+def require_member(reader: Reader, run: Run, participant: str) -> RunMember:
+    """Raises NotInCohort unless the participant has joined the run."""
+    for member in reader.run_members(run.name):
+        if member.participant == participant and member.joined:
+            return member
+    raise NotInCohort(f"{participant} has not joined runs/{run.name}")
+
+
+def standings(reader: Reader, participant: str, *, now: datetime) -> tuple[Standing, ...]:
+    """Where the participant stands in every run that concerns it."""
+    runs = [*reader.runs(states=_OPEN_RUNS).rows]
+    runs += [
+        run
+        for run in reader.runs(states=_ENDED_RUNS, page_size=8).rows
+        if run.ended_at is not None and now - run.ended_at < FINISHED_RUN_IS_TOLD
+    ]
+    return tuple(
+        standing_in(reader, run, participant) for run in runs if participant in charter_of(reader, run).member_ids
+    )
+
+
+def standing_in(reader: Reader, run: Run, participant: str) -> Standing:
+    """Where the participant stands in one run."""
+    member = next((m for m in reader.run_members(run.name) if m.participant == participant), None)
+    if member is None or not member.joined or run.state.is_over:
+        return Standing(participant, run, member, None, None, None, None, frozenset())
+    round_, previous = _rounds(reader, run)
+    epoch = reader.epoch(run.name, run.latest_epoch) if run.latest_epoch else None
+    participation = _participation(reader, round_, participant)
+    sent = _sent(reader, round_, epoch, participant)
+    return Standing(participant, run, member, round_, previous, epoch, participation, sent)
+
+
+def _rounds(reader: Reader, run: Run) -> tuple[Round | None, Round | None]:
+    """The open round and the one before it, or None and the newest round if that is over."""
+    if run.latest_round == 0:
+        return None, None
+    newest = reader.round(run.name, run.latest_round)
+    if newest.state.is_over:
+        return None, newest
+    return newest, reader.round(run.name, newest.number - 1) if newest.number > 1 else None
+
+
+def _participation(reader: Reader, round_: Round | None, participant: str) -> Participation | None:
+    if round_ is None:
+        return None
+    return next((p for p in reader.participations(round_.run, round_.number) if p.participant == participant), None)
+
+
+def _sent(reader: Reader, round_: Round | None, epoch: KeyEpoch | None, participant: str) -> frozenset[MessageKind]:
+    """Which messages of the present step are there already; other steps' do not matter for an assignment."""
+    sent: set[MessageKind] = set()
+    if epoch is not None and epoch.state in _EPOCH_KINDS:
+        kind = _EPOCH_KINDS[epoch.state]
+        if participant in reader.message_senders(epoch.run, kind, epoch.number):
+            sent.add(kind)
+    if (
+        round_ is not None
+        and round_.state is RoundState.UNMASKING
+        and participant in reader.message_senders(round_.run, MessageKind.REVEAL, round_.number)
+    ):
+        sent.add(MessageKind.REVEAL)
+    return frozenset(sent)

@@ -1,0 +1,66 @@
+"""Masked uploads as blobs: durable segments of whole chunks, and reading a chunk back whatever the segments are.
+
+A segment's key names its first chunk and its number of chunks, and its bytes are checked against the upload's declared
+digests before it is written: two streams of the same upload may overlap and still write the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from common.errors import StorageFailed, UploadMismatch
+from common.secagg import VectorLayout, Words
+from coordinator.store.blobs import BlobStore
+
+DIGEST_BYTES: Final = 32
+SEGMENT_CHUNKS: Final = 4
+
+
+def upload_prefix(run: str, round_number: int, participant: str) -> str:
+    return f"uploads/{run}/{round_number}/{participant}"
+
+
+def round_prefix(run: str, round_number: int) -> str:
+    return f"uploads/{run}/{round_number}"
+
+
+def check_chunk(layout: VectorLayout, chunk_digests: bytes, index: int, chunk: bytes) -> None:
+    """Raises UploadMismatch unless these are chunk `index`'s declared bytes."""
+    if index >= layout.chunks:
+        raise UploadMismatch(f"the upload has more than {layout.chunks} chunks")
+    expected = layout.words_in(index) * np.dtype(np.uint64).itemsize
+    if len(chunk) != expected:
+        raise UploadMismatch(f"chunk {index} has {len(chunk)} bytes, the plan's layout says {expected}")
+    declared = chunk_digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
+    if hashlib.sha256(chunk).digest() != declared:
+        raise UploadMismatch(f"chunk {index} does not have the digest that the upload declared for it")
+
+
+def write_segment(blobs: BlobStore, prefix: str, first_chunk: int, chunks: Sequence[bytes]) -> None:
+    """Make checked chunks durable."""
+    blobs.put(f"{prefix}/{first_chunk:08d}-{len(chunks):04d}", b"".join(chunks))
+
+
+class UploadReader:
+    """Reads one complete upload chunk by chunk."""
+
+    def __init__(self, blobs: BlobStore, prefix: str, layout: VectorLayout) -> None:
+        self._blobs = blobs
+        self._layout = layout
+        self._segments: list[tuple[int, int, str]] = []
+        for key in blobs.keys(prefix):
+            first, count = key.rsplit("/", 1)[-1].split("-")
+            self._segments.append((int(first), int(count), key))
+
+    def words(self, chunk: int) -> Words:
+        """uint64[layout.words_in(chunk)], read-only. Raises StorageFailed if no segment holds the chunk."""
+        for first, count, key in self._segments:
+            if first <= chunk < first + count:
+                offset = self._layout.byte_offset(chunk) - self._layout.byte_offset(first)
+                length = self._layout.words_in(chunk) * np.dtype(np.uint64).itemsize
+                return np.frombuffer(self._blobs.read(key, offset, length), dtype="<u8").view(np.uint64)
+        raise StorageFailed(f"chunk {chunk} of an acknowledged upload is missing from the blob store; restore it")

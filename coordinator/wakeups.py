@@ -1,0 +1,42 @@
+"""Wakes those who wait for a change of state in this process: long polls and the driver.
+
+Only a hint: whoever wakes reads the store again, and nobody relies on being woken, because another replica may have
+made the change. Belongs to one event loop; `notify` may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+# A waiter looks at the store this often even when nobody wakes it.
+FALLBACK_SECONDS: Final = 5.0
+
+
+class Wakeups:
+    """A broadcast. Take a ticket, look at the store, then wait with the ticket: no change in between is missed."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._event = asyncio.Event()
+
+    def ticket(self) -> asyncio.Event:
+        """What `wait` waits for; take it before looking at the store. Call on the event loop."""
+        self._loop = asyncio.get_running_loop()
+        return self._event
+
+    def notify(self) -> None:
+        """Wake everybody who waits now."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        event, self._event = self._event, asyncio.Event()
+        event.set()
+
+    async def wait(self, ticket: asyncio.Event, *, seconds: float) -> None:
+        """Return when woken, or after `seconds`, or after FALLBACK_SECONDS."""
+        try:
+            await asyncio.wait_for(ticket.wait(), min(seconds, FALLBACK_SECONDS))
+        except TimeoutError:
+            return

@@ -1,0 +1,244 @@
+"""The coordinator as the participant sees it: typed calls in, the API's messages out. Protobuf stops here.
+
+Every call has a deadline. Uploads go over a channel that never retries (a replayed stream loses messages in silence).
+Raises the errors that the coordinator raised (common.errors), and Unavailable when it cannot be reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import grpc
+
+from accord.v1 import (
+    adapter_pb2,
+    adapter_pb2_grpc,
+    round_pb2,
+    round_pb2_grpc,
+    secure_aggregation_pb2,
+    secure_aggregation_pb2_grpc,
+)
+from common.assignments import Assignment
+from common.errors import UploadIncomplete
+from common.rpc import assignments as wire
+from common.rpc.status import raised_as_errors
+
+CALL_SECONDS: Final = 30.0
+STREAM_SECONDS: Final = 24 * 3600.0
+# Added to the wait of a long poll, for the way there and back.
+POLL_MARGIN_SECONDS: Final = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Assignments:
+    """The coordinator's answer to "what should I do now", with the tag that names it."""
+
+    tag: str
+    tasks: tuple[Assignment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedAdapter:
+    """What is published of a global adapter beside its bytes."""
+
+    digest: str
+    size_bytes: int
+    manifest: bytes
+    manifest_signature: bytes
+    peft_config: str
+
+
+@dataclass(frozen=True, slots=True)
+class UploadState:
+    """How much of an upload is durable at the coordinator."""
+
+    durable_chunks: int
+    is_complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Who survived, and the signatures that show it."""
+
+    survivors: tuple[str, ...]
+    is_fast: bool
+    receipts: tuple[bytes, ...] = field(repr=False)
+    commits: tuple[bytes, ...] = field(repr=False)
+
+
+class CoordinatorClient:
+    """One connection for calls and one for uploads; both are the caller's to close."""
+
+    def __init__(self, channel: grpc.Channel, upload_channel: grpc.Channel, *, software_version: str) -> None:
+        self._rounds = round_pb2_grpc.RoundServiceStub(channel)
+        self._adapters = adapter_pb2_grpc.AdapterServiceStub(channel)
+        self._secagg = secure_aggregation_pb2_grpc.SecureAggregationServiceStub(channel)
+        self._uploads = secure_aggregation_pb2_grpc.SecureAggregationServiceStub(upload_channel)
+        self._software_version = software_version
+
+    # --- rounds ---------------------------------------------------------------------------------------------------
+
+    def assignments(self, known_tag: str, *, wait_seconds: int) -> Assignments:
+        """What to do now; waits while that is what `known_tag` names."""
+        request = round_pb2.GetAssignmentRequest(
+            known_tag=known_tag, wait_seconds=wait_seconds, software_version=self._software_version
+        )
+        with raised_as_errors():
+            response = self._rounds.GetAssignment(request, timeout=wait_seconds + POLL_MARGIN_SECONDS)
+        return Assignments(response.tag, tuple(wire.from_proto(task) for task in response.assignments))
+
+    def charter(self) -> bytes:
+        """The charter that the coordinator works under, byte for byte."""
+        with raised_as_errors():
+            return self._rounds.GetCharter(round_pb2.GetCharterRequest(), timeout=CALL_SECONDS).charter
+
+    def plan(self, run: str) -> bytes:
+        """A run's plan, byte for byte."""
+        with raised_as_errors():
+            return self._rounds.GetPlan(round_pb2.GetPlanRequest(run=run), timeout=CALL_SECONDS).plan
+
+    def join_run(self, run: str, *, plan_digest: str, base_model_digest: str) -> None:
+        request = round_pb2.JoinRunRequest(run=run, plan_digest=plan_digest, base_model_digest=base_model_digest)
+        with raised_as_errors():
+            self._rounds.JoinRun(request, timeout=CALL_SECONDS)
+
+    def decline_run(self, run: str, *, reason: str, message: str) -> None:
+        request = round_pb2.DeclineRunRequest(run=run, reason=reason, message=message)
+        with raised_as_errors():
+            self._rounds.DeclineRun(request, timeout=CALL_SECONDS)
+
+    def report_progress(self, run: str, round_: int, *, activity: str, done: int, total: int) -> None:
+        request = round_pb2.ReportProgressRequest(run=run, round=round_, activity=activity, done=done, total=total)
+        with raised_as_errors():
+            self._rounds.ReportProgress(request, timeout=CALL_SECONDS)
+
+    def report_prepared(self, run: str, round_: int, *, adapter: str) -> None:
+        request = round_pb2.ReportPreparedRequest(run=run, round=round_, adapter_digest=adapter)
+        with raised_as_errors():
+            self._rounds.ReportPrepared(request, timeout=CALL_SECONDS)
+
+    def report_failure(self, run: str, round_: int, *, reason: str, message: str) -> None:
+        request = round_pb2.ReportFailureRequest(run=run, round=round_, reason=reason, message=message)
+        with raised_as_errors():
+            self._rounds.ReportFailure(request, timeout=CALL_SECONDS)
+
+    # --- adapters -------------------------------------------------------------------------------------------------
+
+    def adapter(self, digest: str) -> PublishedAdapter:
+        with raised_as_errors():
+            response = self._adapters.GetAdapter(adapter_pb2.GetAdapterRequest(digest=digest), timeout=CALL_SECONDS)
+        return PublishedAdapter(
+            digest=digest,
+            size_bytes=response.adapter.size_bytes,
+            manifest=response.adapter.manifest_json.encode(),
+            manifest_signature=bytes.fromhex(response.adapter.manifest_signature),
+            peft_config=response.peft_config_json,
+        )
+
+    def adapter_chunks(self, digest: str, *, offset: int) -> Iterator[bytes]:
+        """The adapter's model file from an offset on."""
+        request = adapter_pb2.DownloadAdapterRequest(digest=digest, offset=offset)
+        with raised_as_errors():
+            for message in self._adapters.DownloadAdapter(request, timeout=STREAM_SECONDS):
+                yield message.chunk
+
+    # --- key epochs -----------------------------------------------------------------------------------------------
+
+    def advertise_keys(self, run: str, epoch: int, advertisement: bytes) -> None:
+        request = secure_aggregation_pb2.AdvertiseKeysRequest(run=run, epoch=epoch, advertisement=advertisement)
+        with raised_as_errors():
+            self._secagg.AdvertiseKeys(request, timeout=CALL_SECONDS)
+
+    def roster(self, run: str, epoch: int) -> bytes:
+        """The key roster's canonical bytes."""
+        request = secure_aggregation_pb2.GetRosterRequest(run=run, epoch=epoch)
+        with raised_as_errors():
+            return b"".join(m.chunk for m in self._secagg.GetRoster(request, timeout=STREAM_SECONDS))
+
+    def deposit_shares(self, run: str, epoch: int, deposit: bytes) -> None:
+        request = secure_aggregation_pb2.DepositSharesRequest(run=run, epoch=epoch, deposit=deposit)
+        with raised_as_errors():
+            self._secagg.DepositShares(request, timeout=CALL_SECONDS)
+
+    def shares(self, run: str, epoch: int) -> tuple[bytes, ...]:
+        """The sealed shares for this participant."""
+        request = secure_aggregation_pb2.GetSharesRequest(run=run, epoch=epoch)
+        with raised_as_errors():
+            return tuple(m.sealed_share for m in self._secagg.GetShares(request, timeout=STREAM_SECONDS))
+
+    def confirm_shares(self, run: str, epoch: int, confirmation: bytes) -> None:
+        request = secure_aggregation_pb2.ConfirmSharesRequest(run=run, epoch=epoch, confirmation=confirmation)
+        with raised_as_errors():
+            self._secagg.ConfirmShares(request, timeout=CALL_SECONDS)
+
+    # --- masked updates -------------------------------------------------------------------------------------------
+
+    def upload_state(self, run: str, round_: int) -> UploadState:
+        with raised_as_errors():
+            response = self._secagg.GetUpload(
+                secure_aggregation_pb2.GetUploadRequest(run=run, round=round_), timeout=CALL_SECONDS
+            )
+        return UploadState(response.durable_chunks, response.complete)
+
+    def upload(
+        self,
+        run: str,
+        round_: int,
+        *,
+        spool: Path,
+        chunk_sizes: Sequence[int],
+        chunk_digests: bytes,
+        first_chunk: int,
+        receipt: bytes,
+    ) -> None:
+        """Send the spooled masked update from `first_chunk` on, and the receipt that ends it.
+
+        chunk_sizes: bytes of every chunk, in order; chunk_digests: their SHA-256, one after the other.
+
+        Returns when all of it is durable at the coordinator. Raises Unavailable or UploadIncomplete when the stream
+        breaks; what arrived by then stays there.
+        """
+        total = spool.stat().st_size
+        header = secure_aggregation_pb2.UploadHeader(
+            run=run,
+            round=round_,
+            first_chunk=first_chunk,
+            chunk_count=len(chunk_sizes),
+            total_bytes=total,
+            chunk_digests=chunk_digests,
+        )
+
+        def messages() -> Iterator[secure_aggregation_pb2.UploadMaskedUpdateRequest]:
+            yield secure_aggregation_pb2.UploadMaskedUpdateRequest(header=header)
+            with spool.open("rb") as file:
+                file.seek(sum(chunk_sizes[:first_chunk]))
+                for size in chunk_sizes[first_chunk:]:
+                    yield secure_aggregation_pb2.UploadMaskedUpdateRequest(chunk=file.read(size))
+            yield secure_aggregation_pb2.UploadMaskedUpdateRequest(receipt=receipt)
+
+        with raised_as_errors():
+            response = self._uploads.UploadMaskedUpdate(messages(), timeout=STREAM_SECONDS)
+        if response.total_bytes != total:
+            raise UploadIncomplete(f"the coordinator has {response.total_bytes} of {total} bytes")
+
+    def evidence(self, run: str, round_: int, *, for_reveal: bool, wait_seconds: int) -> Evidence:
+        """Who survived. With `for_reveal`, waits for evidence that suffices to reveal."""
+        request = secure_aggregation_pb2.GetEvidenceRequest(
+            run=run, round=round_, for_reveal=for_reveal, wait_seconds=wait_seconds
+        )
+        with raised_as_errors():
+            response = self._secagg.GetEvidence(request, timeout=wait_seconds + POLL_MARGIN_SECONDS)
+        return Evidence(tuple(response.survivors), response.fast, tuple(response.receipts), tuple(response.commits))
+
+    def commit_survivors(self, run: str, round_: int, commit: bytes) -> None:
+        request = secure_aggregation_pb2.CommitSurvivorsRequest(run=run, round=round_, commit=commit)
+        with raised_as_errors():
+            self._secagg.CommitSurvivors(request, timeout=CALL_SECONDS)
+
+    def reveal_shares(self, run: str, round_: int, reveal: bytes) -> None:
+        request = secure_aggregation_pb2.RevealSharesRequest(run=run, round=round_, reveal=reveal)
+        with raised_as_errors():
+            self._secagg.RevealShares(request, timeout=CALL_SECONDS)

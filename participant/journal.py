@@ -1,0 +1,334 @@
+"""What this site has done, on disk before anybody hears of it: the reason why a kill at any line is harmless.
+
+One SQLite file; a row is durable when a method returns. Holds the masking protocol's states as opaque bytes, so it
+knows nothing of masks, and is readable for its owner alone.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from common.errors import StorageFailed
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS runs (
+    run TEXT PRIMARY KEY,
+    plan BLOB NOT NULL,
+    plan_digest TEXT NOT NULL,
+    charter BLOB NOT NULL,
+    standing TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    message TEXT NOT NULL,
+    updated_at TEXT NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS epochs (
+    run TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    phase TEXT NOT NULL,
+    state BLOB NOT NULL,
+    PRIMARY KEY (run, epoch)
+) STRICT;
+CREATE TABLE IF NOT EXISTS rounds (
+    run TEXT NOT NULL,
+    round INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    phase TEXT NOT NULL,
+    adapter TEXT NOT NULL,
+    model_hash BLOB NOT NULL,
+    has_opened INTEGER NOT NULL,
+    state BLOB NOT NULL,
+    chunk_digests BLOB NOT NULL,
+    uploaded_bytes INTEGER NOT NULL,
+    scores TEXT NOT NULL,
+    outcome TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    message TEXT NOT NULL,
+    started_at TEXT NOT NULL,
+    updated_at TEXT NOT NULL,
+    PRIMARY KEY (run, round)
+) STRICT;
+"""
+
+
+class RunStanding(StrEnum):
+    JOINED = "joined"
+    DECLINED = "declined"
+    OVER = "over"
+
+
+class EpochPhase(StrEnum):
+    """Which state of the masking protocol's key set-up the bytes are."""
+
+    ADVERTISING = "advertising"
+    DEALT = "dealt"
+    KEYS = "keys"
+
+
+class RoundPhase(StrEnum):
+    """How far this site is in a round; from MASKING to REVEALED, `state` holds the masking protocol's state."""
+
+    PREPARING = "preparing"
+    PREPARED = "prepared"
+    MASKING = "masking"
+    MASKED = "masked"
+    BOUND = "bound"
+    REVEALED = "revealed"
+    FAILED = "failed"
+    OVER = "over"
+
+
+@dataclass(frozen=True, slots=True)
+class RunEntry:
+    """A run as this site knows it. `charter` is the one that the plan was checked against."""
+
+    run: str
+    plan: bytes = field(repr=False)
+    plan_digest: str
+    charter: bytes = field(repr=False)
+    standing: RunStanding
+    updated_at: datetime
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EpochEntry:
+    """A key epoch's state at this site."""
+
+    run: str
+    epoch: int
+    phase: EpochPhase
+    state: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundEntry:
+    """A round at this site. `scores` is JSON of its own held-out figures, which never leave the site in the clear."""
+
+    run: str
+    round: int
+    kind: str
+    phase: RoundPhase
+    adapter: str
+    model_hash: bytes
+    started_at: datetime
+    updated_at: datetime
+    has_opened: bool = False
+    state: bytes = field(default=b"", repr=False)
+    chunk_digests: bytes = field(default=b"", repr=False)
+    uploaded_bytes: int = 0
+    scores: str = ""
+    outcome: str = ""
+    reason: str = ""
+    message: str = ""
+
+
+class Journal:
+    """Safe for use by several threads of one process; a second process is refused by the daemon's lock, not here."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises StorageFailed if the file cannot be opened or is no journal."""
+        self._lock = threading.Lock()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=FULL")
+            # Erased keys must not linger in free pages.
+            self._database.execute("PRAGMA secure_delete=ON")
+            self._database.executescript(_SCHEMA)
+        except (OSError, sqlite3.Error) as error:
+            raise StorageFailed(f"cannot open the journal {path}: {error}") from error
+
+    def close(self) -> None:
+        self._database.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                self._database.execute("BEGIN IMMEDIATE")
+                yield self._database
+                self._database.execute("COMMIT")
+            except sqlite3.Error as error:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise StorageFailed(f"cannot write the journal: {error}; is the disk full?") from error
+
+    def _rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
+        with self._lock:
+            try:
+                return self._database.execute(query, values).fetchall()
+            except sqlite3.Error as error:
+                raise StorageFailed(f"cannot read the journal: {error}") from error
+
+    # --- runs -----------------------------------------------------------------------------------------------------
+
+    def run(self, run: str) -> RunEntry | None:
+        return next(iter(self._runs("WHERE run = ?", run)), None)
+
+    def runs(self) -> tuple[RunEntry, ...]:
+        """By the time of their last change, newest first."""
+        return self._runs("ORDER BY updated_at DESC")
+
+    def _runs(self, where: str, *values: object) -> tuple[RunEntry, ...]:
+        rows = self._rows(
+            "SELECT run, plan, plan_digest, charter, standing, updated_at, reason, message FROM runs " + where,  # noqa: S608  constants below
+            *values,
+        )
+        return tuple(
+            RunEntry(
+                run=str(run),
+                plan=_bytes(plan),
+                plan_digest=str(plan_digest),
+                charter=_bytes(charter),
+                standing=RunStanding(str(standing)),
+                updated_at=_time(updated_at),
+                reason=str(reason),
+                message=str(message),
+            )
+            for run, plan, plan_digest, charter, standing, updated_at, reason, message in rows
+        )
+
+    def put_run(self, entry: RunEntry) -> None:
+        with self._transaction() as database:
+            database.execute(
+                "INSERT OR REPLACE INTO runs (run, plan, plan_digest, charter, standing, reason, message, updated_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    entry.run,
+                    entry.plan,
+                    entry.plan_digest,
+                    entry.charter,
+                    entry.standing.value,
+                    entry.reason,
+                    entry.message,
+                    _text(entry.updated_at),
+                ),
+            )
+
+    # --- key epochs -----------------------------------------------------------------------------------------------
+
+    def epoch(self, run: str, epoch: int) -> EpochEntry | None:
+        rows = self._rows("SELECT phase, state FROM epochs WHERE run = ? AND epoch = ?", run, epoch)
+        return next((EpochEntry(run, epoch, EpochPhase(str(phase)), _bytes(state)) for phase, state in rows), None)
+
+    def put_epoch(self, entry: EpochEntry) -> None:
+        """Also forgets the keys of the run's earlier epochs: the coordinator never goes back to one."""
+        with self._transaction() as database:
+            _put_epoch(database, entry)
+            database.execute("DELETE FROM epochs WHERE run = ? AND epoch < ?", (entry.run, entry.epoch))
+
+    def forget_keys(self, run: str) -> None:
+        """Erase all keys and masks of a run that is over."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM epochs WHERE run = ?", (run,))
+            database.execute("UPDATE rounds SET state = x'' WHERE run = ?", (run,))
+
+    # --- rounds ---------------------------------------------------------------------------------------------------
+
+    def round(self, run: str, round_: int) -> RoundEntry | None:
+        return next(iter(self._rounds("WHERE run = ? AND round = ?", run, round_)), None)
+
+    def rounds(self, run: str) -> tuple[RoundEntry, ...]:
+        """Newest first."""
+        return self._rounds("WHERE run = ? ORDER BY round DESC", run)
+
+    def rounds_since(self, time: datetime) -> tuple[RoundEntry, ...]:
+        """Rounds of all runs that began at this site since then: what a policy counts."""
+        return self._rounds("WHERE started_at >= ? ORDER BY started_at", _text(time))
+
+    def _rounds(self, where: str, *values: object) -> tuple[RoundEntry, ...]:
+        rows = self._rows(
+            "SELECT run, round, kind, phase, adapter, model_hash, started_at, updated_at, state, chunk_digests,"
+            " uploaded_bytes, scores, outcome, reason, message, has_opened FROM rounds " + where,  # noqa: S608  constants above and below
+            *values,
+        )
+        return tuple(
+            RoundEntry(
+                run=str(row[0]),
+                round=int(str(row[1])),
+                kind=str(row[2]),
+                phase=RoundPhase(str(row[3])),
+                adapter=str(row[4]),
+                model_hash=_bytes(row[5]),
+                started_at=_time(row[6]),
+                updated_at=_time(row[7]),
+                state=_bytes(row[8]),
+                chunk_digests=_bytes(row[9]),
+                uploaded_bytes=int(str(row[10])),
+                scores=str(row[11]),
+                outcome=str(row[12]),
+                reason=str(row[13]),
+                message=str(row[14]),
+                has_opened=bool(row[15]),
+            )
+            for row in rows
+        )
+
+    def put_round(self, entry: RoundEntry, *, keys: EpochEntry | None = None) -> None:
+        """Write a round and, in the same transaction, the key epoch that its masks were taken out of."""
+        with self._transaction() as database:
+            if keys is not None:
+                _put_epoch(database, keys)
+            database.execute(
+                "INSERT OR REPLACE INTO rounds (run, round, kind, phase, adapter, model_hash, has_opened, state,"
+                " chunk_digests, uploaded_bytes, scores, outcome, reason, message, started_at, updated_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    entry.run,
+                    entry.round,
+                    entry.kind,
+                    entry.phase.value,
+                    entry.adapter,
+                    entry.model_hash,
+                    int(entry.has_opened),
+                    entry.state,
+                    entry.chunk_digests,
+                    entry.uploaded_bytes,
+                    entry.scores,
+                    entry.outcome,
+                    entry.reason,
+                    entry.message,
+                    _text(entry.started_at),
+                    _text(entry.updated_at),
+                ),
+            )
+
+    def times_opened(self, run: str, model_hash: bytes) -> int:
+        """In how many rounds this site has helped to open a sum of updates that were trained from this model."""
+        rows = self._rows(
+            "SELECT COUNT(*) FROM rounds WHERE run = ? AND model_hash = ? AND has_opened = 1", run, model_hash
+        )
+        return int(str(rows[0][0]))
+
+
+def _put_epoch(database: sqlite3.Connection, entry: EpochEntry) -> None:
+    database.execute(
+        "INSERT OR REPLACE INTO epochs (run, epoch, phase, state) VALUES (?, ?, ?, ?)",
+        (entry.run, entry.epoch, entry.phase.value, entry.state),
+    )
+
+
+def _bytes(value: object) -> bytes:
+    if not isinstance(value, bytes):
+        raise StorageFailed("the journal holds text where bytes should be; restore it from its own backup or re-enrol")
+    return value
+
+
+def _text(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def _time(value: object) -> datetime:
+    return datetime.fromisoformat(str(value))

@@ -9,7 +9,8 @@ Knows nothing of masks.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,28 +42,31 @@ def fixed_weight(alpha: float) -> int:
     """round(alpha * 2**30), at least 1. Raises InvalidArgument unless 0 < alpha <= 1."""
     if not 0.0 < alpha <= 1.0:
         raise InvalidArgument(f"weight {alpha} is outside (0, 1]")
-    return max(1, round(alpha * 2**WEIGHT_BITS))
+    return max(1, round(alpha * (1 << WEIGHT_BITS)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """Neighbouring parameters with one clip."""
+class _Clips:
+    """The clip of every parameter, as runs of neighbouring parameters with one clip."""
 
-    start: int
-    stop: int
-    clip: float
+    def __init__(self, plan: SecaggPlan) -> None:
+        self._stops: list[int] = []
+        self._clips: list[float] = []
+        stop = 0
+        for slot in plan.slots:
+            stop += slot.size
+            if self._clips and self._clips[-1] == slot.clip:
+                self._stops[-1] = stop
+            else:
+                self._stops.append(stop)
+                self._clips.append(slot.clip)
 
-
-def _runs(plan: SecaggPlan) -> tuple[_Run, ...]:
-    runs: list[_Run] = []
-    at = 0
-    for slot in plan.slots:
-        if runs and runs[-1].clip == slot.clip:
-            runs[-1] = _Run(runs[-1].start, at + slot.size, slot.clip)
-        else:
-            runs.append(_Run(at, at + slot.size, slot.clip))
-        at += slot.size
-    return tuple(runs)
+    def within(self, start: int, count: int) -> Iterator[tuple[slice, float]]:
+        """Slices of a block of `count` parameters that begins at parameter `start`, each with its clip."""
+        run, at = bisect_right(self._stops, start), 0
+        while at < count:
+            stop = min(self._stops[run] - start, count)
+            yield slice(at, stop), self._clips[run]
+            run, at = run + 1, stop
 
 
 class Packer:
@@ -78,13 +82,13 @@ class Packer:
         self._fraction = fraction_bits(self._limit)
         self._fixed_weight = fixed_weight(alpha)
         # The weight that is summed is the weight that is applied, to the last bit.
-        self._alpha = self._fixed_weight / 2**WEIGHT_BITS
+        self._alpha = self._fixed_weight / (1 << WEIGHT_BITS)
         self._cipher = AESGCM(rounding_key)
         most = min(self._layout.parameters_per_chunk, plan.parameters)
         self._keystream = Keystream(2 * most)
         self._values = np.empty(BLOCK, dtype=np.float64)
         self._integers = np.empty(BLOCK, dtype=np.int32)
-        self._runs = _runs(plan)
+        self._clips = _Clips(plan)
 
     def pack_chunk(self, chunk: int, values: FlatUpdate) -> tuple[Words, int]:
         """Words of one lane chunk, and how many of its elements were clipped.
@@ -115,11 +119,10 @@ class Packer:
     def _quantise(self, values: FlatUpdate, start: int, random: NDArray[np.uint16]) -> tuple[Words, int]:
         """q + L of a block whose first element is parameter `start`, and how many elements were clipped."""
         scaled, integers = self._values[: values.size], self._integers[: values.size]
-        one = self._alpha * self._limit * 2**self._fraction
-        for run in self._runs:
-            low, high = max(run.start - start, 0), min(run.stop - start, values.size)
-            if low < high:
-                np.multiply(values[low:high], one / run.clip, out=scaled[low:high])
+        one = self._alpha * self._limit * (1 << self._fraction)
+        for part, clip in self._clips.within(start, values.size):
+            # float64 throughout: in float32 the largest elements would lose the bits that the rounding needs.
+            np.multiply(values[part], one / clip, out=scaled[part], dtype=np.float64)
         clipped = 0
         if values.size:
             least, most = float(scaled.min()), float(scaled.max())
@@ -150,13 +153,13 @@ def pack_tail(plan: SecaggPlan, *, fixed_alpha: int, metrics: Mapping[str, float
     if set(metrics) != set(plan.metrics):
         odd = ", ".join(sorted(set(metrics) ^ set(plan.metrics)))
         raise InvalidArgument(f"the plan's metrics and the given ones differ in: {odd}")
-    if not 1 <= fixed_alpha <= 2**WEIGHT_BITS:
+    if not 1 <= fixed_alpha <= (1 << WEIGHT_BITS):
         raise InvalidArgument("the weight word is outside (0, 1]")
     most = (2**63 - 1) // plan.members_limit
     words = [fixed_alpha, 1]
     for name in plan.metrics:
         value = metrics[name]
-        if not math.isfinite(value) or abs(fixed := round(value * 2**METRIC_BITS)) > most:
+        if not math.isfinite(value) or abs(fixed := round(value * (1 << METRIC_BITS))) > most:
             raise InvalidArgument(f"metric {name} is not a number that fits its word")
         words.append(fixed % 2**64)
     return np.array(words, dtype=np.uint64)
@@ -183,8 +186,8 @@ def read_tail(plan: SecaggPlan, words: Words, *, survivors: int) -> TailSums:
     sums = words[HEAD_WORDS:].view(np.int64)
     return TailSums(
         count=count,
-        weight=weight / 2**WEIGHT_BITS,
-        metrics={name: int(total) / 2**METRIC_BITS for name, total in zip(plan.metrics, sums, strict=True)},
+        weight=weight / (1 << WEIGHT_BITS),
+        metrics={name: int(total) / (1 << METRIC_BITS) for name, total in zip(plan.metrics, sums, strict=True)},
     )
 
 
@@ -205,9 +208,6 @@ def decode_chunk(plan: SecaggPlan, chunk: int, words: Words, tail: TailSums) -> 
             sums = ((words[at : at + BLOCK] >> (bits * np.uint64(lane))) & mask).view(np.int64) - offset
             mean[lane * width + at : lane * width + at + sums.size] = sums
     mean = mean[: stop - start]
-    for run in _runs(plan):
-        low, high = max(run.start - start, 0), min(run.stop - start, mean.size)
-        if low < high:
-            scale = run.clip / (plan.lane_limit * tail.weight)
-            np.multiply(mean[low:high], scale, out=mean[low:high])
+    for part, clip in _Clips(plan).within(start, mean.size):
+        np.multiply(mean[part], clip / (plan.lane_limit * tail.weight), out=mean[part])
     return mean

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Final
 
 from common.errors import InvalidArgument, NotFound, StorageFailed
+from coordinator.store.folders import FOLDER_MODE, make_folders, sync_folder
 
 MAX_KEY_BYTES: Final = 1024
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]{0,199}")
 _COPY_BYTES: Final = 1 << 20
-_FOLDER_MODE: Final = 0o700
 # A blob may be handed out as a hard link, so nobody may write to it, its owner included.
 _BLOB_MODE: Final = 0o400
 # A folder can vanish under a write only through a `delete` beside it; more than a few in a row are something else.
@@ -47,8 +47,8 @@ class FileBlobStore:
         self._blobs = self._root / "blobs"
         self._incoming = self._root / "incoming"
         with _storage_errors(self._root):
-            _make_folders(self._incoming)
-            _make_folders(self._blobs)
+            make_folders(self._incoming)
+            make_folders(self._blobs)
             self._scratch, self._lock = self._claim_scratch()
 
     def put(self, key: str, content: bytes | memoryview) -> None:
@@ -132,7 +132,7 @@ class FileBlobStore:
                 os.rename(path, doomed)
             except (FileNotFoundError, NotADirectoryError):
                 return
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
             if doomed.is_dir():
                 shutil.rmtree(doomed)
             else:
@@ -180,9 +180,9 @@ class FileBlobStore:
     def _publish(self, temporary: Path, path: Path, key: str) -> None:
         for attempt in range(_ATTEMPTS):
             try:
-                _make_folders(path.parent)
+                make_folders(path.parent)
                 os.replace(temporary, path)
-                _sync_folder(path.parent)
+                sync_folder(path.parent)
                 return
             except (IsADirectoryError, NotADirectoryError, FileExistsError):
                 raise InvalidArgument(f"blob key {key!r} is a prefix of another key, or the other way round") from None
@@ -201,7 +201,7 @@ class FileBlobStore:
                 if folder.is_dir() and _is_abandoned(folder):
                     shutil.rmtree(folder)
             scratch = self._incoming / secrets.token_hex(8)
-            scratch.mkdir(mode=_FOLDER_MODE)
+            scratch.mkdir(mode=FOLDER_MODE)
             lock = io.FileIO(scratch / "lock", "w")
             fcntl.flock(lock, fcntl.LOCK_EX)
             return scratch, lock
@@ -230,28 +230,6 @@ def _copy_new(source: io.FileIO, path: Path) -> None:
     with io.FileIO(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _BLOB_MODE), "w") as file:
         shutil.copyfileobj(source, file, _COPY_BYTES)
         os.fsync(file.fileno())
-
-
-def _make_folders(path: Path) -> None:
-    """Make a folder and its parents, each synced into the one above it."""
-    try:
-        path.mkdir(mode=_FOLDER_MODE)
-    except FileExistsError:
-        if not path.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
-        return
-    except FileNotFoundError:
-        _make_folders(path.parent)
-        path.mkdir(mode=_FOLDER_MODE, exist_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _walk(folder: Path, prefix: str) -> Iterator[str]:

@@ -21,6 +21,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, StatementE
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from common.errors import AccordError, AlreadyExists, ConfigInvalid, NotFound, StorageFailed
+from coordinator.store.folders import make_folders, sync_folder
 
 DEFAULT_BUSY_TIMEOUT: Final = timedelta(seconds=10)
 
@@ -116,8 +117,9 @@ def open_database(url: str, *, busy_timeout: timedelta = DEFAULT_BUSY_TIMEOUT) -
 def create_sqlite_file(path: Path) -> None:
     """An empty file that only its owner can read; SQLite gives its side files the same mode. Harmless if it exists."""
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folders(path.parent)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        sync_folder(path.parent)
     except OSError as error:
         raise StorageFailed(f"{error.filename or path}: {error.strerror}: the database cannot be made here") from error
 

@@ -108,7 +108,7 @@ class Reader(Protocol):
         """All events, oldest first, without holding them in memory."""
 
     def audit_head(self) -> AuditHead:
-        """Where the log ends, kept apart from it: without it `audit.verify` cannot tell that the last events are missing."""
+        """Where the log ends, kept apart from it, so that `audit.verify` can tell that last events are missing."""
 
 
 class Writer(Reader, Protocol):

@@ -33,7 +33,7 @@ FlatUpdate = NDArray[np.float32]
 
 
 def fraction_bits(limit: int) -> int:
-    """F: bits below the integer before rounding, so that L * 2**F fits an int32 with a carry to spare."""
+    """F: bits below the integer before rounding. L < 2**(30 - F), so 2 L * 2**F + 2**F - 1 fits an int32."""
     bits: int = min(FRACTION_BITS_CAP, 30 - limit.bit_length())
     return bits
 
@@ -86,8 +86,10 @@ class Packer:
         self._cipher = AESGCM(rounding_key)
         most = min(self._layout.parameters_per_chunk, plan.parameters)
         self._keystream = Keystream(2 * most)
-        self._values = np.empty(BLOCK, dtype=np.float64)
+        self._scaled = np.empty(BLOCK, dtype=np.float64)
         self._integers = np.empty(BLOCK, dtype=np.int32)
+        self._lanes = np.empty(BLOCK, dtype=np.uint64)
+        self._unused_bits = FRACTION_BITS_CAP - self._fraction
         self._clips = _Clips(plan)
 
     def pack_chunk(self, chunk: int, values: FlatUpdate) -> tuple[Words, int]:
@@ -112,32 +114,45 @@ class Packer:
                 last = min(first + block.size, values.size)
                 lane_values, over = self._quantise(values[first:last], start + first, random[first:last])
                 clipped += over
-                block[: last - first] |= lane_values << shift
+                lane_values <<= shift
+                block[: last - first] |= lane_values
                 block[last - first :] |= np.uint64(self._limit) << shift
         return words, clipped
 
     def _quantise(self, values: FlatUpdate, start: int, random: NDArray[np.uint16]) -> tuple[Words, int]:
-        """q + L of a block whose first element is parameter `start`, and how many elements were clipped."""
-        scaled, integers = self._values[: values.size], self._integers[: values.size]
-        one = self._alpha * self._limit * (1 << self._fraction)
-        for part, clip in self._clips.within(start, values.size):
+        """q + L of a block whose first element is parameter `start`, and how many were clipped.
+
+        The words are a view that the next call overwrites.
+        """
+        size = values.size
+        scaled, integers, lanes = self._scaled[:size], self._integers[:size], self._lanes[:size]
+        most = self._alpha * self._limit * (1 << self._fraction)
+        for part, clip in self._clips.within(start, size):
             # float64 throughout: in float32 the largest elements would lose the bits that the rounding needs.
-            np.multiply(values[part], one / clip, out=scaled[part], dtype=np.float64)
-        clipped = 0
-        if values.size:
-            least, most = float(scaled.min()), float(scaled.max())
-            if not (math.isfinite(least) and math.isfinite(most)):
-                raise UpdateNotFinite("the update holds a NaN or an infinity; nothing was packed")
-            if least < -one or most > one:
-                clipped = int(np.count_nonzero(np.abs(scaled) > one))
-                np.clip(scaled, -one, one, out=scaled)
-        np.rint(scaled, out=scaled)
+            np.multiply(values[part], most / clip, out=scaled[part], dtype=np.float64)
+        clipped = self._clip(scaled, most)
+        # Above zero the cast truncates downwards, so 0.5 makes it round to the nearest. From here on integers: with
+        # E[q] = a / 2**F exactly and q never outside [-L, L], while float rounding overflows a lane at the clip's edge.
+        scaled += (self._limit << self._fraction) + 0.5
         np.copyto(integers, scaled, casting="unsafe")
-        # Integer rounding: E[q] = a / 2**F exactly and q never leaves [-L, L]; float rounding does both wrong.
-        integers += random >> (FRACTION_BITS_CAP - self._fraction)
+        integers += random >> self._unused_bits if self._unused_bits else random
         integers >>= self._fraction
-        integers += self._limit
-        return integers.astype(np.uint64), clipped
+        np.copyto(lanes, integers, casting="unsafe")
+        return lanes, clipped
+
+    @staticmethod
+    def _clip(scaled: NDArray[np.float64], most: float) -> int:
+        """Clip in place to [-most, most] and count what was outside. Raises UpdateNotFinite."""
+        if not scaled.size:
+            return 0
+        low, high = float(scaled.min()), float(scaled.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise UpdateNotFinite("the update holds a NaN or an infinity; nothing was packed")
+        if -most <= low and high <= most:
+            return 0
+        clipped = int(np.count_nonzero(np.abs(scaled) > most))
+        np.clip(scaled, -most, most, out=scaled)
+        return clipped
 
     def pack_tail(self, metrics: Mapping[str, float]) -> Words:
         """The tail chunk: weight, count and the plan's metrics in their order."""

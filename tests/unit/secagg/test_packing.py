@@ -81,7 +81,8 @@ def test_lane_sums_of_all_members_at_the_edge_fit_their_lane(lanes, members):
     limit = lane_limit(lanes, members)
     assert 2 * limit * members < 1 << lane_bits(lanes)
     if limit:
-        assert (limit << fraction_bits(limit)) + (1 << 16) < 2**31
+        fraction = fraction_bits(limit)
+        assert (2 * limit << fraction) + (1 << fraction) <= 2**31
 
 
 @pytest.mark.parametrize("lanes", [2, 3, 4, 5])

@@ -1,0 +1,122 @@
+"""Frozen answers of our own: a changed label, order or width breaks every running federation, so it breaks here first.
+
+When one of these changes on purpose, the protocol's tag or suite must change with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from common.secagg import (
+    ClipSlot,
+    KeyEpoch,
+    Members,
+    Packer,
+    RoundContext,
+    RoundKind,
+    SecaggPlan,
+    Start,
+    StreamSum,
+    hashing,
+    shamir,
+)
+
+A, B, C = (bytes([value]) * 32 for value in (0xA1, 0xB2, 0xC3))
+
+
+def plan():
+    return SecaggPlan(
+        plan_hash=A,
+        run_id=B,
+        members_floor=3,
+        members_limit=5,
+        rounds_per_epoch=4,
+        slots=(ClipSlot(100, 0.5), ClipSlot(30, 0.25)),
+        metrics=("loss",),
+        lanes=4,
+        chunk_words=16,
+    )
+
+
+FROZEN = {
+    "digest": lambda: hashing.digest("plan", b"one", b"", b"two"),
+    "first_chain": lambda: hashing.first_chain(A, B),
+    "next_chain": lambda: hashing.next_chain(A, B),
+    "self_key": lambda: hashing.self_key(A, B, 7),
+    "escrow_key": lambda: hashing.escrow_key(A, B, 7),
+    "self_polynomial_key": lambda: hashing.self_polynomial_key(A, B, 7),
+    "escrow_polynomial_key": lambda: hashing.escrow_polynomial_key(A, B, 7),
+    "pair_seed": lambda: hashing.pair_seed(A, B, 1, 2),
+    "first_pair_chain": lambda: hashing.first_pair_chain(A, B, 1, 2),
+    "pair_key": lambda: hashing.pair_key(A, B, 7),
+    "self_mask_seed": lambda: hashing.self_mask_seed(A, B, 1),
+    "pair_mask_seed": lambda: hashing.pair_mask_seed(A, B, 1, 2),
+    "commit_self_key": lambda: hashing.commit_self_key(A, "org", 7, B),
+    "commit_escrow_key": lambda: hashing.commit_escrow_key(A, "org", 7, B),
+    "commit_pair_key": lambda: hashing.commit_pair_key(A, 1, 2, 7, B),
+    "commit_escrow_share": lambda: hashing.commit_escrow_share(A, 1, 2, 7, bytes(33)),
+    "commit_self_share": lambda: hashing.commit_self_share(A, 1, 2, 7, bytes(33)),
+    "commit_shares": lambda: hashing.commit_shares(A, B),
+    "upload_hash": lambda: hashing.upload_hash([A, B]),
+    "plan": lambda: hashlib.sha256(plan().encode()).digest(),
+    "epoch": lambda: KeyEpoch(plan(), 3, 40).hash,
+    "context": lambda: context().hash,
+    "share": lambda: shamir.split(A, (1, 2, 3), bytes(range(96)))[2],
+    "masked_chunk": lambda: hashlib.sha256(masked_chunk().tobytes()).digest(),
+    "masked_chunk_head": lambda: masked_chunk()[:2].tobytes(),
+}
+
+
+def context() -> RoundContext:
+    members = Members(C, tuple(f"org-{i}" for i in range(4)), (A,) * 4)
+    epoch = KeyEpoch(plan(), 3, 40)
+    return RoundContext.of(epoch, members, Start(epoch.hash, C, 41, RoundKind.TRAINING, (0, 1, 3), 4, B))
+
+
+def masked_chunk() -> np.ndarray:
+    values = np.linspace(-0.6, 0.6, 130, dtype=np.float32)
+    words, _ = Packer(plan(), alpha=0.625, rounding_key=A).pack_chunk(1, values[64:128])
+    StreamSum(plan().layout(RoundKind.TRAINING), plus=[A, B], minus=[C]).add_into(1, words)
+    return words
+
+
+ANSWERS = {
+    "digest": "8f07c30a1a838b129e6e89a02786dccf934bff4cfc5fb2d5b07fac7ced4866d1",
+    "first_chain": "0e98adca58338ce535202088d99617dce9eb9464c85805d586fa4e516adeb79e",
+    "next_chain": "2445e10b7a7ef9abf50bd4750e96f6be08abe691c093055e9c26c9b9abd20f2a",
+    "self_key": "20697f80b9f12094a2f5238553420b9581d97e2833cc286bd186b06be7b64032",
+    "escrow_key": "522c79f5e22e59031ea08b83a0baf6d1511de49debd126f13b132abed4e6f82c",
+    "self_polynomial_key": "109e5078a78694316afc97fa17dcad3cc05640b6b2c019ccaaef95c2206ee536",
+    "escrow_polynomial_key": "0bb2cd470ee59a7eee6118065d24fb762e25f01027bc1a6e720fc1598359c538",
+    "pair_seed": "2c05339bccddffc297e4f5162209da46a40898f261f3648563b9ca172c3c2411",
+    "first_pair_chain": "eb9118f7356b966ef9cd0ad2ac7372d1d8166ffb97f0e3a7c928a97ecc85cc95",
+    "pair_key": "144f6e1d12c53333261cf2dd126d85db8a317fa3cc7eb1955c88e44a5fa09912",
+    "self_mask_seed": "743e4f0cff882e4c1957f62dedf1729fdd91bc687c10ad0e227da669f9f7f8fc",
+    "pair_mask_seed": "58fac2248dd28e42fe08d001c039f71054b22dc7be5fdfb33970b8b628b51502",
+    "commit_self_key": "4ec59c4e1a229dbe5c87f52f9a2231e1c1114b9db9f043ed5986fbe411987626",
+    "commit_escrow_key": "da3efce7b2db82ed21d71aa17aaa1ca52e29cdc1efdf086e6a75b2bf9757d51b",
+    "commit_pair_key": "e29372583bbdbc02811a62b538aed0fe13dcc430bfed1f8e58ff1997fe19a852",
+    "commit_escrow_share": "2d802b247e67a6180539b229232ce0dbb1bda7fbcb1393dee883513ee4a715cc",
+    "commit_self_share": "2cafc8e4a964745ec3720aeed3089bda7366ebd2511e5be2338ca5029dbddd53",
+    "commit_shares": "1ae46cbf62c11b6c4230cfc1a02e4fc37341165f76e544a6e05154e2bbf6d096",
+    "upload_hash": "0eae3f4d5b11d05e7e2e3c2d7078f6ee42ad04b7d00e57abb023502db8a77b86",
+    "plan": "45e5c3e272a2844bd23fd1a0551aa2aaa87a25e0ed07504a5df6b4018e9fbb87",
+    "epoch": "36bb85e4e9468c588b48715129f08f6ff56e69ded641e4f7ef40ea9c5711ef10",
+    "context": "6c22c7e05d7ae245855d2e92328822f63443c7a426f4e9635a7881d4826b6651",
+    "share": "0014202c3844505c6874808c98a4b0bad19fb1c3d5e7fa0c1e30425466788a9c06",
+    "masked_chunk": "6b32ea2dbf3a3f68405ebd6a0523ac3542cd2723605577e80b005ec32f616cf9",
+    "masked_chunk_head": "c6ad7ee3044e7795b373ede0261de8de",
+}
+
+
+@pytest.mark.parametrize("name", sorted(FROZEN))
+def test_frozen_answer(name):
+    assert FROZEN[name]().hex() == ANSWERS[name]
+
+
+def test_no_two_labels_give_one_key():
+    derived = [name for name in FROZEN if name not in ("masked_chunk", "masked_chunk_head")]
+    assert len({ANSWERS[name] for name in derived}) == len(derived)

@@ -6,6 +6,7 @@ When one of these changes on purpose, the protocol's tag or suite must change wi
 from __future__ import annotations
 
 import hashlib
+import hmac
 
 import numpy as np
 import pytest
@@ -120,3 +121,13 @@ def test_frozen_answer(name):
 def test_no_two_labels_give_one_key():
     derived = [name for name in FROZEN if name not in ("masked_chunk", "masked_chunk_head")]
     assert len({ANSWERS[name] for name in derived}) == len(derived)
+
+
+def test_the_framing_of_digests_and_keys_written_out_by_hand():
+    """A second implementation, of the standard library alone."""
+    tag = b"xsa1/plan"
+    framed = bytes([len(tag)]) + tag + (3).to_bytes(8, "big") + b"one" + bytes(8) + (3).to_bytes(8, "big") + b"two"
+    assert hashlib.sha256(framed).hexdigest() == ANSWERS["digest"]
+    extracted = hmac.digest(B, A, "sha256")
+    info = b"xsa1/pair\0" + (1).to_bytes(4, "big") + (2).to_bytes(4, "big")
+    assert hmac.digest(extracted, info + b"\1", "sha256").hex() == ANSWERS["pair_mask_seed"]

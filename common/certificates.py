@@ -1,4 +1,4 @@
-"""X.509 as both services read it: PEM chains, key digests, who a certificate names, whether it verifies.
+"""X.509 as both services read it: PEM chains, key digests, who a certificate names.
 
 Pure: reads no file and no clock. Issuing lies in `coordinator.pki`, requesting in `participant.identity`.
 """
@@ -7,19 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from common.errors import InvalidArgument, Unauthenticated
 from common.identifiers import IDENTITY_SCHEME, Identity, parse_identity_uri
-
-MOST_INTERMEDIATES: Final = 5
 
 
 def parse_certificates(pem: str | bytes, *, what: str) -> tuple[x509.Certificate, ...]:
@@ -78,25 +72,3 @@ def identity_of(certificate: x509.Certificate) -> Identity:
         return parse_identity_uri(uris[0])
     except InvalidArgument as error:
         raise Unauthenticated(f"the certificate's name: {error}") from error
-
-
-def verify_client_chain(
-    chain: Sequence[x509.Certificate], *, trusted: Sequence[x509.Certificate], at: datetime
-) -> x509.Certificate:
-    """The leaf of `chain` (leaf first), if a path leads to one of the `trusted` CAs and all of it is valid at `at`.
-
-    Raises Unauthenticated with the verifier's reason (RFC 5280 path validation, extended key usage clientAuth).
-    """
-    if not chain:
-        raise Unauthenticated("there is no certificate in the chain")
-    if not trusted:
-        raise Unauthenticated("no CA is trusted for this certificate")
-    leaf, intermediates = chain[0], list(chain[1:])
-    verifier = (
-        PolicyBuilder().store(Store(list(trusted))).time(at).max_chain_depth(MOST_INTERMEDIATES).build_client_verifier()
-    )
-    try:
-        verifier.verify(leaf, intermediates)
-    except (VerificationError, UnsupportedAlgorithm, ValueError) as error:
-        raise Unauthenticated(f"the certificate does not verify against the pinned CAs: {error}") from error
-    return leaf

@@ -1,7 +1,7 @@
 """The folder in which the coordinator's keys and certificates lie.
 
-    ca.pem ca.key              the CA; partners get ca.pem inside their join token
-    trusted/*.pem              further CAs that count: of partners with a PKI of their own, or the CA's successor
+    ca.pem ca.key              the CA, its certificate first in the file; its predecessor or successor may follow
+    trusted/*.pem              CAs of partners with a PKI of their own; they count for participants' certificates alone
     server.pem server.key      what the listeners present; issued anew before it expires
     revoked.txt                serial numbers of revoked certificates, one a line
 
@@ -18,9 +18,9 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from common.certificates import parse_authorities, parse_certificates, to_pem
+from common.certificates import fingerprint, parse_authorities, parse_certificates, to_pem
 from common.clock import Clock
 from common.durable import OWNER_ONLY, write_durably
 from common.errors import AlreadyExists, ConfigInvalid, InvalidArgument, NotFound
@@ -56,7 +56,7 @@ class PkiFolder:
 
     @property
     def trusted(self) -> Path:
-        """Folder of further CAs; need not be there."""
+        """Folder of partners' CAs; need not be there."""
         return self.path / "trusted"
 
     # --- the CA --------------------------------------------------------------------------------------------------
@@ -82,11 +82,21 @@ class PkiFolder:
         return CertificateAuthority(federation, certificate, key)
 
     def trust_bundle(self) -> str:
-        """PEM of the own CA and all further trusted CAs, each once. Raises NotFound or InvalidArgument."""
-        certificates: dict[bytes, x509.Certificate] = {}
-        for file in (self.authority_certificate, *sorted(self.trusted.glob("*.pem"))):
-            for certificate in parse_authorities(_read(file), what=str(file)):
-                certificates.setdefault(certificate.public_bytes(Encoding.DER), certificate)
+        """PEM of the CAs that sign the coordinator's own certificates: what participants verify it by.
+
+        Those in `trusted` are not among them, or a partner's CA could make itself a coordinator.
+        Raises NotFound or InvalidArgument.
+        """
+        return to_pem(parse_authorities(_read(self.authority_certificate), what=str(self.authority_certificate)))
+
+    def participant_authorities(self) -> str:
+        """PEM of all CAs whose participants may call: the own one and those in `trusted`, each once."""
+        files = (self.authority_certificate, *sorted(self.trusted.glob("*.pem")))
+        certificates = {
+            fingerprint(certificate): certificate
+            for file in files
+            for certificate in parse_authorities(_read(file), what=str(file))
+        }
         return to_pem(list(certificates.values()))
 
     # --- the server's certificate --------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigInvalid
-from participant.config import CharterMode, load_config, load_policy
+from participant.config import CharterMode, load_config, load_unpinned_config
+from participant.policy_file import load_policy
 from participant.training.job import Device
 
 EXAMPLES = Path(__file__).parents[2] / "deploy" / "examples"
@@ -121,6 +122,12 @@ def test_a_pinned_charter_is_the_default(written):
     assert "which needs file and digest" in told(
         written(CONFIG.replace('charter = { mode = "coordinator" }', "charter = {}"))
     )
+
+
+def test_what_comes_before_the_charter_is_pinned_can_be_done_without_it(written):
+    config = load_unpinned_config(written(CONFIG.replace('charter = { mode = "coordinator" }', "charter = {}")))
+    assert config.charter.mode is CharterMode.PINNED
+    assert config.charter.digest is None
 
 
 def test_a_digest_that_nobody_compares_is_a_mistake(written):

@@ -1,0 +1,213 @@
+"""The command line of `accord-participant`: words, options and help. Imports nothing heavy, so that help is quick."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Final
+
+from participant.cli.exits import MEANINGS
+
+DEFAULT_CONFIG: Final = Path("/etc/accord/participant.toml")
+
+_DESCRIPTION: Final = """Accord's participant: trains a shared language model on this site's own records.
+Records, updates and their weights never leave the site in the clear.
+
+The first hour:
+  1. write participant.toml and policy.toml    (examples are in deploy/examples)
+  2. accord-participant enroll --token-file token.txt
+  3. accord-participant charter pin            compare the digest with the other members
+  4. accord-participant check                  until nothing fails
+  5. accord-participant run                    or start the service that runs it"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; `command` in the result names the module of `participant.cli` that does it."""
+    parser = _Parser(prog="accord-participant", description=_DESCRIPTION, epilog=MEANINGS)
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+    _add_enroll(commands)
+    _add_check(commands)
+    _add_run(commands)
+    _add_describe_model(commands)
+    _add_charter(commands)
+    _add_status(commands)
+    _add_adapters(commands)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Keeps the lines of descriptions as they are written."""
+
+    def __init__(self, *args: object, **options: object) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **options)  # type: ignore[arg-type]
+
+
+Commands = argparse._SubParsersAction  # the type that argparse gives, and gives no name to
+
+
+def _add_enroll(commands: Commands[_Parser]) -> None:
+    parser = _command(
+        commands,
+        "enroll",
+        "get this site's certificate with a join token",
+        """Make this site's key (it never leaves the machine), and exchange the join token for a certificate.
+
+The federation's operator makes the token; it works once, for one name, and for a short time. It carries the
+coordinator's address and the fingerprint of its CA, so nothing else has to be typed or trusted.
+
+examples:
+  accord-participant enroll --token-file token.txt
+  accord-participant enroll --config site.toml --token accord-join-...      (visible to this machine's users)
+  cat token.txt | accord-participant enroll --token-file -""",
+    )
+    token = parser.add_mutually_exclusive_group(required=True)
+    token.add_argument("--token", help="the join token itself; other users of this machine can see it while it runs")
+    token.add_argument("--token-file", type=Path, metavar="FILE", help='file that holds the join token, "-" for stdin')
+
+
+def _add_check(commands: Commands[_Parser]) -> None:
+    parser = _command(
+        commands,
+        "check",
+        "look for everything that could go wrong, and say what to do",
+        """Look at configuration, identity, network, clock, TLS, machine, base models, records and policy, one by one.
+Changes nothing, and may be run while the daemon runs. Ends with 0 if no check has failed.
+
+examples:
+  accord-participant check
+  accord-participant check --only tls --only call
+  accord-participant check --skip base_models --json""",
+    )
+    parser.add_argument("--only", action="append", metavar="CHECK", help="run this check alone; may be repeated")
+    parser.add_argument("--skip", action="append", metavar="CHECK", help="leave this check out; may be repeated")
+
+
+def _add_run(commands: Commands[_Parser]) -> None:
+    _command(
+        commands,
+        "run",
+        "take part: the daemon",
+        """Ask the coordinator what to do, and do it, until it is stopped (SIGTERM or Ctrl-C).
+May be killed at any time: it goes on where it was. Logs to standard error; see log and metrics in participant.toml.""",
+        has_json=False,
+    )
+
+
+def _add_describe_model(commands: Commands[_Parser]) -> None:
+    parser = _command(
+        commands,
+        "describe-model",
+        "print a base model's description, which a run is created from",
+        """Print a base model's name, digest and layers as JSON. The federation's operator creates runs from it, and a
+site names the digest in its policy. Needs no enrolment. A GGUF file or a hub's model becomes a safetensors folder in
+the cache first; progress goes to standard error.
+
+examples:
+  accord-participant describe-model /srv/models/SmolLM2-135M-Instruct > model.json
+  accord-participant describe-model --digest-only model.gguf
+  accord-participant describe-model hub:HuggingFaceTB/SmolLM2-135M-Instruct@main""",
+        has_json=False,
+        needs_config=False,
+    )
+    parser.add_argument("source", metavar="SOURCE", help="folder, file.gguf, or hub:owner/name[@revision]")
+    parser.add_argument("--name", help="how people call the model; default: the folder's name")
+    parser.add_argument(
+        "--cache", type=Path, metavar="FOLDER", help="where converted models go; default: as configured"
+    )
+    parser.add_argument("--digest-only", action="store_true", help="print the digest alone")
+
+
+def _add_charter(commands: Commands[_Parser]) -> None:
+    group = commands.add_parser(
+        "charter",
+        help="show or pin the federation's charter",
+        description="""The charter says who the members are and what bounds hold. A pinned copy keeps a coordinator from
+adding members of its own, swapping keys, or lowering a threshold.""",
+    )
+    actions = group.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+    show = _command(
+        actions,
+        "show",
+        "print the coordinator's charter, or a file's, and its digest",
+        "Print who the members are, what bounds hold, and the digest to compare with the other members.",
+        command="charter",
+        action="show",
+    )
+    show.add_argument("--file", type=Path, metavar="FILE", help="read this file instead of asking the coordinator")
+    pin = _command(
+        actions,
+        "pin",
+        "write the coordinator's charter to the file that the configuration pins",
+        """Fetch the charter, check it, and write it to a file. Then compare its digest with the other members, by
+another way than the coordinator, and put it into participant.toml.
+
+examples:
+  accord-participant charter pin
+  accord-participant charter pin --digest 9c56...   (refuses any other)""",
+        command="charter",
+        action="pin",
+    )
+    pin.add_argument("--digest", metavar="SHA256", help="the digest that the members agreed on; any other is refused")
+    pin.add_argument(
+        "--file", type=Path, metavar="FILE", help="where to write it; default: charter.file, or charter.json"
+    )
+
+
+def _add_status(commands: Commands[_Parser]) -> None:
+    _command(
+        commands,
+        "status",
+        "what this site has done, from its own journal",
+        """Print identity, certificate, runs with their latest rounds, and every refusal and failure with its reason.
+Reads the state directory alone: works without the coordinator, and while the daemon runs.""",
+    )
+
+
+def _add_adapters(commands: Commands[_Parser]) -> None:
+    group = commands.add_parser(
+        "adapters",
+        help="list or export the global adapters that this site has",
+        description="Global adapters that this site has fetched and verified.",
+    )
+    actions = group.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+    _command(actions, "list", "list them, newest first", "List them, newest first.", command="adapters", action="list")
+    export = _command(
+        actions,
+        "export",
+        "copy one as a plain PEFT folder",
+        """Copy an adapter as a folder that PeftModel.from_pretrained loads, after its digest is checked again.
+
+examples:
+  accord-participant adapters export --run helpdesk ./adapter    (the newest of that run)
+  accord-participant adapters export --digest 3f9a ./adapter""",
+        command="adapters",
+        action="export",
+    )
+    export.add_argument("folder", type=Path, metavar="FOLDER", help="a folder that does not exist yet")
+    which = export.add_mutually_exclusive_group()
+    which.add_argument("--digest", metavar="SHA256", help="the adapter's digest, or enough of its beginning")
+    which.add_argument("--run", metavar="RUN", help="the newest adapter of this run; default: the newest of all")
+
+
+def _command(
+    commands: Commands[_Parser],
+    name: str,
+    summary: str,
+    description: str,
+    *,
+    command: str | None = None,
+    action: str = "",
+    has_json: bool = True,
+    needs_config: bool = True,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=description, epilog=MEANINGS)
+    default = DEFAULT_CONFIG if needs_config else None
+    parser.add_argument(
+        "--config", type=Path, default=default, metavar="FILE", help=f"participant.toml; default: {DEFAULT_CONFIG}"
+    )
+    if has_json:
+        parser.add_argument("--json", action="store_true", help="print one JSON object for scripts")
+    parser.set_defaults(command=(command or name).replace("-", "_"), action=action, parser=parser)
+    return parser

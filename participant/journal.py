@@ -48,6 +48,7 @@ CREATE TABLE IF NOT EXISTS rounds (
     state BLOB NOT NULL,
     chunk_digests BLOB NOT NULL,
     uploaded_bytes INTEGER NOT NULL,
+    contribution TEXT NOT NULL,
     scores TEXT NOT NULL,
     outcome TEXT NOT NULL,
     reason TEXT NOT NULL,
@@ -112,7 +113,11 @@ class EpochEntry:
 
 @dataclass(frozen=True, slots=True)
 class RoundEntry:
-    """A round at this site. `scores` is JSON of its own held-out figures, which never leave the site in the clear."""
+    """A round at this site.
+
+    contribution: JSON of what the update carries with it into the sum. scores: JSON of this site's own figures by
+    domain. Neither leaves the site in the clear.
+    """
 
     run: str
     round: int
@@ -126,6 +131,7 @@ class RoundEntry:
     state: bytes = field(default=b"", repr=False)
     chunk_digests: bytes = field(default=b"", repr=False)
     uploaded_bytes: int = 0
+    contribution: str = ""
     scores: str = ""
     outcome: str = ""
     reason: str = ""
@@ -250,8 +256,8 @@ class Journal:
 
     def _rounds(self, where: str, *values: object) -> tuple[RoundEntry, ...]:
         rows = self._rows(
-            "SELECT run, round, kind, phase, adapter, model_hash, started_at, updated_at, state, chunk_digests,"
-            " uploaded_bytes, scores, outcome, reason, message, has_opened FROM rounds " + where,  # noqa: S608  constants above and below
+            "SELECT run, round, kind, phase, adapter, model_hash, started_at, updated_at, state, chunk_digests,"  # noqa: S608
+            " uploaded_bytes, scores, outcome, reason, message, has_opened, contribution FROM rounds " + where,
             *values,
         )
         return tuple(
@@ -272,6 +278,7 @@ class Journal:
                 reason=str(row[13]),
                 message=str(row[14]),
                 has_opened=bool(row[15]),
+                contribution=str(row[16]),
             )
             for row in rows
         )
@@ -283,8 +290,9 @@ class Journal:
                 _put_epoch(database, keys)
             database.execute(
                 "INSERT OR REPLACE INTO rounds (run, round, kind, phase, adapter, model_hash, has_opened, state,"
-                " chunk_digests, uploaded_bytes, scores, outcome, reason, message, started_at, updated_at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " chunk_digests, uploaded_bytes, contribution, scores, outcome, reason, message, started_at,"
+                " updated_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     entry.run,
                     entry.round,
@@ -296,6 +304,7 @@ class Journal:
                     entry.state,
                     entry.chunk_digests,
                     entry.uploaded_bytes,
+                    entry.contribution,
                     entry.scores,
                     entry.outcome,
                     entry.reason,

@@ -239,15 +239,12 @@ class PrepareUpdate(_message.Message):
     ADAPTER_DIGEST_FIELD_NUMBER: _builtins.int
     INSTRUCTION_SET_JSON_FIELD_NUMBER: _builtins.int
     DEADLINE_TIME_FIELD_NUMBER: _builtins.int
-    LEARNING_RATE_SCALE_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     round: _builtins.int
     kind: _resources_pb2.RoundKind.ValueType
     adapter_digest: _builtins.str
     instruction_set_json: _builtins.str
     """Instruction set of the round, JSON; its digest is part of the round's signed manifest."""
-    learning_rate_scale: _builtins.float
-    """Scales the plan's learning rate in this round."""
     @_builtins.property
     def deadline_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -259,11 +256,10 @@ class PrepareUpdate(_message.Message):
         adapter_digest: _builtins.str = ...,
         instruction_set_json: _builtins.str = ...,
         deadline_time: _timestamp_pb2.Timestamp | None = ...,
-        learning_rate_scale: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deadline_time", b"deadline_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_digest", b"adapter_digest", "deadline_time", b"deadline_time", "instruction_set_json", b"instruction_set_json", "kind", b"kind", "learning_rate_scale", b"learning_rate_scale", "round", b"round", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_digest", b"adapter_digest", "deadline_time", b"deadline_time", "instruction_set_json", b"instruction_set_json", "kind", b"kind", "round", b"round", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,155 @@
+"""The participant's composition root: builds everything from the configuration, runs the daemon, ends it cleanly."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from cryptography.hazmat.primitives.serialization import Encoding
+from prometheus_client import CollectorRegistry, start_http_server
+
+from common import log
+from common.charter import Charter
+from common.clock import Clock, SystemClock
+from common.errors import CharterInvalid, ConfigInvalid
+from common.secagg import identity_signer
+from participant.base_models import BaseModels, BaseModelSource, ConfiguredBaseModels
+from participant.client import CoordinatorClient
+from participant.config import CharterConfig, CharterMode, ParticipantConfig, load_policy
+from participant.connection import Connection
+from participant.daemon import Daemon, Site
+from participant.identity import IdentityFolder
+from participant.journal import Journal
+from participant.masking import Identity, MaskingDesk
+from participant.metrics import ParticipantMetrics
+from participant.policy import Policy
+from participant.shelf import AdapterShelf
+from participant.trainer import Trainer, WorkerTrainer
+
+logger = log.get_logger(__name__)
+
+
+def run(config: ParticipantConfig) -> None:
+    """Work until SIGTERM or SIGINT. Raises what makes a start impossible, and CertificateRevoked when put out."""
+    log.configure(form=config.log.form, level=config.log.level_number)
+    os.nice(config.training.nice)
+    policy = load_policy(config.policy_file)
+    stop = _stop_on_signals()
+    trainer = WorkerTrainer(config.data.settings(policy), config.evaluation.settings(), config.training.resources())
+    sources = tuple(BaseModelSource(model.source, model.digest) for model in config.base_models)
+    base_models = ConfiguredBaseModels(sources, cache=config.cache_directory, stop=stop)
+    with serving(config, policy=policy, trainer=trainer, base_models=base_models, clock=SystemClock()) as daemon:
+        daemon.run(stop)
+
+
+@contextmanager
+def serving(
+    config: ParticipantConfig, *, policy: Policy, trainer: Trainer, base_models: BaseModels, clock: Clock
+) -> Iterator[Daemon]:
+    """A daemon with all its parts, closed at the end of the block. Training and models are the caller's choice."""
+    state = config.state_directory
+    registry = CollectorRegistry()
+    metrics = ParticipantMetrics.create(registry)
+    with ExitStack() as parts:
+        parts.enter_context(_only_one(state / "lock"))
+        journal = Journal(config.journal_file)
+        parts.callback(journal.close)
+        connection = Connection(
+            IdentityFolder(config.identity_directory),
+            address=config.coordinator.address,
+            clock=clock,
+            on_expiry=lambda at: metrics.certificate_expiry_seconds.set(at.timestamp()),
+        )
+        parts.callback(connection.close)
+        if config.metrics.is_served:
+            server, thread = start_http_server(config.metrics.port, config.metrics.host, registry=registry)
+            parts.callback(thread.join)
+            parts.callback(server.shutdown)
+        desk = MaskingDesk(
+            client=connection.client,
+            identity=lambda: _signing_identity(connection),
+            journal=journal,
+            spools=state / "spool",
+            clock=clock,
+            random_bytes=secrets.token_bytes,
+        )
+        daemon = Daemon(
+            site=Site(
+                participant=connection.identity.participant,
+                policy=policy,
+                charter=lambda client: charter_for(config.charter, client),
+                work_folder=state / "work",
+            ),
+            client=connection.client,
+            journal=journal,
+            desk=desk,
+            shelf=AdapterShelf(state / "adapters", connection.client),
+            trainer=trainer,
+            base_models=base_models,
+            metrics=metrics,
+            clock=clock,
+            before_turn=connection.keep_valid,
+        )
+        logger.info("participant_started", participant=connection.identity.participant, pid=os.getpid())
+        yield daemon
+        logger.info("participant_stopped")
+
+
+def charter_for(config: CharterConfig, client: CoordinatorClient) -> Charter:
+    """The charter that plans are checked against: this site's pinned copy, or whatever the coordinator says.
+
+    Raises CharterInvalid if the file is missing or is not the one that was pinned.
+    """
+    if config.mode is CharterMode.COORDINATOR:
+        return Charter.from_bytes(client.charter())
+    path = config.file
+    try:
+        content = path.read_bytes() if path is not None else b""
+    except OSError as error:
+        raise CharterInvalid(f"cannot read the pinned charter {path}: {error.strerror}") from error
+    charter = Charter.from_bytes(content)
+    if charter.digest != config.digest:
+        raise CharterInvalid(
+            f"the charter in {path} has digest {charter.digest}, pinned is {config.digest}; nobody but your own "
+            "organisation should have changed it"
+        )
+    return charter
+
+
+def _signing_identity(connection: Connection) -> Identity:
+    identity = connection.identity
+    return Identity(
+        participant=identity.participant,
+        certificate_chain=tuple(certificate.public_bytes(Encoding.DER) for certificate in identity.chain),
+        signer=identity_signer(identity.private_key),
+    )
+
+
+def _stop_on_signals() -> threading.Event:
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: object) -> None:
+        logger.info("participant_stopping", signal=signal.Signals(number).name)
+        stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    return stop
+
+
+@contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    """Two daemons over one journal would mask twice. Raises ConfigInvalid while another one runs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigInvalid(f"another accord-participant runs on {path.parent}; stop it first") from error
+        yield

@@ -1,0 +1,452 @@
+"""The participant's loop: ask what to do, check it, do it, journal it, and go on whatever happens.
+
+State drives progress: the coordinator says again and again what it waits for, so a lost message, a restart or an hour
+without network costs nothing but time. Nothing here trusts an assignment: plans are checked against charter and
+policy, adapters against digests and signatures, and masks against the journal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from common.adapters import ADAPTER_FILE
+from common.assignments import (
+    AdvertiseKeys,
+    Assignment,
+    CloseRound,
+    ConfirmShares,
+    DepositShares,
+    FinishRound,
+    FinishRun,
+    PrepareUpdate,
+    ReviewRun,
+    UploadUpdate,
+)
+from common.charter import Charter
+from common.clock import Clock
+from common.errors import (
+    AccordError,
+    AlreadyExists,
+    CertificateRevoked,
+    CharterInvalid,
+    DigestMismatch,
+    NotFound,
+    NotInCohort,
+    OutOfTurn,
+    ResourceExhausted,
+    StorageFailed,
+    Unavailable,
+)
+from common.log import bound, get_logger
+from common.masking import model_hash
+from common.plan import Plan
+from common.states import RoundKind, RoundState
+from participant import guard
+from participant.base_models import BaseModels
+from participant.client import CoordinatorClient
+from participant.guard import DayLedger
+from participant.journal import Journal, RoundEntry, RoundPhase, RunEntry, RunStanding
+from participant.masking import MaskingDesk, RunTerms
+from participant.metrics import ParticipantMetrics, RoundResult
+from participant.policy import Policy
+from participant.preparation import Preparations
+from participant.shelf import AdapterShelf
+from participant.trainer import ADAPTER_FOLDER, Preparation, Trainer
+from participant.training.result import Progress
+from participant.training.templates import InstructionSet
+from participant.update import Contribution, Update, open_update
+
+log = get_logger(__name__)
+
+POLL_SECONDS: Final = 40
+BACKOFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
+PROGRESS_SECONDS: Final = 1.0
+
+# The state has moved on, or what was sent is there already: nothing is lost, and the next answer says what is next.
+_MOVED_ON: Final = (OutOfTurn, NotFound, NotInCohort, AlreadyExists)
+# The other side, or this machine, may be well again in a moment.
+_TRY_AGAIN: Final = (Unavailable, ResourceExhausted, StorageFailed)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Who this site is and what it agrees to. `charter` reads the pinned one, or asks the coordinator for its own."""
+
+    participant: str
+    policy: Policy
+    charter: Callable[[CoordinatorClient], Charter]
+    work_folder: Path
+
+
+class Daemon:
+    """One participant. `run` is the loop; `turn` is one question and its answer, for tests."""
+
+    def __init__(
+        self,
+        *,
+        site: Site,
+        client: Callable[[], CoordinatorClient],
+        journal: Journal,
+        desk: MaskingDesk,
+        shelf: AdapterShelf,
+        trainer: Trainer,
+        base_models: BaseModels,
+        metrics: ParticipantMetrics,
+        clock: Clock,
+        before_turn: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._site = site
+        self._client = client
+        self._journal = journal
+        self._desk = desk
+        self._shelf = shelf
+        self._trainer = trainer
+        self._base_models = base_models
+        self._metrics = metrics
+        self._clock = clock
+        self._before_turn = before_turn
+        self._preparations = Preparations()
+        self._tag = ""
+        self._reported_at = 0.0
+
+    # --- the loop -------------------------------------------------------------------------------------------------
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set. Raises CertificateRevoked when the federation has put this site out."""
+        failures = 0
+        try:
+            while not stop.is_set():
+                try:
+                    is_done = self.turn(POLL_SECONDS)
+                except CertificateRevoked:
+                    raise
+                except AccordError as error:
+                    log.warning("coordinator_unreachable", reason=error.reason, message=error.message)
+                    self._metrics.failed(error)
+                    is_done = False
+                except Exception as error:
+                    log.exception("daemon_turn_broken")
+                    self._metrics.failed(AccordError(type(error).__name__))
+                    is_done = False
+                failures = 0 if is_done else failures + 1
+                if failures:
+                    # What is unfinished is asked for again at once, not when something has changed.
+                    self._tag = ""
+                    stop.wait(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS)) - 1])
+        finally:
+            self._preparations.stop()
+
+    def turn(self, wait_seconds: int) -> bool:
+        """Ask once and do all that the answer says. False if something has to be tried again."""
+        self._before_turn()
+        answer = self._client().assignments(self._tag, wait_seconds=wait_seconds)
+        self._metrics.last_contact_seconds.set(self._clock.now().timestamp())
+        self._tag = answer.tag
+        done = [self._do(task) for task in answer.tasks]
+        return all(done)
+
+    def _do(self, task: Assignment) -> bool:
+        """True when the task is done, or not to be done at all."""
+        name = type(task).__name__
+        with bound(run=task.run, round=getattr(task, "round", None), task=name):
+            try:
+                self._metrics.assignments.labels(task=name).inc()
+                return self._dispatch(task)
+            except _MOVED_ON as error:
+                log.info("task_out_of_turn", reason=error.reason, message=error.message)
+                return True
+            except _TRY_AGAIN as error:
+                log.warning("task_to_be_tried_again", reason=error.reason, message=error.message)
+                return False
+            except CertificateRevoked:
+                raise
+            except AccordError as error:
+                log.error("task_failed", reason=error.reason, message=error.message)
+                self._metrics.failed(error)
+                if isinstance(task, UploadUpdate):
+                    self._give_up(task.run, task.round, error)
+                return True
+
+    def _dispatch(self, task: Assignment) -> bool:
+        match task:
+            case ReviewRun():
+                self._review(task)
+            case AdvertiseKeys():
+                self._desk.advertise(task, self._terms(task.run))
+            case DepositShares():
+                self._desk.deposit(task, self._terms(task.run))
+            case ConfirmShares():
+                self._desk.confirm(task)
+            case PrepareUpdate():
+                self._prepare(task)
+            case UploadUpdate():
+                self._upload(task)
+            case CloseRound():
+                return self._desk.close(task)
+            case FinishRound():
+                self._finish_round(task)
+            case FinishRun():
+                self._finish_run(task)
+        return True
+
+    # --- joining --------------------------------------------------------------------------------------------------
+
+    def _review(self, task: ReviewRun) -> None:
+        """Check a run's plan with everything that this site knows; join it, or decline with every reason."""
+        plan_bytes = self._client().plan(task.run)
+        digest = hashlib.sha256(plan_bytes).hexdigest()
+        if digest != task.plan_digest:
+            raise DigestMismatch(f"the plan of run {task.run} has digest {digest}, announced was {task.plan_digest}")
+        entry = RunEntry(task.run, plan_bytes, digest, b"", RunStanding.DECLINED, self._clock.now())
+        try:
+            charter = self._site.charter(self._client())
+            entry = replace(entry, charter=charter.to_bytes())
+            model = self._check(plan_bytes, charter)
+        except _TRY_AGAIN:
+            raise
+        except AccordError as error:
+            log.warning("run_declined", reason=error.reason, message=error.message)
+            self._metrics.refused(error)
+            self._journal.put_run(replace(entry, reason=error.reason, message=error.message))
+            self._client().decline_run(task.run, reason=error.reason, message=error.message)
+            return
+        self._journal.put_run(replace(entry, standing=RunStanding.JOINED))
+        self._client().join_run(task.run, plan_digest=digest, base_model_digest=model)
+        log.info("run_joined", plan_digest=digest)
+
+    def _check(self, plan_bytes: bytes, charter: Charter) -> str:
+        """Raises whatever speaks against the plan; returns the digest of this site's own copy of the base model."""
+        plan = Plan.from_bytes(plan_bytes)
+        if plan.charter_digest != charter.digest:
+            raise CharterInvalid(
+                f"the plan is made under charter {plan.charter_digest}, this site holds {charter.digest}; compare "
+                "digests with the other partners before pinning another"
+            )
+        guard.review(plan, policy=self._site.policy, charter=charter, participant=self._site.participant)
+        return guard.check_base_model(plan, self._base_models.own()).digest
+
+    def _terms(self, run: str) -> RunTerms:
+        """What this site has agreed to. Raises OutOfTurn for a run that it has not joined."""
+        entry = self._journal.run(run)
+        if entry is None or entry.standing is RunStanding.DECLINED:
+            raise OutOfTurn(f"this site has not joined run {run}")
+        return RunTerms(
+            Plan.from_bytes(entry.plan), bytes.fromhex(entry.plan_digest), Charter.from_bytes(entry.charter)
+        )
+
+    # --- preparing ------------------------------------------------------------------------------------------------
+
+    def _prepare(self, task: PrepareUpdate) -> None:
+        """Begin a round's work, go on with it after a restart, or say again that it is done."""
+        terms = self._terms(task.run)
+        key = (task.run, task.round)
+        entry = self._journal.round(*key)
+        if entry is None:
+            entry = self._begin_round(task, terms)
+        if entry.adapter != task.adapter:
+            raise DigestMismatch(
+                f"round {task.round} started from adapter {entry.adapter}, and now from {task.adapter}"
+            )
+        if entry.phase is RoundPhase.PREPARED:
+            self._client().report_prepared(task.run, task.round, adapter=task.adapter)
+        elif entry.phase is RoundPhase.FAILED:
+            self._client().report_failure(task.run, task.round, reason=entry.reason, message=entry.message)
+        elif entry.phase is RoundPhase.PREPARING and not self._preparations.is_running(key):
+            begun = entry
+            self._preparations.start(
+                key,
+                lambda stop: self._work(task, terms, begun, stop),
+                lambda error: self._give_up(task.run, task.round, error),
+            )
+
+    def _begin_round(self, task: PrepareUpdate, terms: RunTerms) -> RoundEntry:
+        now = self._clock.now()
+        entry = RoundEntry(
+            run=task.run,
+            round=task.round,
+            kind=task.kind.value,
+            phase=RoundPhase.PREPARING,
+            adapter=task.adapter,
+            model_hash=model_hash(terms.plan, adapter=task.adapter, instruction_set=task.instruction_set),
+            started_at=now,
+            updated_at=now,
+        )
+        try:
+            guard.may_take_part_now(
+                self._site.policy, now=now, today=self._ledger(now, terms.plan), transfer=guard.transfer_of(terms.plan)
+            )
+            guard.review_round(
+                terms.plan,
+                policy=self._site.policy,
+                charter=terms.charter,
+                instruction_set=InstructionSet.from_json(task.instruction_set),
+            )
+        except AccordError as error:
+            log.warning("round_refused", reason=error.reason, message=error.message)
+            self._metrics.refused(error)
+            entry = replace(entry, phase=RoundPhase.FAILED, reason=error.reason, message=error.message)
+        self._journal.put_round(entry)
+        return entry
+
+    def _work(self, task: PrepareUpdate, terms: RunTerms, entry: RoundEntry, stop: threading.Event) -> None:
+        """Fetch the adapter, evaluate, train; runs in the preparation's thread."""
+        self._report(task.run, task.round, "fetching the adapter", 0, 0)
+        adapter = self._shelf.fetch(task.adapter, terms.plan, on_bytes=self._metrics.download_bytes.inc)
+        work = Preparation(
+            participant=self._site.participant,
+            plan=terms.plan,
+            round=task.round,
+            kind=task.kind,
+            base_model=self._base_models.folder(terms.plan.base_model.digest),
+            global_adapter=adapter,
+            global_adapter_digest=task.adapter,
+            instruction_set=task.instruction_set,
+            job=self._job(task.run, task.round),
+        )
+        prepared = self._trainer.prepare(work, on_progress=lambda progress: self._heard(task, progress), stop=stop)
+        if task.kind is RoundKind.TRAIN:
+            # Looked at now, so that a NaN is a failure of training and not a surprise once the cohort is fixed.
+            self._open_update(terms.plan, entry)
+        self._journal.put_round(
+            replace(
+                entry,
+                phase=RoundPhase.PREPARED,
+                contribution=prepared.contribution.to_json(),
+                scores=prepared.scores_json,
+                updated_at=self._clock.now(),
+            )
+        )
+        # Should this be lost, the coordinator still asks for the update, and the journal answers.
+        with contextlib.suppress(Unavailable, OutOfTurn):
+            self._client().report_prepared(task.run, task.round, adapter=task.adapter)
+
+    def _heard(self, task: PrepareUpdate, progress: Progress) -> None:
+        """Pass the training's progress on, without its losses: those are this site's own."""
+        if progress.tokens_per_second is not None:
+            self._metrics.training_tokens_per_second.set(progress.tokens_per_second)
+        if time.monotonic() - self._reported_at >= PROGRESS_SECONDS or progress.step == progress.total_steps:
+            self._reported_at = time.monotonic()
+            self._report(task.run, task.round, progress.phase.value, progress.step, progress.total_steps)
+
+    def _report(self, run: str, round_: int, activity: str, done: int, total: int) -> None:
+        """For operators to look at; nothing depends on it."""
+        with contextlib.suppress(AccordError):
+            self._client().report_progress(run, round_, activity=activity, done=done, total=total)
+
+    def _give_up(self, run: str, round_: int, error: AccordError) -> None:
+        """This site is out of the round; it says why, and the round goes on without it."""
+        log.error("round_given_up", run=run, round=round_, reason=error.reason, message=error.message)
+        self._metrics.failed(error)
+        entry = self._journal.round(run, round_)
+        if entry is not None and entry.phase is RoundPhase.PREPARING:
+            self._journal.put_round(
+                replace(
+                    entry,
+                    phase=RoundPhase.FAILED,
+                    reason=error.reason,
+                    message=error.message,
+                    updated_at=self._clock.now(),
+                )
+            )
+        with contextlib.suppress(AccordError):
+            self._client().report_failure(run, round_, reason=error.reason, message=error.message)
+
+    def _ledger(self, now: datetime, plan: Plan) -> DayLedger:
+        """What this site has given today, in its own time zone."""
+        day = self._site.policy.hours.day(now)
+        today = [
+            entry
+            for entry in self._journal.rounds_since(now - timedelta(days=2))
+            if self._site.policy.hours.day(entry.started_at) == day and entry.phase is not RoundPhase.FAILED
+        ]
+        return DayLedger(
+            day=day,
+            rounds=len(today),
+            upload_bytes=sum(entry.uploaded_bytes for entry in today),
+            download_bytes=len(today) * guard.transfer_of(plan).download_bytes,
+        )
+
+    def _job(self, run: str, round_: int) -> Path:
+        return self._site.work_folder / run / str(round_)
+
+    def _open_update(self, plan: Plan, entry: RoundEntry) -> Update:
+        return open_update(
+            self._job(entry.run, entry.round) / ADAPTER_FOLDER / ADAPTER_FILE,
+            self._shelf.path(entry.adapter) / ADAPTER_FILE,
+            plan.layout(),
+            max_norm=plan.masking.max_update_norm,
+        )
+
+    # --- sending and finishing --------------------------------------------------------------------------------------
+
+    def _upload(self, task: UploadUpdate) -> None:
+        terms = self._terms(task.run)
+        entry = self._journal.round(task.run, task.round)
+        if entry is None or not entry.contribution:
+            raise OutOfTurn(f"this site has nothing prepared for round {task.round} of run {task.run}")
+
+        def sent(total: int, resumed_at_chunk: int) -> None:
+            self._metrics.upload_bytes.inc(total)
+            if resumed_at_chunk:
+                self._metrics.upload_resumes.inc()
+
+        self._desk.upload(
+            task,
+            terms,
+            Contribution.from_json(entry.contribution),
+            lambda: self._open_update(terms.plan, entry),
+            sent,
+        )
+        log.info("update_uploaded")
+
+    def _finish_round(self, task: FinishRound) -> None:
+        """Forget a round that is over: its keys, its spool, its training folder."""
+        key = (task.run, task.round)
+        entry = self._journal.round(*key)
+        if entry is None or entry.phase is RoundPhase.OVER:
+            return
+        self._preparations.stop(key)
+        self._desk.forget_round(*key)
+        shutil.rmtree(self._job(*key), ignore_errors=True)
+        was_in = entry.phase in (RoundPhase.MASKED, RoundPhase.BOUND, RoundPhase.REVEALED)
+        result = RoundResult.LEFT_OUT
+        if was_in:
+            result = RoundResult.SUCCEEDED if task.state is RoundState.SUCCEEDED else RoundResult.FAILED
+        self._metrics.rounds.labels(result=result.value).inc()
+        after = self._journal.round(*key) or entry
+        self._journal.put_round(
+            replace(after, phase=RoundPhase.OVER, outcome=task.state.value, updated_at=self._clock.now())
+        )
+        self._shelf.prune(frozenset({entry.adapter, *([task.adapter] if task.adapter else [])}))
+        log.info("round_over", state=task.state.value, result=result.value)
+
+    def _finish_run(self, task: FinishRun) -> None:
+        """Fetch the final adapter for this site's own use, and forget the run's keys."""
+        entry = self._journal.run(task.run)
+        if entry is None or entry.standing is not RunStanding.JOINED:
+            return
+        for round_ in self._journal.rounds(task.run):
+            if round_.phase is not RoundPhase.OVER:
+                self._finish_round(FinishRound(task.run, round_.round, RoundState.CANCELLED, None))
+        self._journal.forget_keys(task.run)
+        self._shelf.fetch(task.adapter, Plan.from_bytes(entry.plan), on_bytes=self._metrics.download_bytes.inc)
+        shutil.rmtree(self._site.work_folder / task.run, ignore_errors=True)
+        self._journal.put_run(
+            replace(
+                entry,
+                standing=RunStanding.OVER,
+                reason=task.state.value,
+                message=f"final adapter {task.adapter}",
+                updated_at=self._clock.now(),
+            )
+        )
+        log.info("run_over", state=task.state.value, adapter=task.adapter)

@@ -1,0 +1,72 @@
+"""Rounds being prepared: at most one at a time, in a thread of its own beside the daemon's loop.
+
+The work survives a kill: the journal says that a round is being prepared, and the trainer goes on where it was.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from common.errors import AccordError, TrainingStopped
+from common.log import get_logger
+
+log = get_logger(__name__)
+
+RoundKey = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    key: RoundKey
+    thread: threading.Thread
+    stop: threading.Event
+
+
+class Preparations:
+    """Starts and stops preparations. Methods are for the daemon's thread."""
+
+    def __init__(self) -> None:
+        self._running: _Running | None = None
+
+    def is_running(self, key: RoundKey) -> bool:
+        running = self._running
+        return running is not None and running.key == key and running.thread.is_alive()
+
+    def start(
+        self,
+        key: RoundKey,
+        work: Callable[[threading.Event], None],
+        on_failure: Callable[[AccordError], None],
+    ) -> None:
+        """Run `work(stop)` in a thread; one for another round is stopped first, because that round is over.
+
+        on_failure: called in that thread with whatever went wrong but a stop.
+        """
+        self.stop()
+        stop = threading.Event()
+
+        def body() -> None:
+            try:
+                work(stop)
+            except TrainingStopped:
+                log.info("preparation_stopped", run=key[0], round=key[1])
+            except AccordError as error:
+                on_failure(error)
+            except Exception as error:
+                log.exception("preparation_broken", run=key[0], round=key[1])
+                on_failure(AccordError(f"{type(error).__name__} in the participant; its log has the details"))
+
+        thread = threading.Thread(target=body, name=f"prepare-{key[0]}-{key[1]}", daemon=True)
+        self._running = _Running(key, thread, stop)
+        thread.start()
+
+    def stop(self, key: RoundKey | None = None) -> None:
+        """End the running preparation (if it is `key`'s, when one is named) and wait until it is gone."""
+        running = self._running
+        if running is None or (key is not None and running.key != key):
+            return
+        running.stop.set()
+        running.thread.join()
+        self._running = None

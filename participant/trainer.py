@@ -1,0 +1,138 @@
+"""Prepares a round: evaluates the global adapter and, in a training round, trains it, in a child process.
+
+`Trainer` is all that the daemon knows of training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from common.adapters import ADAPTER_FILE
+from common.plan import Plan
+from common.states import RoundKind
+from participant.training.job import (
+    DataSettings,
+    EvaluationSettings,
+    Hyperparameters,
+    JobKind,
+    Method,
+    Resources,
+    TrainingJob,
+    write_job,
+)
+from participant.training.process import run_worker
+from participant.training.result import JobResult, Progress, total_scores
+from participant.training.templates import InstructionSet
+from participant.update import Contribution
+
+ADAPTER_FOLDER: Final = "adapter"
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preparation:
+    """One round's work. base_model, global_adapter: folders. job: a folder of its own, kept until the round is over."""
+
+    participant: str
+    plan: Plan
+    round: int
+    kind: RoundKind
+    base_model: Path
+    global_adapter: Path
+    global_adapter_digest: str
+    instruction_set: str
+    job: Path
+
+    @property
+    def trained_adapter(self) -> Path:
+        """Model file of the trained adapter, in the plan's layout."""
+        return self.job / ADAPTER_FOLDER / ADAPTER_FILE
+
+    @property
+    def seed(self) -> int:
+        """Of this site in this round: other sites and rounds draw their records in another order."""
+        text = f"{self.plan.training.seed}/{self.plan.run_id}/{self.round}/{self.participant}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What came of a preparation. `scores_json` stays at the site: its own figures by domain, for its own people."""
+
+    contribution: Contribution
+    scores_json: str
+
+
+class Trainer(Protocol):
+    """Prepares rounds. Called again for the same job after a kill, it goes on where it was."""
+
+    def prepare(self, work: Preparation, *, on_progress: OnProgress, stop: threading.Event) -> Prepared:
+        """Leaves the trained adapter at `work.trained_adapter` in a training round. Raises TrainingStopped and what
+        `run_worker` raises."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerTrainer:
+    """Trains on this site's records in a child process of its own."""
+
+    data: DataSettings
+    evaluation: EvaluationSettings
+    resources: Resources
+
+    def prepare(self, work: Preparation, *, on_progress: OnProgress, stop: threading.Event) -> Prepared:
+        write_job(work.job, self._job(work))
+        result = run_worker(work.job, on_progress, stop=stop)
+        return Prepared(contribution_of(result, work.plan), result.to_json())
+
+    def _job(self, work: Preparation) -> TrainingJob:
+        training = work.plan.training
+        return TrainingJob(
+            kind=JobKind.TRAIN if work.kind is RoundKind.TRAIN else JobKind.EVALUATE,
+            base_model=work.base_model,
+            base_model_digest=work.plan.base_model.digest,
+            global_adapter=work.global_adapter,
+            global_adapter_digest=work.global_adapter_digest,
+            adapter=work.plan.adapter,
+            method=Method(work.plan.method.name),
+            hyperparameters=Hyperparameters(
+                learning_rate=training.learning_rate,
+                batch_size=training.batch_size,
+                steps=training.steps_per_round,
+                max_length=training.max_length,
+                seed=work.seed,
+                max_gradient_norm=training.max_gradient_norm,
+                weight_decay=training.weight_decay,
+            ),
+            instruction_set=InstructionSet.from_json(work.instruction_set),
+            data=self.data,
+            evaluation=self.evaluation,
+            resources=self.resources,
+        )
+
+
+def contribution_of(result: JobResult, plan: Plan) -> Contribution:
+    """The plan's metric words from a job's result; a name that this version does not know counts nothing."""
+    total = total_scores(result.scores)
+    training = result.training
+    known = {
+        "heldout_loss": total.loss_sum,
+        "heldout_tokens": total.loss_tokens,
+        "train_loss": sum(training.losses) if training is not None else 0.0,
+        "train_steps": len(training.losses) if training is not None else 0,
+        "train_records": training.distinct_records if training is not None else 0,
+        "classification_correct": total.correct,
+        "classification_total": total.classified,
+        "span_true_positives": total.true_positives,
+        "span_false_positives": total.false_positives,
+        "span_false_negatives": total.false_negatives,
+        "rouge_sum": total.rouge_sum,
+        "rouge_total": total.rouge_records,
+    }
+    metrics = {name: float(known.get(name, 0.0)) for name in plan.masking.metrics if name != "clipped_elements"}
+    return Contribution(training.distinct_records if training is not None else 0, metrics)

@@ -1,0 +1,76 @@
+"""From a trained adapter to the update that is masked: the delta, its L2 bound, and what rides beside it.
+
+delta = local - global adapter; update = delta scaled down to the plan's L2 bound. Read chunk by chunk from files, so
+memory does not grow with the adapter. Knows nothing of masks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from common import jsonform
+from common.adapters import AdapterLayout, FlatVector, open_flat
+from common.errors import UpdateNotFinite
+
+_BLOCK: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """What a prepared round gives to the sum beside the delta itself.
+
+    records: training records at this site, which weigh its update. metrics: the plan's metric words but
+    `clipped_elements`, which masking counts.
+    """
+
+    records: int
+    metrics: dict[str, float]
+
+    def to_json(self) -> str:
+        return jsonform.encode(self, Contribution)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Contribution:
+        """Raises InvalidArgument."""
+        return jsonform.decode(text, cls, what="the journal's contribution")
+
+    def weight(self, cap: int) -> float:
+        """alpha in (0, 1]: records / cap, at most 1. A site without records still takes part in evaluations."""
+        return min(max(self.records, 1), cap) / cap
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """A delta between two adapter files with the factor that brings it within its L2 bound. `norm` is before that."""
+
+    local: np.memmap[Any, np.dtype[np.float32]]
+    base: np.memmap[Any, np.dtype[np.float32]]
+    norm: float
+    scale: float
+
+    def values(self, start: int, stop: int) -> FlatVector:
+        """float32[stop - start] of the update."""
+        delta = np.subtract(self.local[start:stop], self.base[start:stop], dtype=np.float32)
+        return delta if self.scale == 1.0 else delta * np.float32(self.scale)
+
+
+def open_update(local: Path, base: Path, layout: AdapterLayout, *, max_norm: float) -> Update:
+    """Open two model files as an update.
+
+    Raises ShapeMismatch if one of them is not in the plan's layout, UpdateNotFinite if the delta holds a NaN or an
+    infinity: then training has diverged, and nothing of it leaves the site.
+    """
+    trained, start = open_flat(local, layout), open_flat(base, layout)
+    squares = 0.0
+    for at in range(0, layout.parameters, _BLOCK):
+        delta = np.subtract(trained[at : at + _BLOCK], start[at : at + _BLOCK], dtype=np.float64)
+        squares += float(np.dot(delta, delta))
+    norm = math.sqrt(squares) if squares >= 0 else math.nan
+    if not math.isfinite(norm):
+        raise UpdateNotFinite("the trained adapter holds a NaN or an infinity; lower the learning rate of the plan")
+    return Update(trained, start, norm, 1.0 if norm <= max_norm else max_norm / norm)

@@ -21,6 +21,8 @@ from common.log import LogForm
 
 MEBIBYTE: Final = 1024 * 1024
 LISTENERS_FILE: Final = "listeners.json"
+CERTIFICATE_FILES: Final = ("certificate", "key", "participant_cas", "operator_cas")
+LOCAL_NAMES: Final = ("localhost", "127.0.0.1")
 _ADDRESS: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+):(?P<port>\d{1,5})")
 
 
@@ -104,21 +106,22 @@ class CertificatesConfig(StrictModel):
     """The coordinator's own small CA (`own`), or files of an organisation's PKI (`files`).
 
     host_names: DNS names and IP addresses in the coordinator's certificate; what partners dial must be among them.
-    client_cas: PEM bundle of every CA whose participant and operator certificates are accepted.
+    participant_cas, operator_cas: PEM bundles of the CAs whose certificates count on one listener and on the other.
+    They are apart because a partner's CA must not be able to make an operator.
     """
 
     mode: PkiMode = PkiMode.OWN
-    host_names: tuple[Annotated[str, Field(min_length=1, max_length=253)], ...] = ("localhost", "127.0.0.1")
-    server_days: Days = 90
-    participant_days: Days = 90
-    operator_days: Days = 365
+    host_names: tuple[Annotated[str, Field(min_length=1, max_length=253)], ...] = LOCAL_NAMES
+    participant_days: Days = 30
+    operator_days: Days = 90
     certificate: Path | None = None
     key: Path | None = None
-    client_cas: Path | None = None
+    participant_cas: Path | None = None
+    operator_cas: Path | None = None
 
     @model_validator(mode="after")
     def _files_go_with_their_mode(self) -> Self:
-        files = {"certificate": self.certificate, "key": self.key, "client_cas": self.client_cas}
+        files = {name: getattr(self, name) for name in CERTIFICATE_FILES}
         if self.mode is PkiMode.FILES:
             missing = [name for name, path in files.items() if path is None]
             if missing:
@@ -127,8 +130,6 @@ class CertificatesConfig(StrictModel):
             given = [name for name, path in files.items() if path is not None]
             if given:
                 raise ValueError(f'{", ".join(given)}: only with mode = "files"; leave out, or set the mode')
-            if not self.host_names:
-                raise ValueError("host_names: name at least one host under which participants reach the coordinator")
         return self
 
 
@@ -205,6 +206,11 @@ class Config(StrictModel):
         return self.data_folder / "scratch"
 
     @property
+    def host_names(self) -> tuple[str, ...]:
+        """Names for the coordinator's certificate. Tools on its own host dial it by the local ones."""
+        return tuple(dict.fromkeys((*self.certificates.host_names, *LOCAL_NAMES)))
+
+    @property
     def pki_folder(self) -> Path:
         return self.data_folder / "pki"
 
@@ -258,15 +264,8 @@ def split_address(address: str) -> tuple[str, int]:
 
 def _with_absolute_paths(config: Config, folder: Path) -> Config:
     certificates = config.certificates
-    files = {
-        name: folder / path
-        for name, path in (
-            ("certificate", certificates.certificate),
-            ("key", certificates.key),
-            ("client_cas", certificates.client_cas),
-        )
-        if path is not None
-    }
+    given = {name: getattr(certificates, name) for name in CERTIFICATE_FILES}
+    files = {name: folder / path for name, path in given.items() if path is not None}
     return config.model_copy(
         update={
             "data_folder": (folder / config.data_folder.expanduser()).resolve(),

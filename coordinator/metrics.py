@@ -4,28 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from enum import Enum
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from common.states import RoundState, RunState
+from common.states import RoundKind, RoundState, RunState
+from coordinator.rounds.model import Round
 
 _RPC_SECONDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 300)
 _STEP_SECONDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 _PHASE_SECONDS: Final = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3600, 10_800, 36_000)
 
 
-class DropReason(Enum):
-    """Why a participant is out of a round: the closed set behind the label; what it said itself is in the round."""
-
-    QUORUM_WINDOW = "window"
-    NO_KEYS = "no_keys"
-    REFUSED = "refused"
-    FAILED = "failed"
-    REVOKED = "revoked"
-    MISBEHAVED = "misbehaved"
+DROP_REASONS: Final = frozenset({"WINDOW_PASSED", "NO_MASKING_KEYS", "CERTIFICATE_REVOKED", "MEMBER_AT_FAULT"})
+OTHER: Final = "OTHER"
 
 
 class Metrics:
@@ -36,7 +29,7 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
         own = self.registry
-        self.runs = Gauge("accord_runs", "Runs by state.", ("state",), registry=own)
+        self.open_runs = Gauge("accord_open_runs", "Open runs by state.", ("state",), registry=own)
         self.rounds_ended = Counter(
             "accord_rounds_ended", "Rounds that have ended, by how.", ("kind", "state"), registry=own
         )
@@ -94,25 +87,35 @@ class Metrics:
 
     def _start_at_zero(self) -> None:
         """Series with known labels exist from the start: an alert on a series that is not there never fires."""
-        for run_state in RunState:
-            self.runs.labels(run_state.value).set(0)
-        for round_state in RoundState:
-            if not round_state.is_over:
-                self.open_rounds.labels(round_state.value).set(0)
+        self.set_open_runs({})
+        self.set_open_rounds({})
+        for kind in RoundKind:
+            for state in RoundState:
+                if state.is_over:
+                    self.rounds_ended.labels(kind.value, state.value)
 
     def observe_rpc(self, method: str, code: str, seconds: float) -> None:
         """Count one served call. method: "/accord.v1.RoundService/GetAssignment"; code: "OK", "NOT_FOUND", ..."""
         self.rpcs.labels(method, code).inc()
         self.rpc_seconds.labels(method).observe(seconds)
 
-    def drop(self, participant: str, reason: DropReason) -> None:
-        """Count a participant that left a round early."""
-        self.participations_dropped.labels(participant, reason.value).inc()
+    def phase_ended(self, phase: str, seconds: float) -> None:
+        """Count how long a phase of a round took."""
+        self.phase_seconds.labels(phase).observe(seconds)
 
-    def set_runs(self, counts: Mapping[RunState, int]) -> None:
-        """Set how many runs there are of each state; states left out have none."""
+    def round_ended(self, round_: Round) -> None:
+        """Count a round that has ended."""
+        self.rounds_ended.labels(round_.kind.value, round_.state.value).inc()
+
+    def participant_dropped(self, participant: str, reason: str) -> None:
+        """Count a participant that left a round early. A reason outside the closed set counts as OTHER."""
+        self.participations_dropped.labels(participant, reason if reason in DROP_REASONS else OTHER).inc()
+
+    def set_open_runs(self, counts: Mapping[RunState, int]) -> None:
+        """Set how many runs there are of each open state; states left out have none."""
         for state in RunState:
-            self.runs.labels(state.value).set(counts.get(state, 0))
+            if not state.is_over:
+                self.open_runs.labels(state.value).set(counts.get(state, 0))
 
     def set_open_rounds(self, counts: Mapping[RoundState, int]) -> None:
         """Set how many rounds are in each phase; phases left out have none."""

@@ -19,6 +19,17 @@ class Wakeups:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._event = asyncio.Event()
+        self._is_over = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody should wait any longer, because the process is about to end."""
+        return self._is_over
+
+    def end(self) -> None:
+        """Wake everybody for the last time, so that long polls are answered and do not hold up the end."""
+        self._is_over = True
+        self.notify()
 
     def ticket(self) -> asyncio.Event:
         """What `wait` waits for; take it before looking at the store. Call on the event loop."""

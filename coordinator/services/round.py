@@ -50,7 +50,7 @@ class RoundServicer(round_pb2_grpc.RoundServiceServicer):
             tasks = await asyncio.to_thread(self._assignments, participant, request.software_version[:64])
             response = round_pb2.GetAssignmentResponse(assignments=[wire.to_proto(task) for task in tasks])
             response.tag = hashlib.sha256(response.SerializeToString(deterministic=True)).hexdigest()[:32]
-            left = give_up - loop.time()
+            left = 0.0 if self._wakeups.is_over else give_up - loop.time()
             if response.tag != request.known_tag or left <= 0:
                 return response
             await self._wakeups.wait(ticket, seconds=left)

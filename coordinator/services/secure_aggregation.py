@@ -340,7 +340,7 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
         while True:
             ticket = self._wakeups.ticket()
             evidence = await asyncio.to_thread(self._evidence, request, participant)
-            left = give_up - loop.time()
+            left = 0.0 if self._wakeups.is_over else give_up - loop.time()
             if evidence.suffices or not request.for_reveal or left <= 0:
                 return pb.GetEvidenceResponse(
                     survivors=evidence.survivors,

@@ -1,0 +1,420 @@
+"""The composition root: builds the coordinator's parts from its configuration, serves, and takes them down again.
+
+The only place that makes concrete objects and hands them on. Everything lives on one event loop; what blocks runs in
+threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Final
+
+import grpc
+
+from common.clock import Clock, SystemClock
+from common.durable import write_durably
+from common.errors import AccordError, ConfigInvalid, StorageFailed, Unavailable
+from common.log import get_logger
+from common.rpc.interceptors import CallGuard, NobodyRevoked, Revocations
+from common.rpc.tls import ServerTls, mutual_tls, server_tls
+from common.version import software_version
+from coordinator import gauges
+from coordinator.authorization import RULES, StoredRevocations
+from coordinator.config import Config, split_address
+from coordinator.driver import Driver
+from coordinator.identity import ServingIdentity, load_identity
+from coordinator.invitations import Inviter
+from coordinator.keystore import PkiFolder
+from coordinator.manifests import public_key_hex
+from coordinator.metrics import Metrics
+from coordinator.rates import RateLimit
+from coordinator.runs import RunFactory
+from coordinator.services import listeners
+from coordinator.services.adapter import AdapterServicer
+from coordinator.services.admin import AdminServicer, FederationFacts, Notices
+from coordinator.services.enrollment import EnrollmentServicer
+from coordinator.services.health import Health, HealthHttp
+from coordinator.services.listeners import Listener, ListenerLimits
+from coordinator.services.round import RoundServicer
+from coordinator.services.secure_aggregation import SecureAggregationServicer
+from coordinator.store.blobs import BlobStore
+from coordinator.store.interface import Store
+from coordinator.store.opening import open_blobs, open_store
+from coordinator.store.schema import check_schema, migrate
+from coordinator.wakeups import Wakeups
+
+GAUGES_EVERY_SECONDS: Final = 5.0
+REFRESH_EVERY_SECONDS: Final = 60.0
+# Blocking steps may take minutes (a large adapter); a driver that has not come round for longer hangs.
+DRIVER_STALE: Final = timedelta(minutes=15)
+LEAST_CERTIFICATE_LEFT: Final = timedelta(0)
+
+log: Final = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a running coordinator listens, as tools on its own host dial it; "" for what is off."""
+
+    participants: str
+    enrollment: str
+    admin: str
+    health_http: str
+    health_grpc: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Foundation:
+    """What everything else stands on."""
+
+    config: Config
+    clock: Clock
+    identity: ServingIdentity
+    store: Store
+    blobs: BlobStore
+    wakeups: Wakeups
+    metrics: Metrics
+
+
+def run(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT. Raises ConfigInvalid, NotFound or StorageFailed if it cannot start."""
+    asyncio.run(_run_until_signalled(config))
+
+
+async def _run_until_signalled(config: Config) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await serve(config, clock=SystemClock(), stop=stop)
+
+
+async def serve(
+    config: Config, *, clock: Clock, stop: asyncio.Event, started: Callable[[Addresses], None] = lambda _: None
+) -> None:
+    """Serve until `stop` is set; `started` hears the real addresses once calls are answered.
+
+    Raises ConfigInvalid, NotFound or StorageFailed if it cannot start.
+    """
+    foundation = await asyncio.to_thread(_lay_foundation, config, clock)
+    try:
+        coordinator = _Coordinator(foundation)
+        await coordinator.serve(stop, started)
+    finally:
+        await asyncio.to_thread(foundation.store.close)
+
+
+def _lay_foundation(config: Config, clock: Clock) -> Foundation:
+    try:
+        config.data_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        config.scratch_folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StorageFailed(f"cannot write to {config.data_folder}: {error.strerror}") from error
+    identity = load_identity(config, clock)
+    if config.database.migrate_on_start:
+        migrate(config.database_url)
+    else:
+        check_schema(config.database_url)
+    metrics = Metrics()
+    metrics.build.labels(software_version()).set(1)
+    return Foundation(
+        config=config,
+        clock=clock,
+        identity=identity,
+        store=open_store(config.database_url),
+        blobs=open_blobs(config.blobs_url),
+        wakeups=Wakeups(),
+        metrics=metrics,
+    )
+
+
+class _Coordinator:
+    """One running coordinator: listeners, driver and what watches over them."""
+
+    def __init__(self, foundation: Foundation) -> None:
+        self._base = foundation
+        self._guards: list[CallGuard] = []
+        self._driver_task: asyncio.Task[None] | None = None
+        config, identity = foundation.config, foundation.identity
+        self._driver = Driver(
+            store=foundation.store,
+            blobs=foundation.blobs,
+            wakeups=foundation.wakeups,
+            clock=foundation.clock,
+            signing_key=identity.signing_key,
+            scratch=config.scratch_folder,
+            observer=foundation.metrics,
+        )
+        self._health = Health(
+            checks={
+                "database": self._check_database,
+                "driver": self._check_driver,
+                "certificate": self._check_certificate,
+            },
+            services=(*listeners.PARTICIPANT_SERVICES, listeners.ADMIN_SERVICE),
+            clock=foundation.clock,
+            metrics=foundation.metrics,
+        )
+
+    async def serve(self, stop: asyncio.Event, started: Callable[[Addresses], None]) -> None:
+        config = self._base.config
+        http: asyncio.Server | None = None
+        opened = self._open_listeners()
+        try:
+            self._add_servicers(opened)
+            async with asyncio.TaskGroup() as tasks:
+                background = [tasks.create_task(work, name=name) for name, work in self._background()]
+                self._driver_task = background[0]
+                for listener in opened.values():
+                    await listener.server.start()
+                http = await self._start_http()
+                addresses = self._addresses(opened, http)
+                _write_addresses(config, addresses)
+                await self._health.check()
+                log.info("coordinator_started", **asdict(addresses), version=software_version())
+                started(addresses)
+                await stop.wait()
+                log.info("coordinator_stopping", grace_seconds=config.limits.stop_grace_seconds)
+                await self._health.stop()
+                self._base.wakeups.end()
+                await _stop_listeners(opened.values(), grace=config.limits.stop_grace_seconds)
+                for task in background:
+                    task.cancel()
+        finally:
+            await _stop_listeners(opened.values(), grace=0)
+            if http is not None:
+                http.close()
+            config.listeners_file.unlink(missing_ok=True)
+            log.info("coordinator_stopped")
+
+    def _background(self) -> tuple[tuple[str, Coroutine[object, object, None]], ...]:
+        """What runs beside the listeners; the first one is the driver."""
+        return (
+            ("driver", self._driver.run()),
+            ("health", self._health.run()),
+            ("gauges", self._observe()),
+            ("certificates", self._refresh()),
+        )
+
+    # --- listeners ------------------------------------------------------------------------------------------------
+
+    def _open_listeners(self) -> dict[str, Listener]:
+        """Take every port at once, so that the addresses in join tokens are the real ones."""
+        config, identity = self._base.config, self._base.identity
+        stored = StoredRevocations(self._base.store, revoked_serials=PkiFolder(config.pki_folder).revoked_serials)
+        opened = {
+            "participants": self._open(
+                "participants", config.participants.listen, mutual_tls(identity.participants_tls), stored
+            ),
+            "admin": self._open("admin", config.admin.listen, mutual_tls(identity.admin_tls), stored),
+        }
+        if identity.own is not None:
+            tls = ServerTls(identity.participants_tls.certificate, identity.participants_tls.key)
+            opened["enrollment"] = self._open("enrollment", config.enrollment.listen, server_tls(tls), NobodyRevoked())
+        if config.health.grpc:
+            opened["health_grpc"] = self._open("health.grpc", config.health.grpc, None, NobodyRevoked())
+        return opened
+
+    def _open(
+        self, name: str, address: str, credentials: grpc.ServerCredentials | None, revocations: Revocations
+    ) -> Listener:
+        limits, metrics = self._base.config.limits, self._base.metrics
+        guard = CallGuard(
+            federation=self._base.identity.federation,
+            rules=RULES,
+            revocations=revocations,
+            clock=self._base.clock,
+            on_call=lambda method, code, seconds: metrics.observe_rpc(method, code.name, seconds),
+        )
+        self._guards.append(guard)
+        rate = RateLimit(calls_per_second=limits.calls_per_second, burst=limits.calls_burst)
+        return listeners.open_listener(
+            name,
+            address,
+            credentials=credentials,
+            interceptors=(guard, rate),
+            limits=ListenerLimits(limits.message_bytes, limits.streams_per_connection),
+        )
+
+    def _add_servicers(self, opened: dict[str, Listener]) -> None:
+        base, config = self._base, self._base.config
+        enrollment = self._enrollment()
+        listeners.serve_participants(
+            opened["participants"].server,
+            rounds=RoundServicer(store=base.store, wakeups=base.wakeups, clock=base.clock),
+            adapters=AdapterServicer(store=base.store, blobs=base.blobs),
+            secure_aggregation=SecureAggregationServicer(
+                store=base.store, blobs=base.blobs, wakeups=base.wakeups, clock=base.clock
+            ),
+            enrollment=enrollment,
+        )
+        if enrollment is not None:
+            listeners.serve_enrollment(opened["enrollment"].server, enrollment)
+        admin = self._admin(self._inviter(opened))
+        listeners.serve_admin(opened["admin"].server, admin, with_reflection=config.admin.reflection)
+        if "health_grpc" in opened:
+            listeners.serve_health(opened["health_grpc"].server, self._health)
+
+    def _enrollment(self) -> EnrollmentServicer | None:
+        own = self._base.identity.own
+        if own is None:
+            return None
+        return EnrollmentServicer(
+            store=self._base.store,
+            authority=own.authority,
+            trust_bundle=lambda: own.certificate_pem,
+            clock=self._base.clock,
+            life=timedelta(days=self._base.config.certificates.participant_days),
+        )
+
+    def _inviter(self, opened: dict[str, Listener]) -> Inviter | None:
+        own, config = self._base.identity.own, self._base.config
+        if own is None:
+            return None
+        host = config.certificates.host_names[0] if config.certificates.host_names else config.host_names[0]
+        return Inviter(
+            federation=self._base.identity.federation,
+            enrollment_address=_public(
+                config.enrollment.public_address, config.enrollment.listen, opened["enrollment"].port, host
+            ),
+            coordinator_address=_public(
+                config.participants.public_address, config.participants.listen, opened["participants"].port, host
+            ),
+            authority=own.certificate_pem,
+            clock=self._base.clock,
+        )
+
+    def _admin(self, inviter: Inviter | None) -> AdminServicer:
+        base, identity = self._base, self._base.identity
+        own = identity.own
+        return AdminServicer(
+            store=base.store,
+            blobs=base.blobs,
+            clock=base.clock,
+            facts=FederationFacts(
+                federation=identity.federation,
+                coordinator_public_key=public_key_hex(identity.signing_key),
+                ca_certificate=own.certificate_pem if own is not None else "",
+                ca_expires_at=own.authority.certificate.not_valid_after_utc if own is not None else None,
+            ),
+            factory=RunFactory(
+                federation=identity.federation,
+                signing_key=identity.signing_key,
+                blobs=base.blobs,
+                scratch=base.config.scratch_folder,
+                random=secrets.token_bytes,
+                most_upload_bytes=base.config.limits.upload_bytes,
+            ),
+            inviter=inviter,
+            notices=Notices(changed=base.wakeups.notify, revoked=self._end_revoked_calls),
+        )
+
+    async def _end_revoked_calls(self) -> None:
+        for guard in self._guards:
+            await guard.recheck()
+
+    async def _start_http(self) -> asyncio.Server | None:
+        address = self._base.config.health.http
+        if not address:
+            return None
+        host, port = split_address(address)
+        try:
+            return await HealthHttp(self._health, self._base.metrics).start(host, port)
+        except OSError as error:
+            raise ConfigInvalid(f"health.http: cannot listen on {address}: {error.strerror}") from error
+
+    def _addresses(self, opened: dict[str, Listener], http: asyncio.Server | None) -> Addresses:
+        config = self._base.config
+        enrollment, health = opened.get("enrollment"), opened.get("health_grpc")
+        return Addresses(
+            participants=_local(config.participants.listen, opened["participants"].port),
+            enrollment=_local(config.enrollment.listen, enrollment.port) if enrollment is not None else "",
+            admin=_local(config.admin.listen, opened["admin"].port),
+            health_http=_local(config.health.http, http.sockets[0].getsockname()[1]) if http is not None else "",
+            health_grpc=_local(config.health.grpc, health.port) if health is not None else "",
+            pid=os.getpid(),
+        )
+
+    # --- what watches ---------------------------------------------------------------------------------------------
+
+    async def _check_database(self) -> None:
+        await asyncio.to_thread(self._base.store.ping)
+
+    async def _check_driver(self) -> None:
+        if self._driver_task is None or self._driver_task.done():
+            raise Unavailable("the driver does not run")
+        turned_at = self._driver.turned_at
+        if turned_at is None:
+            raise Unavailable("the driver has not come round yet")
+        idle = self._base.clock.now() - turned_at
+        if idle > DRIVER_STALE:
+            raise Unavailable(f"the driver has not come round for {idle}; see the log, and restart if it stays so")
+
+    async def _check_certificate(self) -> None:
+        expires_at = await asyncio.to_thread(self._base.identity.certificate_expires_at)
+        if expires_at - self._base.clock.now() <= LEAST_CERTIFICATE_LEFT:
+            raise Unavailable(f"the listeners' certificate ended at {expires_at.isoformat()}; put a new one in place")
+
+    async def _observe(self) -> None:
+        """Keep the gauges current."""
+        while True:
+            try:
+                await asyncio.to_thread(self._observe_once)
+            except AccordError as error:
+                log.warning("gauges_not_observed", reason=error.reason, message=error.message)
+            await asyncio.sleep(GAUGES_EVERY_SECONDS)
+
+    def _observe_once(self) -> None:
+        base = self._base
+        now = base.clock.now()
+        with base.store.read() as reader:
+            gauges.observe(reader, base.metrics, now=now)
+        base.metrics.set_days_left("server", base.identity.certificate_expires_at(), now=now)
+        if base.identity.own is not None:
+            ends = base.identity.own.authority.certificate.not_valid_after_utc
+            base.metrics.set_days_left("ca", ends, now=now)
+
+    async def _refresh(self) -> None:
+        """Renew the listeners' certificate before it ends, and take in changed CAs."""
+        own = self._base.identity.own
+        while own is not None:
+            await asyncio.sleep(REFRESH_EVERY_SECONDS)
+            try:
+                if await asyncio.to_thread(own.refresh):
+                    log.info("certificates_refreshed")
+            except AccordError as error:
+                log.error("certificates_not_refreshed", reason=error.reason, message=error.message)
+
+
+async def _stop_listeners(opened: Iterable[Listener], *, grace: float) -> None:
+    await asyncio.gather(*(listener.server.stop(grace) for listener in opened))
+
+
+def _write_addresses(config: Config, addresses: Addresses) -> None:
+    write_durably(config.listeners_file, json.dumps(asdict(addresses), indent=2).encode() + b"\n")
+
+
+def _local(address: str, port: int) -> str:
+    """An address that tools on this host can dial."""
+    host, _ = split_address(address)
+    if host in ("0.0.0.0", "::", ""):  # noqa: S104  compared, not bound
+        host = "127.0.0.1"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _public(public_address: str, listen: str, port: int, host_name: str) -> str:
+    """The address that goes into join tokens: what the operator says, or the best that is known."""
+    if public_address:
+        host, wanted = split_address(public_address)
+        return public_address if wanted else f"{host}:{port}"
+    host, _ = split_address(listen)
+    is_any = host in ("0.0.0.0", "::", "")  # noqa: S104  compared, not bound
+    return f"{host_name}:{port}" if is_any else _local(listen, port)

@@ -1,0 +1,110 @@
+"""What the coordinator proves itself by, and whom it trusts: its own CA's files, or those of an organisation's PKI."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from common.certificates import parse_authorities, parse_certificates, to_pem
+from common.clock import Clock
+from common.durable import write_durably
+from common.errors import ConfigInvalid
+from common.identifiers import FederationId
+from common.rpc.tls import ServerTls
+from coordinator.config import Config, PkiMode
+from coordinator.keystore import PkiFolder, ensure_signing_key
+from coordinator.pki import CertificateAuthority
+
+PARTICIPANT_CAS_FILE: Final = "participant-cas.pem"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnAuthority:
+    """The coordinator's own CA with its folder; keeps the listeners' files fresh."""
+
+    authority: CertificateAuthority
+    folder: PkiFolder
+    host_names: Sequence[str]
+    clock: Clock
+
+    @property
+    def participant_cas(self) -> Path:
+        """Own CA and further trusted ones in one file, which the listener reads again when it changes."""
+        return self.folder.path / PARTICIPANT_CAS_FILE
+
+    @property
+    def certificate_pem(self) -> str:
+        return to_pem([self.authority.certificate])
+
+    def refresh(self) -> bool:
+        """Renew the listeners' certificate at half of its life and take in changed CAs. True if anything changed."""
+        is_issued = self.folder.ensure_server_certificate(self.authority, self.host_names, self.clock)
+        bundle = self.folder.participant_authorities().encode()
+        if self.participant_cas.exists() and self.participant_cas.read_bytes() == bundle:
+            return is_issued
+        write_durably(self.participant_cas, bundle)
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class ServingIdentity:
+    """Keys and TLS files of a running coordinator. `own` is None where an organisation's PKI issues certificates."""
+
+    federation: FederationId
+    signing_key: Ed25519PrivateKey = field(repr=False)
+    participants_tls: ServerTls
+    admin_tls: ServerTls
+    own: OwnAuthority | None
+
+    def certificate_expires_at(self) -> datetime:
+        """End of the certificate that the listeners present now. Raises ConfigInvalid if it cannot be read."""
+        path = self.participants_tls.certificate
+        try:
+            return parse_certificates(path.read_bytes(), what=str(path))[0].not_valid_after_utc
+        except OSError as error:
+            raise ConfigInvalid(f"cannot read {path}: {error.strerror}") from error
+
+
+def load_identity(config: Config, clock: Clock) -> ServingIdentity:
+    """Read keys and certificates, and issue the listeners' own where it is due.
+
+    Raises NotFound before `accord-coordinator init`, ConfigInvalid for files that are missing or do not fit.
+    """
+    federation = FederationId(config.federation)
+    signing_key = ensure_signing_key(config.signing_key_file)
+    if config.certificates.mode is PkiMode.FILES:
+        return _from_files(config, federation, signing_key)
+    folder = PkiFolder(config.pki_folder)
+    own = OwnAuthority(folder.load_authority(federation), folder, config.host_names, clock)
+    own.refresh()
+    return ServingIdentity(
+        federation=federation,
+        signing_key=signing_key,
+        participants_tls=ServerTls(folder.server_certificate, folder.server_key, (own.participant_cas,)),
+        # Only the own CA makes operators: a partner's CA that is trusted for participants must not.
+        admin_tls=ServerTls(folder.server_certificate, folder.server_key, (folder.authority_certificate,)),
+        own=own,
+    )
+
+
+def _from_files(config: Config, federation: FederationId, signing_key: Ed25519PrivateKey) -> ServingIdentity:
+    files = config.certificates
+    if files.certificate is None or files.key is None or files.participant_cas is None or files.operator_cas is None:
+        raise ConfigInvalid('certificates: mode = "files" needs certificate, key, participant_cas and operator_cas')
+    for path in (files.participant_cas, files.operator_cas):
+        try:
+            parse_authorities(path.read_bytes(), what=str(path))
+        except OSError as error:
+            raise ConfigInvalid(f"cannot read {path}: {error.strerror}") from error
+    return ServingIdentity(
+        federation=federation,
+        signing_key=signing_key,
+        participants_tls=ServerTls(files.certificate, files.key, (files.participant_cas,)),
+        admin_tls=ServerTls(files.certificate, files.key, (files.operator_cas,)),
+        own=None,
+    )

@@ -1,0 +1,91 @@
+"""How often one caller may call: a token bucket for each, behind the guard that says who is calling."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias, cast
+
+import grpc
+
+from common.errors import ResourceExhausted
+from common.identifiers import Role
+from common.rpc.identity import current_caller
+
+# Anonymous callers are told apart by their address; the oldest are forgotten, so that a flood fills no memory.
+MOST_BUCKETS: Final = 10_000
+
+# Types alone: at run time the library's classes take no parameters.
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+@dataclass(slots=True)
+class _Bucket:
+    tokens: float
+    filled_at: float
+
+
+class RateLimit(grpc.aio.ServerInterceptor):
+    """Ends a call with ResourceExhausted when its caller has used up its calls. Place it inside the guard.
+
+    calls_per_second: how fast calls come back; burst: how many there are at most. Long polls and streams count once.
+    """
+
+    def __init__(self, *, calls_per_second: float, burst: int, stopwatch: Callable[[], float] = time.monotonic) -> None:
+        self._rate = calls_per_second
+        self._burst = burst
+        self._stopwatch = stopwatch
+        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
+
+    def take(self, caller: str) -> None:
+        """Count one call. Raises ResourceExhausted that says when to try again."""
+        now = self._stopwatch()
+        bucket = self._buckets.pop(caller, None) or _Bucket(float(self._burst), now)
+        bucket.tokens = min(float(self._burst), bucket.tokens + (now - bucket.filled_at) * self._rate)
+        bucket.filled_at = now
+        self._buckets[caller] = bucket
+        while len(self._buckets) > MOST_BUCKETS:
+            self._buckets.popitem(last=False)
+        if bucket.tokens < 1:
+            seconds = (1 - bucket.tokens) / self._rate
+            raise ResourceExhausted(
+                f"{caller} makes more than {self._rate:g} calls a second; try again in {seconds:.1f} s",
+                metadata={"retry_seconds": f"{seconds:.1f}"},
+            )
+        bucket.tokens -= 1
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler | None:
+        handler = await continuation(handler_call_details)
+        return None if handler is None else self._limited(handler)
+
+    def _limited(self, handler: _Handler) -> _Handler:
+        """The same handler; a call is counted when it is served, which is after the guard has found its caller."""
+        makers = {
+            (False, False): (handler.unary_unary, grpc.unary_unary_rpc_method_handler),
+            (False, True): (handler.unary_stream, grpc.unary_stream_rpc_method_handler),
+            (True, False): (handler.stream_unary, grpc.stream_unary_rpc_method_handler),
+            (True, True): (handler.stream_stream, grpc.stream_stream_rpc_method_handler),
+        }
+        behaviour, make = makers[handler.request_streaming, handler.response_streaming]
+        serve = cast("Callable[[object, object], object]", behaviour)
+
+        def limited(request: object, context: _Context) -> object:
+            caller = current_caller()
+            self.take(context.peer().rsplit(":", 1)[0] if caller.role is Role.ANONYMOUS else caller.actor)
+            return serve(request, context)
+
+        return cast(
+            "_Handler",
+            cast("Callable[..., object]", make)(
+                limited,
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            ),
+        )

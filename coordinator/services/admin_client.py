@@ -1,0 +1,279 @@
+"""A client of AdminService for command lines and scripts: plain values in, plain values out, typed errors.
+
+Messages leave here as dictionaries with the API's field names: times as RFC 3339 text or None, states as short words
+("running"), plans as objects. Knows nothing of terminals.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar, cast
+
+import grpc
+from google.protobuf import json_format
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from accord.v1 import admin_pb2 as pb
+from accord.v1 import admin_pb2_grpc, resources_pb2
+from common.errors import InvalidArgument, Unavailable
+from common.rpc.channels import channel_options
+from common.rpc.status import raised_as_errors
+from common.rpc.tls import channel_credentials
+
+Plain = dict[str, Any]
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+
+CALL_SECONDS: Final = 30.0
+LONG_CALL_SECONDS: Final = 600.0
+ATTEMPTS: Final = 3
+PAGE: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorIdentity:
+    """What an operator shows and whom it trusts: PEM bytes."""
+
+    certificate_chain: bytes
+    key: bytes = field(repr=False)
+    trust_bundle: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ExportHead:
+    """What comes with an adapter's model file."""
+
+    peft_config: str
+    manifest: str
+    manifest_signature: str
+
+
+class AdminClient:
+    """One channel to one admin listener. Use it in a `with` block."""
+
+    def __init__(self, address: str, identity: OperatorIdentity) -> None:
+        self._address = address
+        self._channel = grpc.secure_channel(
+            address,
+            channel_credentials(
+                trust_bundle=identity.trust_bundle,
+                certificate_chain=identity.certificate_chain,
+                key=identity.key,
+            ),
+            options=channel_options(),
+        )
+        self._stub = admin_pb2_grpc.AdminServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._channel.close()
+
+    # --- the federation -------------------------------------------------------------------------------------------
+
+    def federation(self) -> Plain:
+        return self._ask(self._stub.GetFederation, pb.GetFederationRequest())
+
+    def create_join_token(self, participant: str, *, ttl_seconds: int) -> Plain:
+        """The row, and the text for the partner under "token", which is shown only once."""
+        request = pb.CreateJoinTokenRequest(
+            request_id=_request_id(), participant_id=participant, ttl_seconds=ttl_seconds
+        )
+        return self._ask(self._stub.CreateJoinToken, request, attempts=ATTEMPTS)
+
+    def join_tokens(self) -> Iterator[Plain]:
+        return self._pages(self._stub.ListJoinTokens, pb.ListJoinTokensRequest(page_size=PAGE), "join_tokens")
+
+    def revoke_join_token(self, name: str) -> Plain:
+        request = pb.RevokeJoinTokenRequest(request_id=_request_id(), name=name)
+        return _only(self._ask(self._stub.RevokeJoinToken, request, attempts=ATTEMPTS), "join_token")
+
+    def participants(self) -> Iterator[Plain]:
+        return self._pages(self._stub.ListParticipants, pb.ListParticipantsRequest(page_size=PAGE), "participants")
+
+    def participant(self, name: str) -> Plain:
+        return _only(self._ask(self._stub.GetParticipant, pb.GetParticipantRequest(name=name)), "participant")
+
+    def revoke_participant(self, name: str, *, reason: str) -> Plain:
+        request = pb.RevokeParticipantRequest(request_id=_request_id(), name=name, reason=reason)
+        return _only(self._ask(self._stub.RevokeParticipant, request, attempts=ATTEMPTS), "participant")
+
+    def draft_charter(
+        self,
+        *,
+        participants: tuple[str, ...],
+        least_cohort: int,
+        colluders: int | None,
+        base_model_digests: tuple[str, ...],
+    ) -> Plain:
+        request = pb.DraftCharterRequest(
+            participant_ids=participants,
+            least_cohort=least_cohort,
+            colluders=-1 if colluders is None else colluders,
+            base_model_digests=base_model_digests,
+        )
+        return self._ask(self._stub.DraftCharter, request)
+
+    def publish_charter(self, charter_json: str) -> Plain:
+        request = pb.PublishCharterRequest(request_id=_request_id(), charter_json=charter_json)
+        return self._ask(self._stub.PublishCharter, request, attempts=ATTEMPTS)
+
+    def charter(self) -> Plain:
+        return self._ask(self._stub.GetPublishedCharter, pb.GetPublishedCharterRequest())
+
+    # --- runs -----------------------------------------------------------------------------------------------------
+
+    def create_run(self, run_id: str, settings: Mapping[str, object]) -> Plain:
+        """settings: by the names of PlanSettings' fields. Raises InvalidArgument for a name or a type that is wrong."""
+        request = pb.CreateRunRequest(request_id=_request_id(), run_id=run_id, settings=plan_settings(settings))
+        answer = self._ask(self._stub.CreateRun, request, attempts=ATTEMPTS, seconds=LONG_CALL_SECONDS)
+        return _only(answer, "run")
+
+    def run(self, name: str) -> Plain:
+        return _only(self._ask(self._stub.GetRun, pb.GetRunRequest(name=name)), "run")
+
+    def runs(self, *, states: tuple[str, ...] = ()) -> Iterator[Plain]:
+        numbers = [resources_pb2.RunState.Value(f"RUN_STATE_{state.upper()}") for state in states]
+        return self._pages(self._stub.ListRuns, pb.ListRunsRequest(page_size=PAGE, states=numbers), "runs")
+
+    def start_run(self, name: str) -> Plain:
+        request = pb.StartRunRequest(request_id=_request_id(), name=name)
+        return _only(self._ask(self._stub.StartRun, request, attempts=ATTEMPTS), "run")
+
+    def pause_run(self, name: str) -> Plain:
+        request = pb.PauseRunRequest(request_id=_request_id(), name=name)
+        return _only(self._ask(self._stub.PauseRun, request, attempts=ATTEMPTS), "run")
+
+    def resume_run(self, name: str) -> Plain:
+        request = pb.ResumeRunRequest(request_id=_request_id(), name=name)
+        return _only(self._ask(self._stub.ResumeRun, request, attempts=ATTEMPTS), "run")
+
+    def cancel_run(self, name: str, *, reason: str) -> Plain:
+        request = pb.CancelRunRequest(request_id=_request_id(), name=name, reason=reason)
+        return _only(self._ask(self._stub.CancelRun, request, attempts=ATTEMPTS), "run")
+
+    def roll_back_run(self, name: str, *, adapter_digest: str) -> Plain:
+        request = pb.RollBackRunRequest(request_id=_request_id(), name=name, adapter_digest=adapter_digest)
+        return _only(self._ask(self._stub.RollBackRun, request, attempts=ATTEMPTS), "run")
+
+    # --- rounds, adapters, audit ----------------------------------------------------------------------------------
+
+    def round(self, name: str) -> Plain:
+        return _only(self._ask(self._stub.GetRound, pb.GetRoundRequest(name=name)), "round")
+
+    def rounds(self, run: str) -> Iterator[Plain]:
+        return self._pages(self._stub.ListRounds, pb.ListRoundsRequest(run=run, page_size=PAGE), "rounds")
+
+    def adapters(self, run: str) -> Iterator[Plain]:
+        return self._pages(self._stub.ListAdapters, pb.ListAdaptersRequest(run=run, page_size=PAGE), "adapters")
+
+    def export_adapter(self, digest: str, *, offset: int) -> Iterator[ExportHead | bytes]:
+        """First the head, then the bytes of the model file from `offset` on."""
+        request = pb.ExportAdapterRequest(digest=digest, offset=offset)
+        with raised_as_errors():
+            for message in self._stub.ExportAdapter(request, timeout=LONG_CALL_SECONDS):
+                if message.peft_config_json:
+                    yield ExportHead(message.peft_config_json, message.manifest_json, message.manifest_signature)
+                if message.chunk:
+                    yield message.chunk
+
+    def audit_events(self) -> Iterator[Plain]:
+        return self._pages(self._stub.ListAuditEvents, pb.ListAuditEventsRequest(page_size=PAGE), "events")
+
+    def verify_audit_log(self) -> Plain:
+        return self._ask(self._stub.VerifyAuditLog, pb.VerifyAuditLogRequest(), seconds=LONG_CALL_SECONDS)
+
+    # --- calls ----------------------------------------------------------------------------------------------------
+
+    def _ask(
+        self,
+        call: Callable[..., Response],
+        request: Request,
+        *,
+        attempts: int = 1,
+        seconds: float = CALL_SECONDS,
+    ) -> Plain:
+        return plain(self._call(call, request, attempts=attempts, seconds=seconds))
+
+    def _call(
+        self, call: Callable[..., Response], request: Request, *, attempts: int = 1, seconds: float = CALL_SECONDS
+    ) -> Response:
+        """attempts > 1 only for requests with a request_id: a repeat of one that was done gets its first answer."""
+        for attempt in range(1, attempts + 1):
+            try:
+                with raised_as_errors():
+                    return call(request, timeout=seconds)
+            except Unavailable as error:
+                if attempt == attempts:
+                    raise Unavailable(f"no answer from the coordinator at {self._address}: {error.message}") from error
+                time.sleep(0.3 * attempt)
+        raise AssertionError("attempts is at least 1")
+
+    def _pages(self, call: Callable[..., Response], request: Request, rows: str) -> Iterator[Plain]:
+        while True:
+            answer = self._call(call, request)
+            yield from (plain(row) for row in getattr(answer, rows))
+            token = cast("str", getattr(answer, "next_page_token"))  # noqa: B009  every listing has it
+            if not token:
+                return
+            setattr(request, "page_token", token)  # noqa: B010  every listing has it
+
+
+def plan_settings(values: Mapping[str, object]) -> resources_pb2.PlanSettings:
+    """Settings by their names in the API. Raises InvalidArgument for one that does not exist or has another type."""
+    try:
+        return json_format.ParseDict(dict(values), resources_pb2.PlanSettings())
+    except json_format.ParseError as error:
+        known = ", ".join(field.name for field in resources_pb2.PlanSettings.DESCRIPTOR.fields)
+        raise InvalidArgument(f"settings: {error}; known are {known}") from error
+
+
+def plain(message: Message) -> Plain:
+    """A message as a dictionary with every field, in the API's order; a plan as an object."""
+    values = {field.name: _field(message, cast("FieldDescriptor", field)) for field in message.DESCRIPTOR.fields}
+    if "plan_json" in values:  # canonical JSON: writing it again gives the bytes that are digested
+        values["plan"] = json.loads(str(values.pop("plan_json")) or "null")
+    return values
+
+
+def _field(message: Message, field: FieldDescriptor) -> object:
+    value: Any = getattr(message, field.name)
+    if field.is_repeated:
+        return [_value(item, field) for item in value]
+    if field.message_type is not None and not message.HasField(field.name):
+        return None
+    return _value(value, field)
+
+
+def _value(value: Any, field: FieldDescriptor) -> object:
+    if field.enum_type is not None:
+        return _word(field.enum_type.values_by_number[value].name, field.enum_type.name)
+    if isinstance(value, Timestamp):
+        return value.ToJsonString()
+    if isinstance(value, Message):
+        return plain(value)
+    return value
+
+
+def _word(name: str, enum: str) -> str:
+    """ "RUN_STATE_RUNNING" of RunState as "running"."""
+    prefix = "".join(f"_{letter}" if letter.isupper() else letter.upper() for letter in enum).lstrip("_")
+    return name.removeprefix(f"{prefix}_").lower()
+
+
+def _only(answer: Plain, name: str) -> Plain:
+    return cast("Plain", answer[name])
+
+
+def _request_id() -> str:
+    return str(uuid.uuid4())

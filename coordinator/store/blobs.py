@@ -22,7 +22,7 @@ class BlobStore(Protocol):
         """Store bytes; writing the same key again replaces it as a whole."""
 
     def put_file(self, key: str, path: Path) -> None:
-        """Store a file's bytes; the file may be moved away."""
+        """Store a file's bytes; the file may be moved away, but a kill leaves it where it was or as the blob."""
 
     def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """Bytes from offset on; fewer than length at the end."""

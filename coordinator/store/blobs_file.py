@@ -14,7 +14,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -64,10 +64,20 @@ class FileBlobStore:
 
     def put_file(self, key: str, path: Path) -> None:
         target = self._path(key)
-        with _storage_errors(path):
+        with _storage_errors(path), io.FileIO(path) as file:
+            if _is_movable(path, file):
+                os.fchmod(file.fileno(), _BLOB_MODE)
+                os.fsync(file.fileno())
+                try:
+                    # In one step: a file that was acknowledged in parts must not be lost between two names.
+                    self._publish(path, target, key)
+                    return
+                except OSError as error:
+                    if error.errno != errno.EXDEV:
+                        raise
             temporary = self._temporary()
             try:
-                self._take(path, temporary)
+                _copy_new(file, temporary)
                 self._publish(temporary, target, key)
             except BaseException:
                 temporary.unlink(missing_ok=True)
@@ -161,34 +171,19 @@ class FileBlobStore:
             with file:
                 yield file
 
-    def _take(self, path: Path, temporary: Path) -> None:
-        """Move or copy a file's bytes into the scratch folder, durably."""
-        with io.FileIO(path) as file:
-            about = os.fstat(file.fileno())
-            # Nobody else may hold a name of the file through which it could be changed later.
-            if stat.S_ISREG(about.st_mode) and about.st_nlink == 1 and not path.is_symlink():
-                os.fchmod(file.fileno(), _BLOB_MODE)
-                os.fsync(file.fileno())
-                try:
-                    os.rename(path, temporary)
-                    return
-                except OSError as error:
-                    if error.errno != errno.EXDEV:
-                        raise
-            _copy_new(file, temporary)
-
     def _publish(self, temporary: Path, path: Path, key: str) -> None:
         for attempt in range(_ATTEMPTS):
             try:
                 make_folders(path.parent)
                 os.replace(temporary, path)
-                sync_folder(path.parent)
-                return
+                break
             except (IsADirectoryError, NotADirectoryError, FileExistsError):
                 raise InvalidArgument(f"blob key {key!r} is a prefix of another key, or the other way round") from None
             except FileNotFoundError:
-                if attempt == _ATTEMPTS - 1:
+                if attempt == _ATTEMPTS - 1 or not temporary.exists():
                     raise
+        with suppress(FileNotFoundError):  # Deleted since, with its folder: there is nothing left to keep.
+            sync_folder(path.parent)
 
     def _claim_scratch(self) -> tuple[Path, io.FileIO]:
         """A folder of this store's own, locked for as long as it lives; folders without a living owner are removed.
@@ -205,6 +200,12 @@ class FileBlobStore:
             lock = io.FileIO(scratch / "lock", "w")
             fcntl.flock(lock, fcntl.LOCK_EX)
             return scratch, lock
+
+
+def _is_movable(path: Path, file: io.FileIO) -> bool:
+    """Whether nobody holds another name of the file, through which it could be changed when it is a blob."""
+    about = os.fstat(file.fileno())
+    return stat.S_ISREG(about.st_mode) and about.st_nlink == 1 and not path.is_symlink()
 
 
 def _is_abandoned(folder: Path) -> bool:

@@ -58,9 +58,8 @@ def sqlite_path(url: str) -> Path:
     try:
         parsed = make_url(url)
     except ArgumentError:
-        raise ConfigInvalid(
-            f"{url[:40]!r} is not a database URL: use sqlite:////absolute/path/coordinator.db"
-        ) from None
+        # Not repeated: what is wrong with it may be the place of a password.
+        raise ConfigInvalid("this is not a database URL: use sqlite:////absolute/path/coordinator.db") from None
     if parsed.drivername not in ("sqlite", "sqlite+pysqlite"):
         # The drivername alone: a URL may hold a password.
         raise ConfigInvalid(

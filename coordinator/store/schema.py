@@ -5,6 +5,7 @@ The steps are in `migrations/versions`. A migration happens as a whole or not at
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
 from alembic import command
@@ -14,7 +15,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 from common.errors import StorageFailed
-from coordinator.store.engine import create_sqlite_file, open_database, sqlite_path
+from coordinator.store.engine import Database, create_sqlite_file, open_database, sqlite_path
 
 _LOCATION: Final = "coordinator.store:migrations"
 
@@ -29,8 +30,8 @@ def migrate(url: str) -> str:
     database = open_database(url)
     try:
         with database.write() as connection:
+            _refuse_newer(current_revision(connection), database.place)
             config = _config()
-            _refuse_newer(connection, ScriptDirectory.from_config(config), database.place)
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
             return current_revision(connection)
@@ -42,19 +43,23 @@ def check_schema(url: str) -> None:
     """Raises StorageFailed unless the database at `url` has exactly this version's schema."""
     database = open_database(url)
     try:
-        with database.read() as connection:
-            scripts = ScriptDirectory.from_config(_config())
-            _refuse_newer(connection, scripts, database.place)
-            revision = current_revision(connection)
-            if not revision:
-                raise StorageFailed(f"{database.place} is an empty database: run accord-coordinator migrate")
-            if revision != scripts.get_current_head():
-                raise StorageFailed(
-                    f"{database.place} has the schema of an older version ({revision}): back it up, then run "
-                    "accord-coordinator migrate"
-                )
+        check_database(database)
     finally:
         database.close()
+
+
+def check_database(database: Database) -> None:
+    """The same for a database that is open already."""
+    with database.read() as connection:
+        revision = current_revision(connection)
+    _refuse_newer(revision, database.place)
+    if not revision:
+        raise StorageFailed(f"{database.place} is an empty database: run accord-coordinator migrate")
+    if revision != _history()[0]:
+        raise StorageFailed(
+            f"{database.place} has the schema of an older version ({revision}): back it up, then run "
+            "accord-coordinator migrate"
+        )
 
 
 def current_revision(connection: Connection) -> str:
@@ -62,13 +67,18 @@ def current_revision(connection: Connection) -> str:
     return MigrationContext.configure(connection).get_current_revision() or ""
 
 
-def _refuse_newer(connection: Connection, scripts: ScriptDirectory, place: str) -> None:
-    revision = current_revision(connection)
-    if revision and revision not in {script.revision for script in scripts.walk_revisions()}:
+def _refuse_newer(revision: str, place: str) -> None:
+    if revision and revision not in _history():
         raise StorageFailed(
             f"{place} has the schema of a newer version ({revision}): install that version of accord, or restore the "
             "backup from before its migration"
         )
+
+
+@cache
+def _history() -> tuple[str, ...]:
+    """The revisions that this version knows, newest first."""
+    return tuple(script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions())
 
 
 def _config() -> Config:

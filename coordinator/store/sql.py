@@ -17,7 +17,7 @@ from coordinator.store.engine import DEFAULT_BUSY_TIMEOUT, open_database
 from coordinator.store.interface import Reader, Writer
 from coordinator.store.reader import SqlReader
 from coordinator.store.rows import INSERT, Insert
-from coordinator.store.schema import check_schema
+from coordinator.store.schema import check_database
 from coordinator.store.writer import SqlWriter
 
 _LEASES: Final = tables.LEASES.c
@@ -37,8 +37,12 @@ class SqlStore:
         `busy_timeout`: how long a writer waits for its turn before StorageFailed.
         Raises ConfigInvalid for a URL that names no supported database, StorageFailed if it cannot be used.
         """
-        check_schema(url)
         self._database = open_database(url, busy_timeout=busy_timeout)
+        try:
+            check_database(self._database)
+        except BaseException:
+            self._database.close()
+            raise
         self._turn = threading.Lock()
         self._writing_thread: int | None = None
         self._acquire = _acquire_statement(self._database.reader.dialect.name)

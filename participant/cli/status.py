@@ -1,0 +1,159 @@
+"""`accord-participant status`: what this site is and has done, from its own files alone."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from common.clock import SystemClock
+from common.errors import AccordError
+from participant.cli.exits import Exit
+from participant.cli.output import print_json, print_table, print_text
+from participant.config import load_unpinned_config
+from participant.identity import IdentityFolder, SiteIdentity
+from participant.journal import Journal, RoundEntry, RunEntry, RunStanding
+
+_SHOWN_ROUNDS: Final = 10
+_COLOURS: Final[Mapping[str, str]] = {"joined": "green", "declined": "bold red", "failed": "bold red"}
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """A run with this site's latest rounds of it, newest first."""
+
+    run: RunEntry
+    rounds: tuple[RoundEntry, ...]
+
+
+def execute(options: argparse.Namespace) -> Exit:
+    """Print identity and journal. FAILED if the site is not enrolled: then there is nothing else to tell."""
+    config = load_unpinned_config(options.config)
+    try:
+        identity: SiteIdentity | None = IdentityFolder(config.identity_directory).load()
+        problem = ""
+    except AccordError as error:
+        identity, problem = None, error.message
+    runs = _runs(config.journal_file)
+    now = SystemClock().now()
+    if options.json:
+        print_json({"identity": _identity_json(identity, problem, now), "runs": [_run_json(entry) for entry in runs]})
+    else:
+        _print(identity, problem, runs, now)
+    return Exit.OK if identity is not None else Exit.FAILED
+
+
+def _runs(file: Path) -> tuple[RunStatus, ...]:
+    # Opening a journal makes one, and looking must not.
+    if not file.exists():
+        return ()
+    journal = Journal(file)
+    try:
+        return tuple(RunStatus(run, journal.rounds(run.run)[:_SHOWN_ROUNDS]) for run in journal.runs())
+    finally:
+        journal.close()
+
+
+# --- JSON ----------------------------------------------------------------------------------------------------------
+
+
+def _identity_json(identity: SiteIdentity | None, problem: str, now: datetime) -> dict[str, object]:
+    if identity is None:
+        return {"is_enrolled": False, "problem": problem}
+    return {
+        "is_enrolled": True,
+        "federation": identity.federation,
+        "participant": identity.participant,
+        "coordinator_address": identity.coordinator_address,
+        "certificate_expire_time": identity.expires_at.isoformat(),
+        "certificate_is_valid": now < identity.expires_at,
+    }
+
+
+def _run_json(status: RunStatus) -> dict[str, object]:
+    run = status.run
+    return {
+        "run": run.run,
+        "standing": run.standing.value,
+        "plan_digest": run.plan_digest,
+        "reason": run.reason,
+        "message": run.message,
+        "update_time": run.updated_at.isoformat(),
+        "rounds": [
+            {
+                "round": entry.round,
+                "kind": entry.kind,
+                "phase": entry.phase.value,
+                "outcome": entry.outcome,
+                "adapter_digest": entry.adapter,
+                "uploaded_bytes": entry.uploaded_bytes,
+                "reason": entry.reason,
+                "message": entry.message,
+                "start_time": entry.started_at.isoformat(),
+                "update_time": entry.updated_at.isoformat(),
+            }
+            for entry in status.rounds
+        ],
+    }
+
+
+# --- text ----------------------------------------------------------------------------------------------------------
+
+
+def _print(identity: SiteIdentity | None, problem: str, runs: Sequence[RunStatus], now: datetime) -> None:
+    if identity is None:
+        print_text(f"not enrolled: {problem}")
+    else:
+        left = identity.expires_at - now
+        state = f"{left.days} days left" if left.total_seconds() > 0 else "EXPIRED"
+        print_text(
+            f"{identity.participant} of federation {identity.federation}, coordinator {identity.coordinator_address}\n"
+            f"certificate valid until {identity.expires_at:%Y-%m-%d %H:%M} UTC, {state}"
+        )
+    if not runs:
+        print_text("no run so far")
+        return
+    print_text("")
+    print_table(
+        ["run", "standing", "since", "reason"],
+        [
+            [
+                status.run.run,
+                status.run.standing.value,
+                _time(status.run.updated_at),
+                _why(status.run.reason, status.run.message),
+            ]
+            for status in runs
+        ],
+        colours=_COLOURS,
+    )
+    rounds = [entry for status in runs if status.run.standing is not RunStanding.DECLINED for entry in status.rounds]
+    if rounds:
+        print_text("")
+        print_table(
+            ["round", "kind", "phase", "outcome", "sent", "since", "reason"],
+            [
+                [
+                    f"{entry.run}/{entry.round}",
+                    entry.kind,
+                    entry.phase.value,
+                    entry.outcome,
+                    f"{entry.uploaded_bytes / 2**20:.1f} MiB" if entry.uploaded_bytes else "",
+                    _time(entry.updated_at),
+                    _why(entry.reason, entry.message),
+                ]
+                for entry in rounds
+            ],
+            colours=_COLOURS,
+        )
+
+
+def _why(reason: str, message: str) -> str:
+    return ": ".join(part for part in (reason, message) if part)
+
+
+def _time(time: datetime) -> str:
+    return f"{time:%Y-%m-%d %H:%M}"

@@ -22,7 +22,7 @@ def download(target: Path, *, sha256: str, size_bytes: int, chunks_from: Callabl
 
     chunks_from(offset) yields the content from a byte offset on. What has arrived is kept beside the target when that
     raises, and the next call goes on from there; a target that is there already is only checked.
-    Raises UploadIncomplete if the content ends early, TooLarge if it does not end, DigestMismatch if it is other content
+    Raises UploadIncomplete if the content ends early, TooLarge if it does not end, DigestMismatch if it is another one
     (it is thrown away then), and whatever `chunks_from` raises.
     """
     if target.exists() and target.stat().st_size == size_bytes and _sha256(target) == sha256:

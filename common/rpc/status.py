@@ -161,8 +161,10 @@ def _explained(code: StatusCode, text: str) -> str:
     """The transport's text with what it usually means; TLS failures hide behind UNAVAILABLE."""
     if code is StatusCode.DEADLINE_EXCEEDED:
         return f"no answer in time: {text}"
+    if "Hostname Verification Check failed" in text:
+        return f"the server's certificate does not name the host that was dialled: {text}"
     if "CERTIFICATE_VERIFY_FAILED" in text:
-        return f"the server's certificate does not verify (other CA, other host name, or expired): {text}"
+        return f"the server's certificate does not verify (another CA, or expired): {text}"
     if "certificate" in text.lower() and "alert" in text.lower():
         return f"the server refused this side's certificate: {text}"
     return text or code.name

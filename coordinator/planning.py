@@ -13,6 +13,7 @@ from common.adapters import AdapterSpec
 from common.basemodel import BaseModel
 from common.charter import Charter
 from common.errors import AccordError, PlanInvalid
+from common.instructions import InstructionSet, chat_instruction_set
 from common.masking import plan_digest, secagg_plan
 from common.plan import Gate, Masking, Method, PhaseLimits, Phases, Plan, Training
 from common.plan_review import plan_mistakes
@@ -171,8 +172,8 @@ def all_linear(model: BaseModel) -> tuple[str, ...]:
 
 
 def instruction_set_or_default(text: str) -> str:
-    """The instruction set that the first round sends out."""
-    return text
+    """The instruction set that the first round sends out, canonical. Raises InvalidArgument or PlanInvalid."""
+    return (InstructionSet.from_json(text) if text else chat_instruction_set()).to_json()
 
 
 def _phases(settings: PlanSettings, least_cohort: int) -> Phases:

@@ -21,7 +21,7 @@ from common.errors import CharterInvalid, ConfigInvalid
 from common.secagg import identity_signer
 from participant.base_models import BaseModels, BaseModelSource, ConfiguredBaseModels
 from participant.client import CoordinatorClient
-from participant.config import CharterConfig, CharterMode, ParticipantConfig, load_policy
+from participant.config import CharterConfig, CharterMode, ParticipantConfig
 from participant.connection import Connection
 from participant.daemon import Daemon, Site
 from participant.identity import IdentityFolder
@@ -29,6 +29,7 @@ from participant.journal import Journal
 from participant.masking import Identity, MaskingDesk
 from participant.metrics import ParticipantMetrics
 from participant.policy import Policy
+from participant.policy_file import load_policy
 from participant.shelf import AdapterShelf
 from participant.trainer import Trainer, WorkerTrainer
 
@@ -95,6 +96,7 @@ def serving(
             metrics=metrics,
             clock=clock,
             before_turn=connection.keep_valid,
+            interrupt=connection.close,
         )
         logger.info("participant_started", participant=connection.identity.participant, pid=os.getpid())
         yield daemon

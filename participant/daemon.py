@@ -46,6 +46,7 @@ from common.errors import (
     StorageFailed,
     Unavailable,
 )
+from common.instructions import InstructionSet
 from common.log import bound, get_logger
 from common.masking import model_hash
 from common.plan import Plan
@@ -62,7 +63,6 @@ from participant.preparation import Preparations
 from participant.shelf import AdapterShelf
 from participant.trainer import ADAPTER_FOLDER, Preparation, Trainer
 from participant.training.result import Progress
-from participant.training.templates import InstructionSet
 from participant.update import Contribution, Update, open_update
 
 log = get_logger(__name__)
@@ -103,6 +103,7 @@ class Daemon:
         metrics: ParticipantMetrics,
         clock: Clock,
         before_turn: Callable[[], None] = lambda: None,
+        interrupt: Callable[[], None] = lambda: None,
     ) -> None:
         self._site = site
         self._client = client
@@ -114,6 +115,7 @@ class Daemon:
         self._metrics = metrics
         self._clock = clock
         self._before_turn = before_turn
+        self._interrupt = interrupt
         self._preparations = Preparations()
         self._tag = ""
         self._reported_at = 0.0
@@ -123,6 +125,7 @@ class Daemon:
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set. Raises CertificateRevoked when the federation has put this site out."""
         failures = 0
+        threading.Thread(target=self._interrupt_when, args=(stop,), name="stop-watch", daemon=True).start()
         try:
             while not stop.is_set():
                 try:
@@ -145,6 +148,11 @@ class Daemon:
         finally:
             self._preparations.stop()
 
+    def _interrupt_when(self, stop: threading.Event) -> None:
+        """End the long poll that the loop may be waiting in."""
+        stop.wait()
+        self._interrupt()
+
     def turn(self, wait_seconds: int) -> bool:
         """Ask once and do all that the answer says. False if something has to be tried again."""
         self._before_turn()
@@ -153,6 +161,10 @@ class Daemon:
         self._tag = answer.tag
         done = [self._do(task) for task in answer.tasks]
         return all(done)
+
+    def wait_for_preparation(self) -> None:
+        """Return when no round is being prepared any more."""
+        self._preparations.wait()
 
     def _do(self, task: Assignment) -> bool:
         """True when the task is done, or not to be done at all."""

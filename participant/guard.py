@@ -15,6 +15,7 @@ from typing import Final
 from common.basemodel import BaseModel
 from common.charter import Charter
 from common.errors import AccordError, BaseModelMismatch, InvalidArgument, PlanInvalid, PolicyRefusal
+from common.instructions import InstructionSet, Template
 from common.plan import Plan
 from common.plan_review import plan_mistakes
 from common.secagg.plan import HEAD_WORDS
@@ -27,7 +28,6 @@ from participant.policy import (
     Policy,
     TrainingBounds,
 )
-from participant.training.templates import InstructionSet, Template
 
 _FLOAT32_BYTES: Final = 4
 _BRACED: Final = re.compile(r"\{([^{}]*)\}")

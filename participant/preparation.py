@@ -62,6 +62,11 @@ class Preparations:
         self._running = _Running(key, thread, stop)
         thread.start()
 
+    def wait(self) -> None:
+        """Return when the running preparation, if any, has ended by itself."""
+        if self._running is not None:
+            self._running.thread.join()
+
     def stop(self, key: RoundKey | None = None) -> None:
         """End the running preparation (if it is `key`'s, when one is named) and wait until it is gone."""
         running = self._running

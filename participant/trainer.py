@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from common.adapters import ADAPTER_FILE
+from common.instructions import InstructionSet
 from common.plan import Plan
 from common.states import RoundKind
 from participant.training.job import (
@@ -27,7 +28,6 @@ from participant.training.job import (
 )
 from participant.training.process import run_worker
 from participant.training.result import JobResult, Progress, total_scores
-from participant.training.templates import InstructionSet
 from participant.update import Contribution
 
 ADAPTER_FOLDER: Final = "adapter"

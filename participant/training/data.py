@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Final
 
 from common.errors import DataInvalid
+from common.instructions import Task
 from participant.training.files import Fields, Row, read_rows
 from participant.training.job import DataFormat, DataSettings
 from participant.training.result import BadRecord, DataReport, DomainCount
 from participant.training.scoring import Mention, mention_lines, parse_mentions
-from participant.training.templates import Role, Task, Turn
+from participant.training.templates import Role, Turn
 
 MAX_BAD_EXAMPLES: Final = 20
 

@@ -17,13 +17,13 @@ from torch.nn import functional
 from transformers.cache_utils import Cache
 
 from common.errors import TrainingStopped
+from common.instructions import Task
 from participant.training.data import Exchange, Record, choose
 from participant.training.job import EvaluationSettings
 from participant.training.loop import HEAD_ROWS, answer_flags, answer_states
 from participant.training.model import AdaptedModel
 from participant.training.result import DomainScores, Phase, Progress
 from participant.training.scoring import count_spans, rouge_l
-from participant.training.templates import Task
 from participant.training.tokens import Encoded, Encoder
 
 Choices = Mapping[tuple[int, ...], frozenset[int]]  # after these answer tokens, these may follow

@@ -14,7 +14,7 @@ from typing import Final
 from common import jsonform
 from common.adapters import AdapterSpec
 from common.errors import InvalidArgument
-from participant.training.templates import InstructionSet
+from common.instructions import InstructionSet
 
 JOB_FILE: Final = "job.json"
 

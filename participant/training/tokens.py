@@ -14,17 +14,9 @@ from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from common.errors import BaseModelUnavailable, PlanInvalid
+from common.instructions import InstructionSet, PromptForm, Template
 from participant.training.data import Exchange, Record
-from participant.training.templates import (
-    PLAIN_MARKS,
-    InstructionSet,
-    Piece,
-    PromptForm,
-    Template,
-    TurnMarks,
-    render_chat,
-    render_exchange,
-)
+from participant.training.templates import PLAIN_MARKS, Piece, TurnMarks, render_chat, render_exchange
 
 _SYSTEM, _USER, _ANSWER, _USER_2, _ANSWER_2 = (f"Qx{number}xQ" for number in range(5))
 _LEAST_ANSWER_TOKENS: Final = 1

@@ -14,6 +14,7 @@ from common.adapters import AdapterSpec, LinearLayer
 from common.basemodel import BaseModel
 from common.charter import CHARTER_FORM, USUAL_BOUNDS, Charter, CharterMember
 from common.errors import BaseModelMismatch, PlanInvalid, PolicyRefusal
+from common.instructions import InstructionSet, PromptForm, Task, Template, chat_instruction_set
 from common.plan import Gate, Masking, Method, PhaseLimits, Phases, Plan, Training
 from participant import guard
 from participant.guard import DayLedger, Transfer
@@ -26,7 +27,6 @@ from participant.policy import (
     Policy,
     TrainingBounds,
 )
-from participant.training.templates import InstructionSet, PromptForm, Task, Template, chat_instruction_set
 
 BASE_MODEL = BaseModel(
     name="tiny",

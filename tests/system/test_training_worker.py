@@ -1,0 +1,345 @@
+"""The training process as the daemon sees it: a real child, killed, stopped, fed with what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from common import basemodel
+from common.adapters import ADAPTER_FILE, file_digest, open_flat
+from common.errors import (
+    BaseModelMismatch,
+    BaseModelUnavailable,
+    DataInvalid,
+    DigestMismatch,
+    InvalidArgument,
+    PlanInvalid,
+    ShapeMismatch,
+    TrainingFailed,
+    TrainingStopped,
+)
+from common.instructions import chat_instruction_set
+from participant.training.checkpoint import CHECKPOINT_FILE
+from participant.training.child import _CODES
+from participant.training.job import (
+    DataSettings,
+    Device,
+    EvaluationSettings,
+    Hyperparameters,
+    JobKind,
+    Method,
+    Precision,
+    Resources,
+    TrainingJob,
+    write_job,
+)
+from participant.training.process import _ERRORS, run_worker
+from participant.training.result import ADAPTER_FOLDER, ERROR_FILE, RESULT_FILE, ExitCode, Phase, Progress
+from tests.tiny_model import TINY_SPEC, make_tiny_adapter, make_tiny_model
+
+pytestmark = pytest.mark.system
+
+COLOURS = (("sky", "blue"), ("grass", "green"), ("blood", "red"), ("sea", "blue"), ("leaf", "green"))
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Site:
+    """A site's files, and the job that the tests vary."""
+
+    folder: Path
+    job: TrainingJob
+
+    def run(self, name="job", *, on_progress=lambda progress: None, stop=None, **changes):
+        write_job(self.folder / name, replace(self.job, **changes))
+        return run_worker(self.folder / name, on_progress, stop=stop, grace_seconds=60.0)
+
+    def adapter(self, name="job"):
+        layout = TINY_SPEC.layout(basemodel.describe(self.job.base_model).layers)
+        return open_flat(self.folder / name / ADAPTER_FOLDER / ADAPTER_FILE, layout).tobytes()
+
+
+def write_records(path, count, *, offset=0):
+    with path.open("w") as file:
+        for number in range(offset, offset + count):
+            thing, colour = COLOURS[number % len(COLOURS)]
+            record = {
+                "instruction": "Name the colour.",
+                "input": f"{thing} {number}",
+                "output": colour,
+                "label": colour,
+            }
+            file.write(json.dumps(record) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def site(tmp_path, model) -> Site:
+    digest = make_tiny_adapter(tmp_path / "global", model)
+    return Site(
+        tmp_path,
+        TrainingJob(
+            kind=JobKind.TRAIN,
+            base_model=model,
+            base_model_digest=basemodel.describe(model).digest,
+            global_adapter=tmp_path / "global",
+            global_adapter_digest=digest,
+            adapter=TINY_SPEC,
+            method=Method.FEDIT,
+            hyperparameters=Hyperparameters(learning_rate=5e-3, batch_size=4, steps=12, max_length=64, seed=5),
+            instruction_set=chat_instruction_set(),
+            data=DataSettings(
+                train_path=write_records(tmp_path / "train.jsonl", 30),
+                held_out_path=write_records(tmp_path / "held.jsonl", 8, offset=500),
+            ),
+            evaluation=EvaluationSettings(max_new_tokens=8),
+            resources=Resources(checkpoint_every_steps=3, device=Device.CPU, precision=Precision.FLOAT32),
+        ),
+    )
+
+
+def running(folder: Path) -> list[psutil.Process]:
+    """Training processes of this job folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if str(folder) in (process.info["cmdline"] or []):
+            found.append(process)
+    return found
+
+
+class KillAt:
+    """Kills the training process with signal 9 once it has reported this step of training."""
+
+    def __init__(self, folder: Path, step: int, phase: Phase = Phase.TRAIN) -> None:
+        self._folder, self._step, self._phase = folder, step, phase
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.phase is self._phase and progress.step == self._step:
+            for process in running(self._folder):
+                process.kill()
+
+
+def test_a_job_scores_the_global_adapter_first_and_then_trains_from_it(site):
+    phases: list[Phase] = []
+    result = site.run(on_progress=lambda progress: phases.append(progress.phase))
+    order = list(dict.fromkeys(phases))
+    assert order == [Phase.LOAD, Phase.EVALUATE, Phase.TRAIN, Phase.SAVE]
+    assert phases.count(Phase.TRAIN) == 12
+    assert result.training is not None
+    assert (result.training.steps, result.training.records) == (12, 48)
+    assert result.training.losses[-1] < result.training.losses[0]
+    assert (result.scores[0].loss_records, result.scores[0].classified) == (8, 8)
+    folder = site.folder / "job"
+    assert result.adapter_digest == file_digest(folder / ADAPTER_FOLDER / ADAPTER_FILE)
+    assert not (folder / CHECKPOINT_FILE).exists()
+    assert (result.train_data.used, result.device, result.precision) == (30, "cpu", "float32")
+    # The scores are the global adapter's: a job that only evaluates gives the same.
+    assert site.run("evaluation", kind=JobKind.EVALUATE).scores == result.scores
+
+
+def test_the_same_job_gives_the_same_bits_and_another_seed_others(site):
+    site.run("a")
+    site.run("b")
+    site.run("c", hyperparameters=replace(site.job.hyperparameters, seed=6))
+    assert site.adapter("a") == site.adapter("b")
+    assert site.adapter("a") != site.adapter("c")
+
+
+@pytest.mark.parametrize("step", [1, 3, 7, 12])
+def test_a_job_killed_in_training_resumes_and_ends_with_the_same_bits(site, step):
+    undisturbed = site.run("undisturbed")
+    with pytest.raises(TrainingFailed, match="signal 9"):
+        site.run("killed", on_progress=KillAt(site.folder / "killed", step))
+    phases: list[Phase] = []
+    result = site.run("killed", on_progress=lambda progress: phases.append(progress.phase))
+    assert site.adapter("killed") == site.adapter("undisturbed")
+    assert result.scores == undisturbed.scores
+    assert Phase.EVALUATE not in phases
+    assert result.training is not None
+    assert undisturbed.training is not None
+    assert result.training.losses == undisturbed.training.losses
+    # The kill comes while the worker goes on: it may have got past the step that was reported.
+    assert result.training.resumed_at_step >= step - step % 3
+    assert result.training.resumed_at_step > 0 or step < 3
+
+
+def test_a_job_killed_in_evaluation_begins_again(site):
+    with pytest.raises(TrainingFailed, match="ran out of memory"):
+        site.run(on_progress=KillAt(site.folder / "job", 1, Phase.EVALUATE))
+    assert site.run().training is not None
+
+
+def test_a_finished_job_answers_without_doing_it_again(site):
+    first = site.run()
+    phases: list[Phase] = []
+    assert site.run(on_progress=lambda progress: phases.append(progress.phase)) == first
+    assert phases == []
+
+
+def test_another_job_in_the_same_folder_is_not_taken_for_the_finished_one(site):
+    first = site.run(kind=JobKind.EVALUATE)
+    second = site.run()
+    assert (first.training, second.job_digest != first.job_digest) == (None, True)
+    assert second.training is not None
+
+
+def test_a_job_that_is_asked_to_stop_leaves_a_checkpoint_and_goes_on_from_it(site):
+    site.run("undisturbed")
+    stop = threading.Event()
+
+    def stop_at_four(progress: Progress) -> None:
+        if progress.phase is Phase.TRAIN and progress.step == 4:
+            stop.set()
+
+    changes = {"hyperparameters": replace(site.job.hyperparameters, steps=400)}
+    with pytest.raises(TrainingStopped, match="of 400"):
+        site.run(on_progress=stop_at_four, stop=stop, **changes)
+    assert (site.folder / "job" / CHECKPOINT_FILE).is_file()
+    result = site.run(**changes)
+    assert result.training is not None
+    assert result.training.resumed_at_step >= 4
+
+
+def test_the_training_process_ends_with_its_parent(site):
+    folder = site.folder / "job"
+    write_job(folder, replace(site.job, hyperparameters=replace(site.job.hyperparameters, steps=1_000_000)))
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from pathlib import Path; from participant.training.process import run_worker\n"
+            "run_worker(Path(sys.argv[1]), lambda progress: print(progress.phase.value, flush=True))",
+            str(folder),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert parent.stdout is not None
+    for line in parent.stdout:
+        if line.strip() == "train":
+            break
+    children = [process for process in running(folder) if process.pid != parent.pid]
+    assert len(children) == 1
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    gone, alive = psutil.wait_procs(children, timeout=30)
+    assert (len(gone), alive) == (1, [])
+
+
+# --- what can be wrong ------------------------------------------------------------------------------------------------
+
+
+def test_another_base_model_is_refused_with_both_digests(site):
+    with pytest.raises(BaseModelMismatch, match=f"{site.job.base_model_digest}.*{'0' * 64}"):
+        site.run(base_model_digest="0" * 64)
+
+
+def test_a_missing_base_model_is_named(site):
+    with pytest.raises(BaseModelUnavailable, match="nowhere"):
+        site.run(base_model=site.folder / "nowhere")
+
+
+def test_another_global_adapter_is_refused(site):
+    with pytest.raises(DigestMismatch):
+        site.run(global_adapter_digest="0" * 64)
+
+
+def test_a_global_adapter_of_another_shape_is_refused(site):
+    with pytest.raises(ShapeMismatch, match="not an adapter of"):
+        site.run(adapter=replace(TINY_SPEC, rank=3))
+
+
+def test_a_target_that_the_model_lacks_is_refused(site):
+    with pytest.raises(InvalidArgument, match="c_proj"):
+        site.run(adapter=replace(TINY_SPEC, target_modules=("c_proj",)))
+
+
+def test_data_without_a_usable_record_is_refused_with_lines(site):
+    bad = site.folder / "bad.jsonl"
+    bad.write_text('{"text": 1}\n')
+    with pytest.raises(DataInvalid, match="line 1"):
+        site.run(data=replace(site.job.data, train_path=bad))
+
+
+def test_data_that_never_fits_the_plans_length_is_refused_and_the_rest_is_reported(site):
+    with pytest.raises(DataInvalid, match="max_length 8; line"):
+        site.run(hyperparameters=replace(site.job.hyperparameters, max_length=8))
+    long = site.folder / "long.jsonl"
+    long.write_text((site.folder / "train.jsonl").read_text() + json.dumps({"prompt": "z" * 90, "completion": "x"}))
+    report = site.run(data=replace(site.job.data, train_path=long)).train_data
+    assert (report.read, report.used, report.bad, report.too_long) == (31, 30, 1, 1)
+    assert report.bad_examples[0].line == 31
+
+
+def test_a_learning_rate_that_diverges_fails_with_the_reason(site):
+    with pytest.raises(TrainingFailed, match="diverged"):
+        site.run(
+            hyperparameters=replace(site.job.hyperparameters, learning_rate=10.0, max_gradient_norm=1e30, steps=400)
+        )
+
+
+def test_chat_form_without_a_chat_template_is_refused(site, tmp_path):
+    model = make_tiny_model(tmp_path / "base", chat_template=None)
+    with pytest.raises(PlanInvalid, match="plain form"):
+        site.run(base_model=model, base_model_digest=basemodel.describe(model).digest)
+
+
+def test_a_crash_is_told_with_the_last_words(site):
+    write_job(site.folder / "job", site.job)
+    with pytest.raises(TrainingFailed, match=r"exit code 1; its last words: .*No module named"):
+        run_worker(site.folder / "job", lambda progress: None, python=_python_without_site(site.folder))
+
+
+def _python_without_site(folder: Path) -> str:
+    """An interpreter that finds no packages: what a broken installation looks like."""
+    file = folder / "python"
+    file.write_text(f'#!/bin/sh\nunset PYTHONPATH\nexec "{sys.executable}" -I -S "$@"\n')
+    file.chmod(0o755)
+    return str(file)
+
+
+def test_a_job_file_that_is_missing_or_spoilt_is_refused(site):
+    with pytest.raises(TrainingFailed, match=r"job\.json"):
+        run_worker(site.folder / "none", lambda progress: None)
+    write_job(site.folder / "job", site.job)
+    (site.folder / "job" / "job.json").write_text('{"kind": "dance"}')
+    with pytest.raises(InvalidArgument, match="kind"):
+        run_worker(site.folder / "job", lambda progress: None)
+
+
+def test_exit_codes_and_error_files_say_the_same(site):
+    write_job(site.folder / "job", replace(site.job, base_model_digest="0" * 64))
+    done = subprocess.run(
+        [sys.executable, "-m", "participant.training.worker", str(site.folder / "job")],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == ExitCode.MODEL_MISMATCH
+    written = json.loads((site.folder / "job" / ERROR_FILE).read_text())
+    assert written["reason"] == "BASE_MODEL_MISMATCH"
+    assert not (site.folder / "job" / RESULT_FILE).exists()
+    assert [json.loads(line)["phase"] for line in done.stdout.splitlines()] == ["load"]
+
+
+def test_every_error_that_the_child_knows_comes_back_as_itself():
+    assert {error.reason for error in _CODES} - {TrainingFailed.reason} == set(_ERRORS)
+    codes = [code for error, code in _CODES.items() if code not in (ExitCode.BAD_JOB, ExitCode.ADAPTER_INVALID)]
+    assert len(set(codes)) == len(codes)

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from common import basemodel
+from common.adapters import AdapterLayout
+from participant.training.model import AdaptedModel, load_model, read_adapter
+from participant.training.tokens import load_tokenizer
+from tests.tiny_model import TINY_SPEC, make_tiny_adapter, make_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_folder):
+    return load_tokenizer(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def layout(tiny_folder) -> AdapterLayout:
+    return TINY_SPEC.layout(basemodel.describe(tiny_folder).layers)
+
+
+@pytest.fixture(scope="session")
+def adapter_folder(tmp_path_factory, tiny_folder) -> Path:
+    folder = tmp_path_factory.mktemp("adapter") / "global"
+    make_tiny_adapter(folder, tiny_folder)
+    return folder
+
+
+@pytest.fixture
+def adapted(tiny_folder, layout, adapter_folder) -> AdaptedModel:
+    torch.set_num_threads(1)
+    return load_model(
+        tiny_folder,
+        spec=TINY_SPEC,
+        layout=layout,
+        start=read_adapter(adapter_folder, layout),
+        device=torch.device("cpu"),
+        precision=torch.float32,
+    )

@@ -263,9 +263,14 @@ class MemberAtFault(AggregationFailed):
 
     reason = "MEMBER_AT_FAULT"
 
-    def __init__(self, message: str, members: tuple[str, ...]) -> None:
-        super().__init__(message)
-        self.members = members
+    def __init__(
+        self, message: str = "", members: tuple[str, ...] = (), *, metadata: Mapping[str, str] | None = None
+    ) -> None:
+        facts = dict(metadata or {})
+        if members:
+            facts["members"] = " ".join(members)
+        super().__init__(message, metadata=facts)
+        self.members = tuple(facts.get("members", "").split())
 
 
 # --- the world -------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ class Whole(TypeDecorator[int]):
 
 
 class Finite(TypeDecorator[float]):
-    """A float64, bit for bit. NaN is refused (SQLite would make it NULL), and so is infinity."""
+    """A float64; SQLite forgets the sign of zero. NaN is refused (SQLite would make it NULL), and so is infinity."""
 
     impl = Double
     cache_ok = True

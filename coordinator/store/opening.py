@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 from common.errors import ConfigInvalid
 from coordinator.store.blobs import BlobStore
 from coordinator.store.blobs_file import FileBlobStore
+from coordinator.store.engine import sqlite_path
 from coordinator.store.interface import Store
 from coordinator.store.sql import SqlStore
 
@@ -26,6 +27,20 @@ def open_blobs(url: str) -> BlobStore:
 
     Raises ConfigInvalid for any other kind, StorageFailed if the folder cannot be used.
     """
+    return FileBlobStore(_blobs_folder(url))
+
+
+def check_database_url(url: str) -> None:
+    """Raises ConfigInvalid for a URL that names no supported database. Connects to nothing."""
+    sqlite_path(url)
+
+
+def check_blobs_url(url: str) -> None:
+    """Raises ConfigInvalid for a URL that names no supported blob store. Makes nothing."""
+    _blobs_folder(url)
+
+
+def _blobs_folder(url: str) -> Path:
     parts = urlsplit(url)
     if parts.scheme == "s3":
         raise ConfigInvalid("blobs in S3 are not supported by this version: use file:///absolute/folder")
@@ -36,4 +51,4 @@ def open_blobs(url: str) -> BlobStore:
         raise ConfigInvalid("file:// needs three slashes and an absolute folder, such as file:///var/lib/accord/blobs")
     if parts.query or parts.fragment:
         raise ConfigInvalid("a folder with ? or # in its name is written with %3F or %23 in a file:// URL")
-    return FileBlobStore(path)
+    return path

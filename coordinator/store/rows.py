@@ -82,9 +82,14 @@ class RowTable(Generic[Row]):
         return {name: getattr(row, name) for name in self.key}
 
 
+def counted(statement: Insert) -> Insert:
+    """The statement with its row count kept; without this, drivers differ in whether an INSERT has one."""
+    return statement.execution_options(preserve_rowcount=True)
+
+
 def insert_new(table: Table) -> Mapping[str, Insert]:
     """By dialect: INSERT that does nothing (row count 0) if any unique value is there already."""
-    return {name: insert(table).on_conflict_do_nothing() for name, insert in INSERT.items()}
+    return {name: counted(insert(table).on_conflict_do_nothing()) for name, insert in INSERT.items()}
 
 
 def insert_or_replace(table: Table) -> Mapping[str, Insert]:

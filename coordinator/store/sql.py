@@ -16,7 +16,7 @@ from coordinator.store.column_types import UtcTime
 from coordinator.store.engine import DEFAULT_BUSY_TIMEOUT, open_database
 from coordinator.store.interface import Reader, Writer
 from coordinator.store.reader import SqlReader
-from coordinator.store.rows import INSERT, Insert
+from coordinator.store.rows import INSERT, Insert, counted
 from coordinator.store.schema import check_database
 from coordinator.store.writer import SqlWriter
 
@@ -91,8 +91,10 @@ class SqlStore:
 def _acquire_statement(dialect: str) -> Insert:
     """One statement takes a free lease, renews one's own and takes over one that has run out; else it does nothing."""
     statement = INSERT[dialect](tables.LEASES).values({name: bindparam(name) for name in ("name", "holder", "until")})
-    return statement.on_conflict_do_update(
-        index_elements=["name"],
-        set_={"holder": statement.excluded.holder, "until": statement.excluded.until},
-        where=or_(_LEASES.holder == statement.excluded.holder, _LEASES.until <= bindparam("now", type_=UtcTime())),
+    return counted(
+        statement.on_conflict_do_update(
+            index_elements=["name"],
+            set_={"holder": statement.excluded.holder, "until": statement.excluded.until},
+            where=or_(_LEASES.holder == statement.excluded.holder, _LEASES.until <= bindparam("now", type_=UtcTime())),
+        )
     )

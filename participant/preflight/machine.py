@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -57,9 +59,9 @@ class Processors:
     cpu_has_bfloat16: bool
 
 
-def software() -> Result:
+def software(stack: Sequence[str] = TRAINING_STACK) -> Result:
     """The training stack is installed beside the daemon."""
-    missing = [name for name in TRAINING_STACK if importlib.util.find_spec(name) is None]
+    missing = [name for name in stack if importlib.util.find_spec(name) is None]
     if missing:
         return failed(
             f"accord {software_version()} without {', '.join(missing)}",
@@ -73,16 +75,13 @@ def software() -> Result:
 
 def disk(state_directory: Path, *, least_free_mebibytes: int) -> Result:
     """The state directory can be written, and has room."""
-    folder = _existing(state_directory)
-    if not state_directory.is_dir() and not os.access(folder, os.W_OK):
+    if state_directory.exists() and not state_directory.is_dir():
+        return failed(f"{state_directory} is no directory", "move the file away, or name another state_directory")
+    problem = _write_problem(_existing(state_directory))
+    if problem:
         return failed(
-            f"{state_directory} does not exist, and {folder} cannot be written by this user (uid {os.getuid()})",
-            f"make it as root: install -d -m 0700 -o USER {state_directory}",
-        )
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return failed(
-            f"{state_directory} cannot be written by this user (uid {os.getuid()})",
-            "run the command as the daemon's user, or give that user the directory (chown)",
+            f"{state_directory} cannot be written by this user (uid {os.getuid()}): {problem}",
+            f"make it for the daemon's user: install -d -m 0700 -o USER {state_directory}",
         )
     free = free_bytes(state_directory) // _MEBIBYTE
     if free < least_free_mebibytes:
@@ -91,6 +90,16 @@ def disk(state_directory: Path, *, least_free_mebibytes: int) -> Result:
             "free some space, put state_directory on a larger disk, or lower least_free_mebibytes",
         )
     return ok(f"{free} MiB are free at {state_directory}")
+
+
+def _write_problem(folder: Path) -> str:
+    """Why nothing can be written there; tried, because modes do not tell all of it (read-only mounts, quotas)."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"accord")
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def free_bytes(folder: Path) -> int:

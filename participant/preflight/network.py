@@ -307,7 +307,7 @@ def call_failed(error: AccordError) -> Result:
     if isinstance(error, CertificateRevoked):
         return failed(
             f"the coordinator has revoked this site: {error.message}",
-            "ask the federation's operator why; enroll again with a new join token",
+            "ask the federation's operator why; only they can let this site in again",
         )
     if isinstance(error, Unauthenticated | PermissionDenied):
         return failed(

@@ -10,12 +10,12 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from common.certificates import parse_authorities, parse_certificates, to_pem
+from common.certificates import parse_certificates, to_pem
 from common.clock import Clock
 from common.durable import write_durably
 from common.errors import ConfigInvalid
 from common.identifiers import FederationId
-from common.rpc.tls import ServerTls
+from common.rpc.tls import ServerTls, mutual_tls
 from coordinator.config import Config, PkiMode
 from coordinator.keystore import PkiFolder, ensure_signing_key
 from coordinator.pki import CertificateAuthority
@@ -92,19 +92,29 @@ def load_identity(config: Config, clock: Clock) -> ServingIdentity:
     )
 
 
+def check_files(config: Config) -> None:
+    """Raises ConfigInvalid if the files of an organisation's PKI are missing, broken or do not fit each other."""
+    if config.certificates.mode is PkiMode.FILES:
+        for tls in _tls_of_files(config):
+            mutual_tls(tls)
+
+
 def _from_files(config: Config, federation: FederationId, signing_key: Ed25519PrivateKey) -> ServingIdentity:
-    files = config.certificates
-    if files.certificate is None or files.key is None or files.participant_cas is None or files.operator_cas is None:
-        raise ConfigInvalid('certificates: mode = "files" needs certificate, key, participant_cas and operator_cas')
-    for path in (files.participant_cas, files.operator_cas):
-        try:
-            parse_authorities(path.read_bytes(), what=str(path))
-        except OSError as error:
-            raise ConfigInvalid(f"cannot read {path}: {error.strerror}") from error
+    participants_tls, admin_tls = _tls_of_files(config)
     return ServingIdentity(
         federation=federation,
         signing_key=signing_key,
-        participants_tls=ServerTls(files.certificate, files.key, (files.participant_cas,)),
-        admin_tls=ServerTls(files.certificate, files.key, (files.operator_cas,)),
+        participants_tls=participants_tls,
+        admin_tls=admin_tls,
         own=None,
+    )
+
+
+def _tls_of_files(config: Config) -> tuple[ServerTls, ServerTls]:
+    files = config.certificates
+    if files.certificate is None or files.key is None or files.participant_cas is None or files.operator_cas is None:
+        raise ConfigInvalid('certificates: mode = "files" needs certificate, key, participant_cas and operator_cas')
+    return (
+        ServerTls(files.certificate, files.key, (files.participant_cas,)),
+        ServerTls(files.certificate, files.key, (files.operator_cas,)),
     )

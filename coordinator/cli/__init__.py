@@ -1,0 +1,1 @@
+"""The commands of `accord-coordinator`, one module each; none is imported before it is asked for."""

@@ -1,0 +1,125 @@
+"""`operator`: certificates for the people who run the federation. Works with the CA's key, so on its host."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from common.certificates import parse_certificates, serial_text, to_pem
+from common.clock import SystemClock
+from common.durable import OWNER_ONLY, write_durably
+from common.errors import AlreadyExists, ConfigInvalid, NotFound, StorageFailed
+from common.identifiers import (
+    FederationId,
+    OperatorId,
+    OperatorIdentity,
+    Role,
+    parse_identity_uri,
+    parse_operator_id,
+    parse_operator_role,
+)
+from coordinator.cli.exits import Exit
+from coordinator.cli.files import OPERATOR_CA, OPERATOR_CERTIFICATE, OPERATOR_KEY, find_config
+from coordinator.cli.output import Plain, print_facts, print_json, print_table
+from coordinator.config import Config, PkiMode, load_config
+from coordinator.keystore import PkiFolder
+
+
+def execute(options: argparse.Namespace) -> Exit:
+    config = load_config(find_config(options.config))
+    match options.action:
+        case "create":
+            return _create(config, options)
+        case "list":
+            return _list(config, options)
+        case _:
+            return _revoke(config, options)
+
+
+def make_operator(config: Config, operator: OperatorId, role: Role, folder: Path) -> Plain:
+    """Write a new key, its certificate and the CA into `folder`. Raises AlreadyExists rather than overwrite a key."""
+    if config.certificates.mode is PkiMode.FILES:
+        raise ConfigInvalid('certificates.mode is "files": operators\' certificates come from your own PKI')
+    key_file = folder / OPERATOR_KEY
+    if key_file.exists():
+        raise AlreadyExists(f"{key_file} exists and is not overwritten; choose another name or another --out folder")
+    federation = FederationId(config.federation)
+    authority = PkiFolder(config.pki_folder).load_authority(federation)
+    issued = authority.issue_operator(
+        OperatorIdentity(federation, operator, role),
+        now=SystemClock().now(),
+        life=timedelta(days=config.certificates.operator_days),
+    )
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_durably(key_file, issued.key_pem, mode=OWNER_ONLY)
+        write_durably(folder / OPERATOR_CERTIFICATE, issued.chain_pem.encode())
+        write_durably(folder / OPERATOR_CA, to_pem([authority.certificate]).encode())
+    except OSError as error:
+        raise StorageFailed(f"cannot write to {folder}: {error.strerror}") from error
+    return {
+        "operator": operator,
+        "role": role.value,
+        "certificate": str(folder / OPERATOR_CERTIFICATE),
+        "key": str(key_file),
+        "ca": str(folder / OPERATOR_CA),
+        "serial": serial_text(issued.certificate),
+        "expire_time": issued.certificate.not_valid_after_utc.isoformat(),
+    }
+
+
+def _create(config: Config, options: argparse.Namespace) -> Exit:
+    operator = parse_operator_id(options.name, field="NAME")
+    role = parse_operator_role(options.role, field="--role")
+    made = make_operator(config, operator, role, options.out or config.operators_folder / operator)
+    if options.json:
+        print_json(made)
+    else:
+        print_facts(made.items())
+    return Exit.OK
+
+
+def _list(config: Config, options: argparse.Namespace) -> Exit:
+    revoked = PkiFolder(config.pki_folder).revoked_serials()
+    now = SystemClock().now()
+    files = sorted(config.operators_folder.glob(f"*/{OPERATOR_CERTIFICATE}"))
+    rows = [_described(path, revoked, now) for path in files]
+    if options.json:
+        print_json(rows)
+    else:
+        print_table(("operator", "role", "state", "expires", "serial"), [list(row.values()) for row in rows])
+    return Exit.OK
+
+
+def _described(path: Path, revoked: frozenset[str], now: datetime) -> Plain:
+    from cryptography import x509
+
+    certificate = parse_certificates(path.read_bytes(), what=str(path))[0]
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    identity = parse_identity_uri(names.get_values_for_type(x509.UniformResourceIdentifier)[0])
+    serial, ends = serial_text(certificate), certificate.not_valid_after_utc
+    state = "revoked" if serial in revoked else "expired" if ends <= now else "active"
+    return {
+        "operator": path.parent.name,
+        "role": identity.role.value if isinstance(identity, OperatorIdentity) else "-",
+        "state": state,
+        "expire_time": ends.isoformat(),
+        "serial": serial,
+    }
+
+
+def _revoke(config: Config, options: argparse.Namespace) -> Exit:
+    """Refuse an operator's certificate from its next call on: the coordinator reads the list with every call."""
+    serial = options.serial
+    if serial is None:
+        file = config.operators_folder / parse_operator_id(options.name, field="NAME") / OPERATOR_CERTIFICATE
+        if not file.is_file():
+            raise NotFound(f"{file} does not exist; name the certificate's serial number with --serial")
+        serial = serial_text(parse_certificates(file.read_bytes(), what=str(file))[0])
+    PkiFolder(config.pki_folder).revoke_serial(serial)
+    if options.json:
+        print_json({"operator": options.name, "serial": serial, "state": "revoked"})
+    else:
+        print_facts([("revoked", options.name), ("serial", serial)])
+    return Exit.OK

@@ -1,0 +1,171 @@
+"""`run`: training efforts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tomllib
+from pathlib import Path
+
+from common.errors import ConfigInvalid, InvalidArgument
+from common.identifiers import parse_digest, run_name
+from coordinator.cli.connection import open_client
+from coordinator.cli.exits import Exit
+from coordinator.cli.output import Plain, bare, moment, print_facts, print_json, print_table, print_text, short
+from coordinator.services.admin_client import AdminClient
+
+# Flags of `run create` that are settings of the same name.
+SETTING_FLAGS = ("rounds", "rank", "alpha", "learning_rate", "steps_per_round", "batch_size", "max_length", "seed")
+
+
+def execute(options: argparse.Namespace) -> Exit:
+    with open_client(options) as client:
+        return _execute(client, options)
+
+
+def _execute(client: AdminClient, options: argparse.Namespace) -> Exit:
+    if options.action == "list":
+        return _list(client, options)
+    if options.action == "create":
+        run = client.create_run(options.run, settings_of(options))
+        if options.start:
+            run = client.start_run(run["name"])
+        return _show(run, options)
+    name = run_name(options.run.removeprefix("runs/"))
+    match options.action:
+        case "show":
+            run = client.run(name)
+        case "start":
+            run = client.start_run(name)
+        case "pause":
+            run = client.pause_run(name)
+        case "resume":
+            run = client.resume_run(name)
+        case "cancel":
+            run = client.cancel_run(name, reason=options.reason)
+        case _:
+            run = client.roll_back_run(name, adapter_digest=_digest(client, name, options.adapter))
+    return _show(run, options)
+
+
+def settings_of(options: argparse.Namespace) -> Plain:
+    """The plan's settings from file and flags; a flag wins over --set, and --set over the file."""
+    settings: Plain = {}
+    if options.settings is not None:
+        settings |= _settings_file(options.settings)
+    for assignment in options.set:
+        _assign(settings, assignment)
+    if options.base_model is not None:
+        settings["base_model_json"] = _text(options.base_model)
+    if options.instruction_set is not None:
+        settings["instruction_set_json"] = _text(options.instruction_set)
+    settings |= {name: getattr(options, name) for name in SETTING_FLAGS if getattr(options, name) is not None}
+    if not settings.get("base_model_json"):
+        raise InvalidArgument(
+            "--base-model is missing: the file that `accord-participant describe-model FOLDER > model.json` writes"
+        )
+    return settings
+
+
+def _settings_file(path: Path) -> Plain:
+    try:
+        return tomllib.loads(_text(path)) if path.suffix == ".toml" else dict(json.loads(_text(path)))
+    except (tomllib.TOMLDecodeError, ValueError, TypeError) as error:
+        raise ConfigInvalid(f"{path}: {error}") from error
+
+
+def _assign(settings: Plain, assignment: str) -> None:
+    """Put "training.window_seconds=600" into the settings. The value is JSON, or else text."""
+    path, separator, text = assignment.partition("=")
+    if not separator or not path:
+        raise InvalidArgument(f"--set: {assignment!r} is not of the form NAME=VALUE")
+    *folders, last = path.strip().split(".")
+    place = settings
+    for folder in folders:
+        place = place.setdefault(folder, {})
+        if not isinstance(place, dict):
+            raise InvalidArgument(f"--set: {folder} in {path} is a value already")
+    try:
+        place[last] = json.loads(text)
+    except ValueError:
+        place[last] = text
+
+
+def _digest(client: AdminClient, run: str, text: str) -> str:
+    """A whole digest from its first digits, looked up among the run's adapters."""
+    found = [bare(row["name"]) for row in client.adapters(run) if bare(row["name"]).startswith(text)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InvalidArgument(f"ADAPTER: {text} begins several adapters' digests; write more of it")
+    return parse_digest(text, field="ADAPTER")
+
+
+def _list(client: AdminClient, options: argparse.Namespace) -> Exit:
+    rows = list(client.runs(states=tuple(options.state)))
+    if options.json:
+        print_json(rows)
+        return Exit.OK
+    print_table(
+        ("run", "state", "succeeded", "newest round", "adapter", "created", "why"),
+        [
+            (
+                bare(row["name"]),
+                row["state"],
+                f"{row['rounds_succeeded']} of {row['rounds_planned']}",
+                row["round"],
+                short(row["adapter_digest"]),
+                moment(row["create_time"]),
+                row["message"] or row["reason"],
+            )
+            for row in rows
+        ],
+    )
+    return Exit.OK
+
+
+def _show(run: Plain, options: argparse.Namespace) -> Exit:
+    if options.json:
+        print_json(run)
+        return Exit.OK
+    plan = run["plan"]
+    print_facts(
+        [
+            ("run", bare(run["name"])),
+            ("state", run["state"]),
+            ("why", ": ".join(text for text in (run["reason"], run["message"]) if text)),
+            ("rounds succeeded", f"{run['rounds_succeeded']} of {run['rounds_planned']}"),
+            ("newest round", run["round"]),
+            ("newest adapter", run["adapter_digest"]),
+            ("accepted adapter", run["accepted_adapter_digest"]),
+            ("plan digest", run["plan_digest"]),
+            ("base model", plan["base_model"]["name"]),
+            ("method", f"{plan['method']['name']} with {plan['method']['server_optimizer']}"),
+            ("least cohort", plan["masking"]["least_cohort"]),
+            ("created", moment(run["create_time"])),
+            ("ended", moment(run["end_time"]) if run["end_time"] else ""),
+        ]
+    )
+    if run["members"]:
+        print_text("")
+        print_table(
+            ("participant", "standing", "since", "last seen", "why"),
+            [
+                (
+                    bare(member["participant"]),
+                    "joined" if member["joined"] else "declined",
+                    moment(member["update_time"]),
+                    moment(member["last_seen_time"]),
+                    ": ".join(text for text in (member["reason"], member["message"]) if text),
+                )
+                for member in run["members"]
+            ],
+        )
+    return Exit.OK
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"cannot read {path}: {error}") from error

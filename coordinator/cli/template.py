@@ -1,0 +1,86 @@
+"""The configuration file that `init` writes: every key with its meaning, and what is usual commented out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from string import Template
+from typing import Final
+
+_TEMPLATE: Final = Template(
+    """\
+# Accord coordinator. `accord-coordinator check-config --config FILE` checks it; unknown keys are errors.
+# What is commented out shows its default. Relative paths are relative to this file's folder.
+
+# Name of the federation: it stands in every certificate and cannot change later.
+federation = $federation
+
+# Database, blobs, keys and the certificate authority, where nothing below says otherwise.
+data_folder = $data_folder
+
+[database]
+# url = "sqlite:////srv/accord/coordinator.sqlite"       # default: coordinator.sqlite in the data folder
+# migrate_on_start = true                                # false: `accord-coordinator migrate` is a step of its own
+
+[blobs]
+# url = "file:///srv/accord/blobs"                       # default: blobs in the data folder
+
+# Participants dial this one with their certificates (mutual TLS).
+[participants]
+listen = "0.0.0.0:8443"
+public_address = $participants_address  # what join tokens tell participants to dial
+
+# Only EnrollmentService/Enroll, for those who do not have a certificate yet (server TLS).
+[enrollment]
+listen = "0.0.0.0:8444"
+public_address = $enrollment_address
+
+# Operators, with operator certificates. Keep it inside your network.
+[admin]
+listen = "127.0.0.1:8445"
+# reflection = true                                      # grpcurl and buf curl need no .proto files
+
+# Plaintext, for probes and Prometheus. Keep it inside the host or the cluster.
+[health]
+http = "127.0.0.1:8080"                                  # /healthz, /readyz, /metrics; "" turns it off
+grpc = "127.0.0.1:8081"                                  # grpc.health.v1; "" turns it off
+
+[certificates]
+mode = "own"                                             # the coordinator's own small CA
+host_names = $host_names  # "localhost" and 127.0.0.1 are added
+# participant_days = 30                                  # they renew by themselves
+# operator_days = 90
+# mode = "files"                                         # certificates of your own PKI instead
+# certificate = "tls/coordinator.pem"                    # leaf first
+# key = "tls/coordinator.key"
+# participant_cas = "tls/partners.pem"                   # every CA whose participants are accepted
+# operator_cas = "tls/operators.pem"                     # every CA whose operators are accepted
+
+[log]
+# format = "json"                                        # or "console"
+# level = "info"                                         # debug, info, warning, error
+
+[limits]
+# message_bytes = 4194304
+# streams_per_connection = 100
+# upload_bytes = 8589934592                              # largest masked update
+# calls_per_second = 50.0                                # of one caller
+# calls_burst = 200
+# stop_grace_seconds = 10.0                              # open streams get this long when the process is told to stop
+"""
+)
+
+
+def render(*, federation: str, data_folder: str, host_names: Sequence[str]) -> str:
+    """A whole coordinator.toml. The first host name is what join tokens tell participants to dial."""
+    return _TEMPLATE.substitute(
+        federation=json.dumps(federation),
+        data_folder=json.dumps(data_folder),
+        participants_address=json.dumps(f"{_dialled(host_names[0])}:8443"),
+        enrollment_address=json.dumps(f"{_dialled(host_names[0])}:8444"),
+        host_names=json.dumps(list(host_names)),
+    )
+
+
+def _dialled(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -6,16 +6,9 @@ Pure. Whether the plan is consistent in itself lies in `common.plan`, what a sit
 from __future__ import annotations
 
 from common.charter import Charter, PlanBounds
-from common.errors import AccordError, PlanInvalid
+from common.errors import AccordError
 from common.plan import Plan
 from common.secagg.ring import lane_limit
-
-
-def review_plan(plan: Plan, charter: Charter) -> None:
-    """Raises PlanInvalid that lists everything in which the plan leaves the charter."""
-    mistakes = plan_mistakes(plan, charter)
-    if mistakes:
-        raise PlanInvalid("the plan does not keep to the charter: " + "; ".join(mistakes))
 
 
 def plan_mistakes(plan: Plan, charter: Charter) -> tuple[str, ...]:

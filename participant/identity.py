@@ -158,14 +158,16 @@ class IdentityFolder:
 
         Raises NotFound if the site is not enrolled, and ConfigInvalid if the files do not belong together.
         """
-        enrollment = self._enrollment()
-        chain, trust_bundle = _read(self.certificate_file).decode(errors="replace"), _read(self.trust_file).decode()
+        enrollment, key_pem = self._enrollment(), _read(self.key_file)
+        # Bytes that are no text are no PEM either, and are named as such below.
+        chain = _read(self.certificate_file).decode(errors="replace")
+        trust_bundle = _read(self.trust_file).decode(errors="replace")
         try:
             self._check_names(enrollment, chain)
             parse_authorities(trust_bundle, what=str(self.trust_file))
         except AccordError as error:
             raise ConfigInvalid(f"the identity in {self.path} is not usable: {error.message}") from error
-        return SiteIdentity(enrollment, chain, trust_bundle, _read(self.key_file))
+        return SiteIdentity(enrollment, chain, trust_bundle, key_pem)
 
     def _enrollment(self) -> Enrollment:
         try:

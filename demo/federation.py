@@ -6,24 +6,29 @@ the benchmarks and the system tests all stand on it. Knows nothing of models and
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
-from common.errors import AccordError, Unavailable
+from common.errors import AccordError
+from coordinator.cli.files import OPERATOR_CA, OPERATOR_CERTIFICATE, OPERATOR_KEY
 from coordinator.services.admin_client import AdminClient, OperatorIdentity
 
 HOST: Final = "127.0.0.1"
 START_SECONDS: Final = 60.0
+POLL_SECONDS: Final = 0.05
+TOKEN_SECONDS: Final = 3600
+OPERATOR: Final = "admin"
 STOP_SECONDS: Final = 20.0
 LISTENERS: Final = ("participants", "enrollment", "admin", "health_http", "health_grpc")
 
@@ -83,15 +88,17 @@ class Process:
             return ""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
+    def terminate(self) -> None:
+        """Ask it to end; `stop` waits for that."""
+        self._signal(signal.SIGTERM)
+
     def stop(self, *, seconds: float = STOP_SECONDS) -> None:
         """SIGTERM, and SIGKILL for what does not listen."""
         if self.child is None:
             return
-        self._signal(signal.SIGTERM)
-        try:
+        self.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.child.wait(seconds)
-        except subprocess.TimeoutExpired:
-            pass
         self.kill()
 
     def kill(self) -> None:
@@ -167,7 +174,7 @@ class LocalFederation:
                 ]
             )
         )
-        self.command("coordinator", "init", "--config", str(self.coordinator_config))
+        self.command("coordinator", "init", "--config", str(self.coordinator_config), "--operator", OPERATOR)
 
     def start_coordinator(self) -> None:
         """Start it and wait until it answers. Raises ProcessEnded."""
@@ -177,20 +184,99 @@ class LocalFederation:
             self.coordinator.require_running()
             try:
                 self.admin.federation()
-            except AccordError:
-                # Not there yet; a wrong answer shows again below.
-                self._wait_for_change()
+            except (AccordError, OSError, ValueError):
+                # Not listening yet, or its list of listeners is not written yet.
+                time.sleep(POLL_SECONDS)
                 continue
             return
         raise ProcessEnded(f"the coordinator does not answer; its log says:\n{self.coordinator.last_words()}")
 
-    def _wait_for_change(self) -> None:
-        time.sleep(0.05)
-
     @property
     def admin(self) -> AdminClient:
-        """The admin API with the operator's certificate that `init` has made."""
+        """The admin API with the operator's certificate that `init` has made; closed with the federation."""
         if self._admin is None:
-            listeners = json.loads((self.coordinator_data / "listeners.json").read_text())
-            self._admin = AdminClient(str(listeners["admin"]), self.operator())
+            listen = tomllib.loads(self.coordinator_config.read_text())["admin"]["listen"]
+            folder = self.operator_folder
+            identity = OperatorIdentity(
+                (folder / OPERATOR_CERTIFICATE).read_bytes(),
+                (folder / OPERATOR_KEY).read_bytes(),
+                (folder / OPERATOR_CA).read_bytes(),
+            )
+            self._admin = AdminClient(str(listen), identity)
         return self._admin
+
+    @property
+    def operator_folder(self) -> Path:
+        """Certificate, key and CA of the operator, as grpcurl takes them."""
+        return self.coordinator_data / "operators" / OPERATOR
+
+    # --- sites ----------------------------------------------------------------------------------------------------
+
+    def site_folder(self, site: str) -> Path:
+        return self.folder / "sites" / site
+
+    def site_config(self, site: str) -> Path:
+        return self.site_folder(site) / "participant.toml"
+
+    def enroll(self, site: str) -> None:
+        """Exchange a fresh join token for the site's certificate; harmless if it has one."""
+        if (self.site_folder(site) / "state" / "identity" / "enrollment.json").exists():
+            return
+        token = str(self.admin.create_join_token(site, ttl_seconds=TOKEN_SECONDS)["token"])
+        config = str(self.site_config(site))
+        self.command("participant", "enroll", "--config", config, "--token-file", "-", text=token)
+
+    def publish_charter(self, sites: Sequence[str], *, base_model_digests: Sequence[str] = ()) -> str:
+        """Draft a charter of these sites, publish it, and return its digest, which each of them is to pin."""
+        drafted = self.admin.draft_charter(
+            participants=tuple(sites),
+            least_cohort=3,
+            colluders=None,
+            base_model_digests=tuple(base_model_digests),
+        )
+        return str(self.admin.publish_charter(str(drafted["charter_json"]))["digest"])
+
+    def pin_charter(self, site: str, digest: str) -> None:
+        """Write the site's own copy of the charter where its configuration names it."""
+        config = str(self.site_config(site))
+        self.command("participant", "charter", "pin", "--config", config, "--digest", digest)
+
+    def start_site(self, site: str, command: Sequence[str] = ()) -> Process:
+        """Start the site's daemon. command: another program in its place, for benchmarks and tests."""
+        config = str(self.site_config(site))
+        words = [*command, config] if command else [sys.executable, "-m", "participant", "run", "--config", config]
+        process = Process(site, words, self.folder / "logs" / f"{site}.log")
+        process.start()
+        self.sites[site] = process
+        return process
+
+    # --- all of it ------------------------------------------------------------------------------------------------
+
+    def command(self, module: str, *arguments: str, text: str = "") -> str:
+        """Run one of the two command lines to its end and return its output. Raises ProcessEnded with what it said."""
+        done = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            input=text.encode(),
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            said = (done.stderr or done.stdout).decode(errors="replace").strip()
+            raise ProcessEnded(f"{module} {' '.join(arguments[:2])} failed with exit code {done.returncode}:\n{said}")
+        return done.stdout.decode()
+
+    def require_running(self) -> None:
+        """Raises ProcessEnded if any process has ended, with its last words."""
+        for process in (self.coordinator, *self.sites.values()):
+            process.require_running()
+
+    def stop(self) -> None:
+        """End every process, sites first; harmless when none runs."""
+        for process in self.sites.values():
+            process.terminate()
+        for process in self.sites.values():
+            process.stop()
+        if self._admin is not None:
+            self._admin.close()
+            self._admin = None
+        self.coordinator.stop()

@@ -77,6 +77,9 @@ class AdminClient:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._channel.close()
 
     # --- the federation -------------------------------------------------------------------------------------------

@@ -214,6 +214,11 @@ class ParticipantConfig(StrictModel):
         return self.state_directory / "journal.sqlite"
 
     @property
+    def lock_file(self) -> Path:
+        """Held by the one daemon that may work in this state directory."""
+        return self.state_directory / "lock"
+
+    @property
     def adapters_directory(self) -> Path:
         """Global adapters as PEFT folders, one a digest."""
         return self.state_directory / "adapters"

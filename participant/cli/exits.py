@@ -14,6 +14,7 @@ from common.errors import (
     CharterInvalid,
     ConfigInvalid,
     DataInvalid,
+    InvalidArgument,
     JoinTokenInvalid,
     PermissionDenied,
     PolicyRefusal,
@@ -43,6 +44,7 @@ MEANINGS: Final = """exit codes:
   3  configuration, policy or charter wrong  7  disk full or no permission"""
 
 _EXITS: Final[Mapping[type[AccordError], Exit]] = {
+    InvalidArgument: Exit.USAGE,
     ConfigInvalid: Exit.CONFIG,
     CharterInvalid: Exit.CONFIG,
     PolicyRefusal: Exit.CONFIG,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from common.clock import SystemClock
-from common.errors import AccordError
+from common.errors import AccordError, StorageFailed
 from participant.cli.exits import Exit
 from participant.cli.output import print_json, print_table, print_text
 from participant.config import load_unpinned_config
@@ -39,10 +40,19 @@ def execute(options: argparse.Namespace) -> Exit:
         identity, problem = None, error.message
     runs = _runs(config.journal_file)
     now = SystemClock().now()
+    is_running = _is_locked(config.lock_file)
     if options.json:
-        print_json({"identity": _identity_json(identity, problem, now), "runs": [_run_json(entry) for entry in runs]})
+        print_json(
+            {
+                "identity": _identity_json(identity, problem, now),
+                "daemon_is_running": is_running,
+                "runs": [_run_json(entry) for entry in runs],
+            }
+        )
     else:
-        _print(identity, problem, runs, now)
+        _print(identity, problem, now)
+        print_text("the daemon is running" if is_running else "the daemon is not running")
+        _print_runs(runs)
     return Exit.OK if identity is not None else Exit.FAILED
 
 
@@ -55,6 +65,20 @@ def _runs(file: Path) -> tuple[RunStatus, ...]:
         return tuple(RunStatus(run, journal.rounds(run.run)[:_SHOWN_ROUNDS]) for run in journal.runs())
     finally:
         journal.close()
+
+
+def _is_locked(file: Path) -> bool:
+    """Whether a daemon holds its lock on the state directory."""
+    try:
+        with file.open("rb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        raise StorageFailed(f"cannot look at {file}: {error.strerror}") from error
+    return False
 
 
 # --- JSON ----------------------------------------------------------------------------------------------------------
@@ -103,7 +127,7 @@ def _run_json(status: RunStatus) -> dict[str, object]:
 # --- text ----------------------------------------------------------------------------------------------------------
 
 
-def _print(identity: SiteIdentity | None, problem: str, runs: Sequence[RunStatus], now: datetime) -> None:
+def _print(identity: SiteIdentity | None, problem: str, now: datetime) -> None:
     if identity is None:
         print_text(f"not enrolled: {problem}")
     else:
@@ -113,6 +137,9 @@ def _print(identity: SiteIdentity | None, problem: str, runs: Sequence[RunStatus
             f"{identity.participant} of federation {identity.federation}, coordinator {identity.coordinator_address}\n"
             f"certificate valid until {identity.expires_at:%Y-%m-%d %H:%M} UTC, {state}"
         )
+
+
+def _print_runs(runs: Sequence[RunStatus]) -> None:
     if not runs:
         print_text("no run so far")
         return

@@ -80,7 +80,7 @@ def _print(charter: Charter, *, as_json: bool, file: Path | None = None) -> None
         written = {"file": str(file)} if file is not None else {}
         print_json({"digest": charter.digest, "charter": json.loads(charter.to_bytes()), **written})
         return
-    colluders = "a third" if charter.colluders is None else str(charter.colluders)
+    colluders = "fewer than a third" if charter.colluders is None else str(charter.colluders)
     print_text(
         f"""federation     {charter.federation}
 digest         {charter.digest}

@@ -1,0 +1,109 @@
+"""The participant's /metrics and /health over HTTP: what Prometheus scrapes and probes ask.
+
+Alive is not healthy: /health says 200 only while the coordinator answers and the certificate holds, and else 503 with
+the reasons. Reads the metrics, so that a probe and an alert never disagree. Serves no secret and no figure of data.
+"""
+
+from __future__ import annotations
+
+import json
+import socketserver
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Final
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import make_wsgi_app
+
+from common.clock import Clock
+from common.errors import ConfigInvalid
+
+# Several long polls and the longest wait between two tries: a coordinator's restart makes no site unhealthy.
+MOST_SILENCE: Final = timedelta(minutes=5)
+LEAST_CERTIFICATE_LEFT: Final = timedelta(days=1)
+
+_LAST_CONTACT: Final = "accord_participant_last_contact_timestamp_seconds"
+_CERTIFICATE_EXPIRY: Final = "accord_participant_certificate_expiry_timestamp_seconds"
+
+
+def problems(registry: CollectorRegistry, *, started_at: datetime, now: datetime) -> tuple[str, ...]:
+    """Why this site is not healthy; empty if it is. A site that has just started is given time to be heard."""
+    found: list[str] = []
+    contact = _time(registry, _LAST_CONTACT)
+    silence = now - max(contact or started_at, started_at)
+    if silence > MOST_SILENCE:
+        found.append(f"the coordinator has not answered for {silence.total_seconds():.0f} s")
+    expiry = _time(registry, _CERTIFICATE_EXPIRY)
+    if expiry is not None and expiry - now < LEAST_CERTIFICATE_LEFT:
+        found.append(f"the certificate ends at {expiry.isoformat()}")
+    return tuple(found)
+
+
+@contextmanager
+def serving_health(host: str, port: int, *, registry: CollectorRegistry, clock: Clock) -> Iterator[int]:
+    """Serve until the end of the block; yields the port (that was taken, if 0 was asked for).
+
+    Raises ConfigInvalid if the port cannot be had.
+    """
+    try:
+        server = make_server(host, port, _application(registry, clock), _Server, _Silent)
+    except OSError as error:
+        raise ConfigInvalid(
+            f"metrics: cannot listen on {host}:{port}: {error.strerror}; choose another port"
+        ) from error
+    thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="health", daemon=True)
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _application(registry: CollectorRegistry, clock: Clock) -> WSGIApplication:
+    metrics: Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]] = make_wsgi_app(registry)
+    started_at = clock.now()
+
+    def answer(environment: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        path = environment.get("PATH_INFO", "")
+        if path == "/metrics":
+            return metrics(environment, start)
+        if path != "/health":
+            start("404 Not Found", [("Content-Type", "text/plain")])
+            return [b"there are /metrics and /health\n"]
+        found = problems(registry, started_at=started_at, now=clock.now())
+        status = "503 Service Unavailable" if found else "200 OK"
+        start(status, [("Content-Type", "application/json"), ("Cache-Control", "no-store")])
+        return [json.dumps({"healthy": not found, "problems": list(found)}).encode() + b"\n"]
+
+    return answer
+
+
+def _time(registry: CollectorRegistry, name: str) -> datetime | None:
+    seconds = registry.get_sample_value(name)
+    return datetime.fromtimestamp(seconds, UTC) if seconds else None
+
+
+class _Server(socketserver.ThreadingMixIn, WSGIServer):
+    """One slow scraper keeps no probe waiting."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def server_bind(self) -> None:
+        # The library's own asks DNS for this host's full name, which may hang where there is no DNS.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
+
+
+class _Silent(WSGIRequestHandler):
+    """A probe every few seconds is no news."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        return None

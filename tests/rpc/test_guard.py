@@ -144,8 +144,9 @@ def revoked() -> Revoked:
 
 
 @pytest.fixture
-def measured() -> list[tuple[str, StatusCode]]:
-    return []
+def measured() -> asyncio.Queue[tuple[str, StatusCode]]:
+    """What was measured; a queue, since a caller may have its answer before the call is counted."""
+    return asyncio.Queue()
 
 
 @pytest.fixture
@@ -155,7 +156,7 @@ def guard(clock, revoked, measured) -> CallGuard:
         rules=RULES,
         revocations=revoked,
         clock=clock,
-        on_call=lambda method, code, seconds: measured.append((method.rsplit("/")[-1], code)),
+        on_call=lambda method, code, seconds: measured.put_nowait((method.rsplit("/")[-1], code)),
         recheck_seconds=3600,  # tests ask for the check themselves
     )
 
@@ -217,11 +218,12 @@ async def test_all_four_kinds_of_call_pass_through(channel):
 
 async def test_handlers_that_write_or_abort_for_themselves_are_left_alone(channel, measured):
     assert [message async for message in down(channel, "OwnWrite")] == [b"written"]
+    assert await measured.get() == ("OwnWrite", StatusCode.OK)
 
     error = await failure(unary(channel, "OwnAbort"))
 
     assert "no such service" in error.message
-    assert ("OwnAbort", StatusCode.NOT_FOUND) in measured
+    assert await measured.get() == ("OwnAbort", StatusCode.NOT_FOUND)
 
 
 @pytest.mark.parametrize("kind", ["Unary", "Down", "Up", "Both"])
@@ -279,15 +281,12 @@ async def test_an_unknown_method_is_unimplemented(channel):
 
 async def test_every_call_is_measured_with_its_code(channel, echo, measured):
     await unary(channel)
+    assert await measured.get() == ("Unary", StatusCode.OK)
     await failure(unary(channel, "Unruled"))
+    assert await measured.get() == ("Unruled", StatusCode.PERMISSION_DENIED)
     echo.fail_with = ValueError("x")
     await failure(unary(channel))
-
-    assert measured == [
-        ("Unary", StatusCode.OK),
-        ("Unruled", StatusCode.PERMISSION_DENIED),
-        ("Unary", StatusCode.INTERNAL),
-    ]
+    assert await measured.get() == ("Unary", StatusCode.INTERNAL)
 
 
 async def test_a_revocation_holds_from_the_next_call_of_an_open_connection_on(port, pki, revoked):
@@ -373,7 +372,7 @@ async def test_a_certificate_that_expires_while_the_connection_lives_is_refused(
     assert type(await failing) is Unauthenticated
 
 
-async def test_a_caller_that_goes_away_ends_its_handler(channel, echo, measured):
+async def test_a_caller_that_goes_away_ends_its_handler_and_is_counted_as_cancelled(channel, echo, measured):
     call = unary(channel, "Wait")
     waiting = asyncio.ensure_future(call)
     await echo.entered.wait()
@@ -381,6 +380,7 @@ async def test_a_caller_that_goes_away_ends_its_handler(channel, echo, measured)
     call.cancel()
 
     await echo.left.wait()
+    assert await measured.get() == ("Wait", StatusCode.CANCELLED)
     with pytest.raises(asyncio.CancelledError):
         await waiting
 

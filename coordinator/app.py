@@ -383,15 +383,15 @@ class _Coordinator:
             base.metrics.set_days_left("ca", ends, now=now)
 
     async def _refresh(self) -> None:
-        """Renew the listeners' certificate before it ends, and take in changed CAs."""
+        """Renew the listeners' certificate before it ends."""
         own = self._base.identity.own
         while own is not None:
             await asyncio.sleep(REFRESH_EVERY_SECONDS)
             try:
                 if await asyncio.to_thread(own.refresh):
-                    log.info("certificates_refreshed")
+                    log.info("server_certificate_renewed")
             except AccordError as error:
-                log.error("certificates_not_refreshed", reason=error.reason, message=error.message)
+                log.error("server_certificate_not_renewed", reason=error.reason, message=error.message)
 
 
 async def _stop_listeners(opened: Iterable[Listener], *, grace: float) -> None:

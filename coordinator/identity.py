@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
-from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.certificates import parse_certificates, to_pem
 from common.clock import Clock
-from common.durable import write_durably
 from common.errors import ConfigInvalid
 from common.identifiers import FederationId
 from common.rpc.tls import ServerTls, mutual_tls
@@ -20,12 +17,10 @@ from coordinator.config import Config, PkiMode
 from coordinator.keystore import PkiFolder, ensure_signing_key
 from coordinator.pki import CertificateAuthority
 
-PARTICIPANT_CAS_FILE: Final = "participant-cas.pem"
-
 
 @dataclass(frozen=True, slots=True)
 class OwnAuthority:
-    """The coordinator's own CA with its folder; keeps the listeners' files fresh."""
+    """The coordinator's own CA with its folder; keeps the listeners' certificate fresh."""
 
     authority: CertificateAuthority
     folder: PkiFolder
@@ -33,22 +28,12 @@ class OwnAuthority:
     clock: Clock
 
     @property
-    def participant_cas(self) -> Path:
-        """Own CA and further trusted ones in one file, which the listener reads again when it changes."""
-        return self.folder.path / PARTICIPANT_CAS_FILE
-
-    @property
     def certificate_pem(self) -> str:
         return to_pem([self.authority.certificate])
 
     def refresh(self) -> bool:
-        """Renew the listeners' certificate at half of its life and take in changed CAs. True if anything changed."""
-        is_issued = self.folder.ensure_server_certificate(self.authority, self.host_names, self.clock)
-        bundle = self.folder.participant_authorities().encode()
-        if self.participant_cas.exists() and self.participant_cas.read_bytes() == bundle:
-            return is_issued
-        write_durably(self.participant_cas, bundle)
-        return True
+        """Renew the listeners' certificate at half of its life. True if it was renewed."""
+        return self.folder.ensure_server_certificate(self.authority, self.host_names, self.clock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +70,12 @@ def load_identity(config: Config, clock: Clock) -> ServingIdentity:
     return ServingIdentity(
         federation=federation,
         signing_key=signing_key,
-        participants_tls=ServerTls(folder.server_certificate, folder.server_key, (own.participant_cas,)),
+        participants_tls=ServerTls(
+            folder.server_certificate,
+            folder.server_key,
+            (folder.authority_certificate,),
+            authority_folders=(folder.trusted,),
+        ),
         # Only the own CA makes operators: a partner's CA that is trusted for participants must not.
         admin_tls=ServerTls(folder.server_certificate, folder.server_key, (folder.authority_certificate,)),
         own=own,

@@ -21,11 +21,9 @@ ParticipantId = NewType("ParticipantId", str)
 OperatorId = NewType("OperatorId", str)
 TokenId = NewType("TokenId", str)
 RoundNumber = NewType("RoundNumber", int)
-EpochNumber = NewType("EpochNumber", int)
 Digest = NewType("Digest", str)
 
 IDENTITY_SCHEME: Final = "accord://"
-COORDINATOR_ACTOR: Final = "coordinator"
 MOST_NUMBER: Final = 2**32 - 1  # rounds and epochs are uint32 on the wire
 
 _ID: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")

@@ -6,12 +6,13 @@ from datetime import UTC, datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from participant.hours import DAYS, MINUTES_A_DAY, Hours, Opening, parse_opening
 
 ZURICH = ZoneInfo("Europe/Zurich")
+UNHURRIED = settings(deadline=None)
 MOMENTS = st.integers(0, 5 * 366 * 24 * 60).map(
     lambda minutes: datetime(2024, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes)
 )
@@ -63,11 +64,13 @@ def test_without_an_opening_a_site_never_opens():
     assert Hours(UTC, ()).next_opening(datetime(2026, 1, 1, tzinfo=UTC)) is None
 
 
+@UNHURRIED
 @given(MOMENTS)
 def test_all_day_every_day_is_always_open(now):
     assert hours("mon-sun 00:00-24:00", zone=timezone(timedelta(hours=-9))).is_open(now)
 
 
+@UNHURRIED
 @given(MOMENTS, st.sampled_from(DAYS), st.integers(0, 23), st.integers(0, 23))
 def test_the_next_opening_is_open_and_at_most_a_week_away(now, day, start, end):
     if start == end:

@@ -1,0 +1,181 @@
+"""From what an operator asks for to a plan: every default, and every reason to refuse."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from common.adapters import LinearLayer
+from common.basemodel import BaseModel
+from common.charter import CHARTER_FORM, USUAL_BOUNDS, Charter, CharterMember
+from common.errors import PlanInvalid
+from common.plan import PhaseLimits, Plan
+from common.secagg.ring import lane_limit
+from coordinator.planning import PhaseChoice, PlanSettings, RunIdentity, all_linear, make_plan
+
+KEY = "cd" * 32
+MODEL = BaseModel(
+    name="made-up",
+    digest="ab" * 32,
+    architecture="MadeUpForCausalLM",
+    layers=tuple(
+        LinearLayer(f"model.layers.{index}.{part}", 24, 16)
+        for index in range(2)
+        for part in ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
+    ),
+    parameters=4096,
+    dtype="F32",
+)
+IDENTITY = RunIdentity(run="support", run_id="ef" * 32, federation="lab", coordinator_public_key=KEY)
+PLENTY = 10**12
+
+
+def charter(members: int = 4, **changes: object) -> Charter:
+    """Made without certificates: planning looks at names and bounds."""
+    base = Charter(
+        federation="lab",
+        members=tuple(
+            CharterMember(f"site-{n:04d}", f"accord://lab/participants/site-{n:04d}", (), None) for n in range(members)
+        ),
+        coordinator_public_key=KEY,
+        least_cohort=3,
+        colluders=None,
+        base_model_digests=(),
+        bounds=USUAL_BOUNDS,
+        form=CHARTER_FORM,
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def plan(settings: PlanSettings | None = None, under: Charter | None = None, most_upload_bytes: int = PLENTY) -> Plan:
+    return make_plan(
+        settings or PlanSettings(MODEL),
+        identity=IDENTITY,
+        charter=under or charter(),
+        most_upload_bytes=most_upload_bytes,
+    )
+
+
+def mistakes(settings: PlanSettings, under: Charter | None = None, most_upload_bytes: int = PLENTY) -> str:
+    with pytest.raises(PlanInvalid) as refused:
+        plan(settings, under, most_upload_bytes)
+    return refused.value.message
+
+
+def test_an_empty_request_takes_the_defaults_that_the_api_names():
+    made = plan()
+    assert made.adapter.rank == 8
+    assert made.adapter.alpha == 16
+    assert made.adapter.target_modules == ("down_proj", "q_proj", "v_proj")
+    assert made.rounds == 3
+    assert (made.method.name, made.method.server_optimizer, made.method.server_learning_rate) == ("fedit", "fedavg", 1)
+    assert (made.training.learning_rate, made.training.steps_per_round) == (5e-4, 10)
+    assert (made.training.batch_size, made.training.max_length) == (8, 512)
+    assert made.masking.element_clip == pytest.approx(2 * 5e-4 * 10)
+    assert made.masking.max_update_norm == pytest.approx(0.01 * math.sqrt(made.layout().parameters))
+    assert (made.masking.weight_cap, made.masking.rounds_per_epoch) == (1000, 16)
+    assert (made.masking.least_cohort, made.masking.most_participants) == (3, 4)
+    assert (made.gate.loss_rise, made.gate.most_failed_rounds) == (0.1, 3)
+    assert made.phases.forming == PhaseLimits(3, 120)
+    assert made.phases.training == PhaseLimits(3, 21_600)
+    assert made.phases.collecting == PhaseLimits(3, 1800)
+    assert made.phases.unmasking == PhaseLimits(3, 600)
+    assert made.phases.key_setup == PhaseLimits(3, 300)
+    assert not made.name_survivors
+
+
+def test_a_plan_reads_back_as_it_was_written():
+    made = plan(PlanSettings(MODEL, rank=4, seed=7))
+    assert Plan.from_bytes(made.to_bytes()) == made
+
+
+def test_what_is_said_is_kept():
+    made = plan(
+        PlanSettings(
+            MODEL,
+            rank=4,
+            target_modules=("q_proj",),
+            training=PhaseChoice(quorum=4),
+            unmasking=PhaseChoice(window_seconds=60),
+            element_clip=0.5,
+            learning_rate=1e-3,
+        )
+    )
+    assert made.adapter.target_modules == ("q_proj",)
+    assert made.phases.training == PhaseLimits(4, 21_600)
+    assert made.phases.unmasking == PhaseLimits(3, 60)
+    assert made.masking.element_clip == 0.5
+
+
+@pytest.mark.parametrize("members", [3, 4, 10, 32, 100, 1000])
+def test_lanes_are_the_densest_that_leave_512_steps_for_all_members(members):
+    made = plan(under=charter(members))
+    assert lane_limit(made.masking.lanes, members) >= 512
+    assert made.masking.lanes == 8 or lane_limit(made.masking.lanes + 1, members) < 512
+
+
+def test_the_cohort_is_never_below_the_charters():
+    assert plan(under=charter(6, least_cohort=5)).masking.least_cohort == 5
+    assert "least_cohort is 4, the charter's is 5" in mistakes(
+        PlanSettings(MODEL, least_cohort=4), charter(6, least_cohort=5)
+    )
+    assert "least_cohort must be at least 3" in mistakes(PlanSettings(MODEL, least_cohort=2))
+
+
+def test_colluders_are_the_charters():
+    assert plan(under=charter(colluders=1)).masking.colluders == 1
+
+
+def test_a_quorum_that_nobody_can_reach_is_refused_at_once():
+    assert "quorum of collecting is 5, and at most 4 can take part" in mistakes(
+        PlanSettings(MODEL, collecting=PhaseChoice(quorum=5))
+    )
+
+
+def test_a_quorum_below_the_cohort_is_refused():
+    assert "quorum of training is below least_cohort" in mistakes(PlanSettings(MODEL, training=PhaseChoice(quorum=2)))
+
+
+def test_thresholds_that_no_cohort_can_meet_are_refused():
+    assert "masking:" in mistakes(PlanSettings(MODEL), charter(3, colluders=2))
+
+
+def test_what_this_version_cannot_run_is_refused_with_what_it_can():
+    message = mistakes(PlanSettings(MODEL, method="magic", server_optimizer="fedmagic"))
+    assert "method 'magic' is not known; known: fedit" in message
+    assert "server optimiser 'fedmagic' is not known; known: fedavg" in message
+
+
+def test_a_model_or_a_module_outside_the_agreement_is_refused():
+    assert MODEL.name in mistakes(PlanSettings(MODEL), charter(base_model_digests=("00" * 32,)))
+    assert "k_proj" in mistakes(PlanSettings(MODEL, target_modules=("k_proj",)))
+
+
+def test_bounds_of_the_charter_hold():
+    message = mistakes(PlanSettings(MODEL, rounds=5000, rank=9999, learning_rate=0.5))
+    assert "rounds is 5000, the charter allows at most 1000" in message
+    assert "rank is 9999" in message
+    assert "learning_rate is 0.5" in message
+    assert "name the survivors" in mistakes(PlanSettings(MODEL, name_survivors=True))
+
+
+def test_an_update_that_the_coordinator_would_refuse_is_refused_before_anybody_trains():
+    message = mistakes(PlanSettings(MODEL), most_upload_bytes=1000)
+    assert "limits.upload_bytes is 1000" in message
+
+
+def test_figures_that_are_no_numbers_are_refused():
+    assert "learning_rate must be a positive number" in mistakes(PlanSettings(MODEL, learning_rate=math.nan))
+    assert "element_clip must be a positive number" in mistakes(PlanSettings(MODEL, element_clip=-1.0))
+
+
+def test_mistakes_are_listed_once_each():
+    message = mistakes(PlanSettings(MODEL, rounds=5000, method="magic", least_cohort=2))
+    parts = message.split("; ")
+    assert len(parts) == len(set(parts)) >= 3
+
+
+def test_all_linear_names_each_kind_of_layer_once():
+    assert all_linear(MODEL) == ("down_proj", "q_proj", "v_proj")

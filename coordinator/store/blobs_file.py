@@ -13,25 +13,26 @@ import re
 import secrets
 import shutil
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from common.errors import InvalidArgument, NotFound, StorageFailed
-from coordinator.store.folders import FOLDER_MODE, make_folders, sync_folder
+from coordinator.store.folders import FOLDER_MODE, make_folders, sync_folder, sync_folders
 
 MAX_KEY_BYTES: Final = 1024
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]{0,199}")
 _COPY_BYTES: Final = 1 << 20
 # A blob may be handed out as a hard link, so nobody may write to it, its owner included.
 _BLOB_MODE: Final = 0o400
-# A folder can vanish under a write only through a `delete` beside it; more than a few in a row are something else.
+# A folder can vanish under a write only through another process's `delete`; many in a row are something else.
 _ATTEMPTS: Final = 8
 
 
 class FileBlobStore:
-    """A `BlobStore` in a folder; several processes may share it.
+    """A `BlobStore` in a folder. Several processes may share it, if one of them writes below a prefix at a time.
 
     The writes are our own, not obstore's: its LocalStore (object_store's local file system) renames a temporary file
     into place but calls fsync on neither the file nor the folder and offers no setting for it, so that a blob whose
@@ -46,9 +47,12 @@ class FileBlobStore:
         self._root = root.absolute()
         self._blobs = self._root / "blobs"
         self._incoming = self._root / "incoming"
+        # Held while names change: a thread must not rely on a folder that another one has made and not synced yet.
+        self._names = threading.Lock()
         with _storage_errors(self._root):
+            top = make_folders(self._blobs)
             make_folders(self._incoming)
-            make_folders(self._blobs)
+            sync_folders(self._blobs, top=top)
             self._scratch, self._lock = self._claim_scratch()
 
     def put(self, key: str, content: bytes | memoryview) -> None:
@@ -139,7 +143,8 @@ class FileBlobStore:
             # Out of sight in one step, so that a half-deleted folder is never seen, nor left by a kill.
             doomed = self._temporary()
             try:
-                os.rename(path, doomed)
+                with self._names:
+                    os.rename(path, doomed)
             except (FileNotFoundError, NotADirectoryError):
                 return
             sync_folder(path.parent)
@@ -174,8 +179,9 @@ class FileBlobStore:
     def _publish(self, temporary: Path, path: Path, key: str) -> None:
         for attempt in range(_ATTEMPTS):
             try:
-                make_folders(path.parent)
-                os.replace(temporary, path)
+                with self._names:
+                    self._make_folders(path.parent)
+                    os.replace(temporary, path)
                 break
             except (IsADirectoryError, NotADirectoryError, FileExistsError):
                 raise InvalidArgument(f"blob key {key!r} is a prefix of another key, or the other way round") from None
@@ -184,6 +190,11 @@ class FileBlobStore:
                     raise
         with suppress(FileNotFoundError):  # Deleted since, with its folder: there is nothing left to keep.
             sync_folder(path.parent)
+
+    def _make_folders(self, path: Path) -> None:
+        top = make_folders(path)
+        if top != path:
+            sync_folders(path.parent, top=top)
 
     def _claim_scratch(self) -> tuple[Path, io.FileIO]:
         """A folder of this store's own, locked for as long as it lives; folders without a living owner are removed.

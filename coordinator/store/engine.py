@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,12 +17,12 @@ from typing import Final
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, StatementError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from common.errors import AccordError, AlreadyExists, ConfigInvalid, NotFound, StorageFailed
-from coordinator.store.folders import make_folders, sync_folder
+from coordinator.store.folders import make_folders, sync_folders
 
 DEFAULT_BUSY_TIMEOUT: Final = timedelta(seconds=10)
 
@@ -92,9 +93,9 @@ def open_database(url: str, *, busy_timeout: timedelta = DEFAULT_BUSY_TIMEOUT) -
     @event.listens_for(engine, "connect")
     def _configure(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
         cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {busy_milliseconds}")
+        _keep_wal(cursor, busy_timeout)  # Readers go on while a writer commits.
         for pragma in (
-            f"busy_timeout = {busy_milliseconds}",
-            "journal_mode = WAL",  # Readers go on while a writer commits.
             "synchronous = FULL",  # A commit that returned survives a power failure: it is what we acknowledge by.
             "foreign_keys = ON",
             f"journal_size_limit = {_WAL_LIMIT_BYTES}",
@@ -113,12 +114,28 @@ def open_database(url: str, *, busy_timeout: timedelta = DEFAULT_BUSY_TIMEOUT) -
     return Database(reader=engine, writer=writer, place=str(path), busy_timeout=busy_timeout)
 
 
+def _keep_wal(cursor: DBAPICursor, timeout: timedelta) -> None:
+    """Switch a new file to WAL; one that is there already stays so.
+
+    SQLite does not wait its busy timeout for the switch, so several processes that open a new file would fail.
+    """
+    deadline = time.monotonic() + timeout.total_seconds()
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.005)
+
+
 def create_sqlite_file(path: Path) -> None:
     """An empty file that only its owner can read; SQLite gives its side files the same mode. Harmless if it exists."""
     try:
-        make_folders(path.parent)
+        top = make_folders(path.parent)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        sync_folder(path.parent)
+        sync_folders(path.parent, top=top)
     except OSError as error:
         raise StorageFailed(f"{error.filename or path}: {error.strerror}: the database cannot be made here") from error
 

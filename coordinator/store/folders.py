@@ -11,18 +11,28 @@ from typing import Final
 FOLDER_MODE: Final = 0o700
 
 
-def make_folders(path: Path) -> None:
-    """Make a folder and its parents, each synced into the one above it; harmless if they exist. Raises OSError."""
+def make_folders(path: Path) -> Path:
+    """Make a folder and its missing parents. Returns the lowest of them that was there before. Raises OSError."""
     try:
         path.mkdir(mode=FOLDER_MODE)
     except FileExistsError:
         if not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
-        return
+        return path
     except FileNotFoundError:
-        make_folders(path.parent)
+        top = make_folders(path.parent)
         path.mkdir(mode=FOLDER_MODE, exist_ok=True)
-    sync_folder(path.parent)
+        return top
+    return path.parent
+
+
+def sync_folders(path: Path, *, top: Path) -> None:
+    """Return when the names in a folder and in those above it, up to `top`, are on durable storage. Raises OSError."""
+    while True:
+        sync_folder(path)
+        if path == top:
+            return
+        path = path.parent
 
 
 def sync_folder(path: Path) -> None:

@@ -159,7 +159,7 @@ def test_opening_clears_nothing_that_a_living_store_is_writing(tmp_path):
 
 
 def test_file_and_folders_are_synced_before_put_returns(tmp_path, monkeypatch):
-    """The order that a power failure cannot break: bytes, then the name, then the folder of the name."""
+    """The order that a power failure cannot break: bytes and folders, then the name, then its folder."""
     blobs, calls, sync, replace = FileBlobStore(tmp_path), [], os.fsync, os.replace
 
     def recorded_sync(handle):
@@ -176,8 +176,8 @@ def test_file_and_folders_are_synced_before_put_returns(tmp_path, monkeypatch):
     assert calls[0][0] == "sync"
     assert calls[0][1].startswith("/incoming/")
     assert calls[1:] == [
-        ("sync", "/blobs"),  # "a" was made in it,
-        ("sync", "/blobs/a"),  # and "b" in that.
+        ("sync", "/blobs/a"),  # "b" was made in it,
+        ("sync", "/blobs"),  # and "a" in that.
         ("rename", "/blobs/a/b/key"),
         ("sync", "/blobs/a/b"),
     ]

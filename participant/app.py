@@ -12,28 +12,32 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
 from common import log
 from common.charter import Charter
 from common.clock import Clock, SystemClock
-from common.errors import CharterInvalid, ConfigInvalid
+from common.errors import ConfigInvalid
 from common.secagg import identity_signer
 from participant.base_models import BaseModels, BaseModelSource, ConfiguredBaseModels
 from participant.client import CoordinatorClient
 from participant.config import CharterConfig, CharterMode, ParticipantConfig
 from participant.connection import Connection
 from participant.daemon import Daemon, Site
+from participant.health import serving_health
 from participant.identity import IdentityFolder
 from participant.journal import Journal
 from participant.masking import Identity, MaskingDesk
 from participant.metrics import ParticipantMetrics
 from participant.policy import Policy
 from participant.policy_file import load_policy
+from participant.preflight.content import read_pinned
 from participant.shelf import AdapterShelf
 from participant.trainer import Trainer, WorkerTrainer
 
 logger = log.get_logger(__name__)
+
+MEBIBYTE = 1024 * 1024
 
 
 def run(config: ParticipantConfig) -> None:
@@ -69,9 +73,9 @@ def serving(
         )
         parts.callback(connection.close)
         if config.metrics.is_served:
-            server, thread = start_http_server(config.metrics.port, config.metrics.host, registry=registry)
-            parts.callback(thread.join)
-            parts.callback(server.shutdown)
+            parts.enter_context(
+                serving_health(config.metrics.host, config.metrics.port, registry=registry, clock=clock)
+            )
         desk = MaskingDesk(
             client=connection.client,
             identity=lambda: _signing_identity(connection),
@@ -86,6 +90,7 @@ def serving(
                 policy=policy,
                 charter=lambda client: charter_for(config.charter, client),
                 work_folder=state / "work",
+                least_free_bytes=config.least_free_mebibytes * MEBIBYTE,
             ),
             client=connection.client,
             journal=journal,
@@ -106,22 +111,9 @@ def serving(
 def charter_for(config: CharterConfig, client: CoordinatorClient) -> Charter:
     """The charter that plans are checked against: this site's pinned copy, or whatever the coordinator says.
 
-    Raises CharterInvalid if the file is missing or is not the one that was pinned.
+    Raises CharterInvalid if the pinned one is missing or is not the one that was agreed on.
     """
-    if config.mode is CharterMode.COORDINATOR:
-        return Charter.from_bytes(client.charter())
-    path = config.file
-    try:
-        content = path.read_bytes() if path is not None else b""
-    except OSError as error:
-        raise CharterInvalid(f"cannot read the pinned charter {path}: {error.strerror}") from error
-    charter = Charter.from_bytes(content)
-    if charter.digest != config.digest:
-        raise CharterInvalid(
-            f"the charter in {path} has digest {charter.digest}, pinned is {config.digest}; nobody but your own "
-            "organisation should have changed it"
-        )
-    return charter
+    return Charter.from_bytes(client.charter()) if config.mode is CharterMode.COORDINATOR else read_pinned(config)
 
 
 def _signing_identity(connection: Connection) -> Identity:

@@ -59,6 +59,7 @@ from participant.journal import Journal, RoundEntry, RoundPhase, RunEntry, RunSt
 from participant.masking import MaskingDesk, RunTerms
 from participant.metrics import ParticipantMetrics, RoundResult
 from participant.policy import Policy
+from participant.preflight.machine import free_bytes
 from participant.preparation import Preparations
 from participant.shelf import AdapterShelf
 from participant.trainer import ADAPTER_FOLDER, Preparation, Trainer
@@ -85,6 +86,7 @@ class Site:
     policy: Policy
     charter: Callable[[CoordinatorClient], Charter]
     work_folder: Path
+    least_free_bytes: int = 0
 
 
 class Daemon:
@@ -293,6 +295,7 @@ class Daemon:
             updated_at=now,
         )
         try:
+            self._check_disk()
             guard.may_take_part_now(
                 self._site.policy, now=now, today=self._ledger(now, terms.plan), transfer=guard.transfer_of(terms.plan)
             )
@@ -371,6 +374,13 @@ class Daemon:
             )
         with contextlib.suppress(AccordError):
             self._client().report_failure(run, round_, reason=error.reason, message=error.message)
+
+    def _check_disk(self) -> None:
+        """Raises StorageFailed rather than begin a round that would end in a full disk."""
+        free = free_bytes(self._site.work_folder)
+        self._metrics.free_disk_bytes.set(free)
+        if free < self._site.least_free_bytes:
+            raise StorageFailed(f"{free >> 20} MiB are free here, least_free_mebibytes asks for more; free some space")
 
     def _ledger(self, now: datetime, plan: Plan) -> DayLedger:
         """What this site has given today, in its own time zone."""

@@ -14,6 +14,9 @@ ChannelOption = tuple[str, int | str]
 
 MOST_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 
+# Trailing metadata of every answer: the coordinator's clock, RFC 3339 in UTC.
+TIME_METADATA: Final = "accord-time"
+
 # A lost network is noticed within half a minute, well before any window. The server accepts pings three times as often
 # as a client sends them; one that pings faster is cut off (GOAWAY, too_many_pings).
 CLIENT_PING_SECONDS: Final = 20

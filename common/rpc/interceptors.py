@@ -20,6 +20,7 @@ from common.clock import Clock
 from common.errors import AccordError, CertificateRevoked, PermissionDenied, Unauthenticated
 from common.identifiers import FederationId, Role
 from common.log import bound, get_logger
+from common.rpc.channels import TIME_METADATA
 from common.rpc.identity import ANONYMOUS, Caller, CallerReader, set_current_caller
 from common.rpc.status import status_code, to_status
 
@@ -148,6 +149,8 @@ class CallGuard(grpc.aio.ServerInterceptor):
         """Run one call and end it with the right status, whatever happens."""
         started = self._stopwatch()
         code = grpc.StatusCode.OK
+        # Beside whatever the answer is, so that a participant's preflight can tell a wrong clock.
+        context.set_trailing_metadata(((TIME_METADATA, self._clock.now().isoformat()),))
         try:
             with bound(method=method):
                 return await self._answer(method, context, produce)

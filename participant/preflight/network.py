@@ -21,13 +21,13 @@ from cryptography import x509
 
 from common.clock import Clock
 from common.errors import AccordError, CertificateRevoked, NotFound, PermissionDenied, Unauthenticated
+from common.rpc.channels import TIME_METADATA
 from common.version import software_version
 from participant.client import CoordinatorClient
 from participant.enrollment import dial
 from participant.identity import IdentityFolder, SiteIdentity
 from participant.preflight.report import Result, failed, ok, skipped, warning
 
-TIME_METADATA: Final = "accord-time"
 CONNECT_SECONDS: Final = 10.0
 # The CA dates certificates back by five minutes; a clock that is further off breaks handshakes and deadlines.
 MOST_SKEW: Final = timedelta(minutes=5)

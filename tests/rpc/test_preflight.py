@@ -352,16 +352,11 @@ def test_a_coordinator_that_is_down_fails(config, tmp_path):
     ],
 )
 def test_a_clock_that_differs_from_the_coordinators_is_told_with_its_direction(
-    enrolled, coordinator, minutes, verdict, word
+    enrolled, coordinator, monkeypatch, minutes, verdict, word
 ):
-    coordinator.told.time = SystemClock().now() + timedelta(minutes=minutes)
+    monkeypatch.setattr(coordinator.told, "time", SystemClock().now() + timedelta(minutes=minutes))
     assert (found := findings(enrolled, "clock")["clock"]).verdict is verdict
     assert word in found.found
-
-
-def test_a_coordinator_that_tells_no_time_leaves_the_clock_unchecked(enrolled, coordinator):
-    coordinator.told.time = None
-    assert findings(enrolled, "clock")["clock"].verdict is Verdict.SKIPPED
 
 
 # --- through a proxy -----------------------------------------------------------------------------------------------

@@ -313,8 +313,11 @@ def _step_aggregating(work: Work, view: View, round_: Round) -> bool:
             after = advance_round(round_, Aggregated(view.now, made.digest if made else None, found))
             writer.update_round(after)
             if made is not None:
+                run = replace(run, rounds_succeeded=run.rounds_succeeded + 1)
+            # An update of nothing but zeros leaves the adapter that is there already, and has its digest.
+            if made is not None and made.digest != round_.base_adapter:
                 _publish(work, view, writer, after, made, size)
-                run = replace(run, candidate_adapter=made.digest, rounds_succeeded=run.rounds_succeeded + 1)
+                run = replace(run, candidate_adapter=made.digest)
             run = replace(run, failed_in_a_row=0, version=run.version + 1)
             writer.update_run(run)
             if round_.kind is RoundKind.EVALUATE:

@@ -1,7 +1,7 @@
-"""Wakes those who wait for a change of state in this process: long polls and the driver.
+"""Wakes those who wait for a change of state in this process: the driver, and the long polls of participants.
 
 Only a hint: whoever wakes reads the store again, and nobody relies on being woken, because another replica may have
-made the change. Belongs to one event loop; `notify` may be called from any thread.
+made the change. Belongs to one event loop; bells may be rung from any thread.
 """
 
 from __future__ import annotations
@@ -13,30 +13,19 @@ from typing import Final
 FALLBACK_SECONDS: Final = 5.0
 
 
-class Wakeups:
+class Bell:
     """A broadcast. Take a ticket, look at the store, then wait with the ticket: no change in between is missed."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._event = asyncio.Event()
-        self._is_over = False
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nobody should wait any longer, because the process is about to end."""
-        return self._is_over
-
-    def end(self) -> None:
-        """Wake everybody for the last time, so that long polls are answered and do not hold up the end."""
-        self._is_over = True
-        self.notify()
 
     def ticket(self) -> asyncio.Event:
         """What `wait` waits for; take it before looking at the store. Call on the event loop."""
         self._loop = asyncio.get_running_loop()
         return self._event
 
-    def notify(self) -> None:
+    def ring(self) -> None:
         """Wake everybody who waits now."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._wake)
@@ -51,3 +40,30 @@ class Wakeups:
             await asyncio.wait_for(ticket.wait(), min(seconds, FALLBACK_SECONDS))
         except TimeoutError:
             return
+
+
+class Wakeups:
+    """Two bells, because a participant's message concerns the driver alone: no other site's answer changes by it.
+
+    driver: something has arrived that may make a step due. polls: something has changed that participants are told.
+    """
+
+    def __init__(self) -> None:
+        self.driver: Final = Bell()
+        self.polls: Final = Bell()
+        self._is_over = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody should wait any longer, because the process is about to end."""
+        return self._is_over
+
+    def end(self) -> None:
+        """Wake everybody for the last time, so that long polls are answered and do not hold up the end."""
+        self._is_over = True
+        self.notify()
+
+    def notify(self) -> None:
+        """Wake everybody who waits now."""
+        self.driver.ring()
+        self.polls.ring()

@@ -63,9 +63,9 @@ class Driver:
         """Drive until cancelled. A step that fails is logged and tried again; the loop never ends by itself."""
         try:
             while True:
-                ticket = self._wakeups.ticket()
+                ticket = self._wakeups.driver.ticket()
                 wait = await asyncio.to_thread(self.step_all)
-                await self._wakeups.wait(ticket, seconds=wait)
+                await self._wakeups.driver.wait(ticket, seconds=wait)
         finally:
             await asyncio.shield(asyncio.to_thread(self._release))
 
@@ -91,14 +91,20 @@ class Driver:
 
     def _drive(self, name: str) -> float:
         """All due steps of one run; seconds until its next deadline."""
-        while True:
-            with self._store.read() as reader:
-                view = look(reader, name, now=self._clock.now())
-            if not self._has_work(view) or not self._take_lease(name):
-                return FALLBACK_SECONDS
-            if not (step_run(self._work, view) or step_epoch(self._work, view) or step_round(self._work, view)):
-                return _seconds_left(view)
-            self._wakeups.notify()
+        has_changed = False
+        try:
+            while True:
+                with self._store.read() as reader:
+                    view = look(reader, name, now=self._clock.now())
+                if not self._has_work(view) or not self._take_lease(name):
+                    return FALLBACK_SECONDS
+                if not (step_run(self._work, view) or step_epoch(self._work, view) or step_round(self._work, view)):
+                    return _seconds_left(view)
+                has_changed = True
+        finally:
+            # Once for all steps in a row: what lies between them asks nothing of any participant.
+            if has_changed:
+                self._wakeups.polls.ring()
 
     def _has_work(self, view: View) -> bool:
         if view.run.state is RunState.RUNNING or view.round is not None:

@@ -65,11 +65,8 @@ def look(reader: Reader, run_name: str, *, now: datetime) -> View:
     open_round = newest if newest is not None and not newest.state.is_over else None
     epoch = reader.epoch(run_name, run.latest_epoch) if run.latest_epoch else None
     participations = reader.participations(run_name, open_round.number) if open_round is not None else ()
-    joined = tuple(
-        member.participant
-        for member in reader.run_members(run_name)
-        if member.joined and reader.participant(member.participant).state is ParticipantState.ACTIVE
-    )
+    active = {known.name for known in reader.participants().rows if known.state is ParticipantState.ACTIVE}
+    joined = tuple(m.participant for m in reader.run_members(run_name) if m.joined and m.participant in active)
     return View(now, run, parse_plan(run.plan), open_round, epoch, participations, joined)
 
 

@@ -46,14 +46,14 @@ class RoundServicer(round_pb2_grpc.RoundServiceServicer):
         loop = asyncio.get_running_loop()
         give_up = loop.time() + min(request.wait_seconds, MAX_WAIT_SECONDS)
         while True:
-            ticket = self._wakeups.ticket()
+            ticket = self._wakeups.polls.ticket()
             tasks = await asyncio.to_thread(self._assignments, participant, request.software_version[:64])
             response = round_pb2.GetAssignmentResponse(assignments=[wire.to_proto(task) for task in tasks])
             response.tag = hashlib.sha256(response.SerializeToString(deterministic=True)).hexdigest()[:32]
             left = 0.0 if self._wakeups.is_over else give_up - loop.time()
             if response.tag != request.known_tag or left <= 0:
                 return response
-            await self._wakeups.wait(ticket, seconds=left)
+            await self._wakeups.polls.wait(ticket, seconds=left)
 
     async def GetCharter(
         self, request: round_pb2.GetCharterRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -73,14 +73,14 @@ class RoundServicer(round_pb2_grpc.RoundServiceServicer):
         self, request: round_pb2.JoinRunRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> round_pb2.JoinRunResponse:
         await asyncio.to_thread(self._join, request, current_caller().id)
-        self._wakeups.notify()
+        self._wakeups.driver.ring()
         return round_pb2.JoinRunResponse()
 
     async def DeclineRun(
         self, request: round_pb2.DeclineRunRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> round_pb2.DeclineRunResponse:
         await asyncio.to_thread(self._decline, request, current_caller().id)
-        self._wakeups.notify()
+        self._wakeups.driver.ring()
         return round_pb2.DeclineRunResponse()
 
     async def ReportProgress(
@@ -93,14 +93,14 @@ class RoundServicer(round_pb2_grpc.RoundServiceServicer):
         self, request: round_pb2.ReportPreparedRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> round_pb2.ReportPreparedResponse:
         await asyncio.to_thread(self._prepared, request, current_caller().id)
-        self._wakeups.notify()
+        self._wakeups.driver.ring()
         return round_pb2.ReportPreparedResponse()
 
     async def ReportFailure(
         self, request: round_pb2.ReportFailureRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> round_pb2.ReportFailureResponse:
         await asyncio.to_thread(self._failure, request, current_caller().id)
-        self._wakeups.notify()
+        self._wakeups.driver.ring()
         return round_pb2.ReportFailureResponse()
 
     def _assignments(self, participant: str, software_version: str) -> tuple[Assignment, ...]:
@@ -117,7 +117,7 @@ class RoundServicer(round_pb2_grpc.RoundServiceServicer):
                     self._arrive(writer, round_, participant)
         if not arriving:
             return tuple(task for standing in found for task in assignments(standing))
-        self._wakeups.notify()
+        self._wakeups.driver.ring()
         with self._store.read() as reader:
             return tuple(t for standing in standings(reader, participant, now=now) for t in assignments(standing))
 

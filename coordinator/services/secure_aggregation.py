@@ -90,7 +90,7 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
         self, request: pb.AdvertiseKeysRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.AdvertiseKeysResponse:
         await asyncio.to_thread(self._advertise, request, current_caller().id)
-        self._wakeups.notify()
+        self._wakeups.driver.ring()
         return pb.AdvertiseKeysResponse()
 
     async def GetRoster(
@@ -104,7 +104,7 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
         self, request: pb.DepositSharesRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.DepositSharesResponse:
         await asyncio.to_thread(self._deposit, request, current_caller().id)
-        self._wakeups.notify()
+        self._wakeups.driver.ring()
         return pb.DepositSharesResponse()
 
     async def GetShares(
@@ -117,7 +117,7 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
         self, request: pb.ConfirmSharesRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.ConfirmSharesResponse:
         await asyncio.to_thread(self._confirm, request, current_caller().id)
-        self._wakeups.notify()
+        self._wakeups.driver.ring()
         return pb.ConfirmSharesResponse()
 
     def _advertise(self, request: pb.AdvertiseKeysRequest, participant: str) -> None:
@@ -205,7 +205,7 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
                     upload = await asyncio.to_thread(self._keep_segment, upload, held)
                     held = []
                     await asyncio.to_thread(self._complete_upload, upload, message.receipt)
-                    self._wakeups.notify()
+                    self._wakeups.driver.ring()
                     return pb.UploadMaskedUpdateResponse(total_bytes=upload.total_bytes)
                 if part != "chunk":
                     raise InvalidArgument("after its header an upload consists of chunks and one receipt")
@@ -338,7 +338,7 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
         loop = asyncio.get_running_loop()
         give_up = loop.time() + min(request.wait_seconds, MAX_WAIT_SECONDS)
         while True:
-            ticket = self._wakeups.ticket()
+            ticket = self._wakeups.polls.ticket()
             evidence = await asyncio.to_thread(self._evidence, request, participant)
             left = 0.0 if self._wakeups.is_over else give_up - loop.time()
             if evidence.suffices or not request.for_reveal or left <= 0:
@@ -348,20 +348,20 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
                     receipts=evidence.receipts,
                     commits=evidence.commits,
                 )
-            await self._wakeups.wait(ticket, seconds=left)
+            await self._wakeups.polls.wait(ticket, seconds=left)
 
     async def CommitSurvivors(
         self, request: pb.CommitSurvivorsRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.CommitSurvivorsResponse:
         await asyncio.to_thread(self._commit, request, current_caller().id)
-        self._wakeups.notify()
+        self._wakeups.polls.ring()
         return pb.CommitSurvivorsResponse()
 
     async def RevealShares(
         self, request: pb.RevealSharesRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.RevealSharesResponse:
         await asyncio.to_thread(self._reveal, request, current_caller().id)
-        self._wakeups.notify()
+        self._wakeups.driver.ring()
         return pb.RevealSharesResponse()
 
     def _evidence(self, request: pb.GetEvidenceRequest, participant: str) -> _Evidence:

@@ -244,7 +244,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             )
         terms = CharterTerms(
             least_cohort=request.least_cohort or LEAST_COHORT_FLOOR,
-            colluders=request.colluders if request.colluders >= 0 else None,
+            colluders=request.colluders if request.HasField("colluders") else None,
             base_model_digests=tuple(sorted(set(request.base_model_digests))),
         )
         if request.participant_ids:

@@ -122,7 +122,7 @@ class AdminClient:
         request = pb.DraftCharterRequest(
             participant_ids=participants,
             least_cohort=least_cohort,
-            colluders=-1 if colluders is None else colluders,
+            colluders=colluders,
             base_model_digests=base_model_digests,
         )
         return self._ask(self._stub.DraftCharter, request)

@@ -61,7 +61,7 @@ def coordinator(tmp_path_factory):
 
 def publish(running: RunningCoordinator) -> pb.DraftCharterResponse:
     admin = running.admin()
-    draft = admin.DraftCharter(pb.DraftCharterRequest(participant_ids=SITES, colluders=-1))
+    draft = admin.DraftCharter(pb.DraftCharterRequest(participant_ids=SITES))
     admin.PublishCharter(pb.PublishCharterRequest(charter_json=draft.charter_json))
     return draft
 
@@ -253,6 +253,8 @@ def test_a_draft_charter_names_the_members_with_their_keys_and_publishes_nothing
     charter = Charter.from_bytes(draft.charter_json.encode())
     assert charter.member_ids == SITES
     assert charter.colluders == 1
+    left_out = admin.DraftCharter(pb.DraftCharterRequest(participant_ids=SITES))
+    assert Charter.from_bytes(left_out.charter_json.encode()).colluders is None
     assert charter.digest == draft.digest != before
     bank = admin.GetParticipant(pb.GetParticipantRequest(name="participants/bank")).participant
     assert charter.members[0].identity_key_sha256 == bank.identity_key_sha256

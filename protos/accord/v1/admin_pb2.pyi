@@ -357,7 +357,7 @@ class DraftCharterRequest(_message.Message):
     least_cohort: _builtins.int
     """Least cohort. Default and floor: 3."""
     colluders: _builtins.int
-    """Colluding members assumed at most; -1 takes the default rule (n-1)/3."""
+    """Colluding members assumed at most. Unset takes the rule (n-1)/3; 0 is said on purpose, because it lowers thresholds."""
     @_builtins.property
     def participant_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids of enrolled participants; empty means all active ones."""
@@ -371,14 +371,16 @@ class DraftCharterRequest(_message.Message):
         *,
         participant_ids: _abc.Iterable[_builtins.str] | None = ...,
         least_cohort: _builtins.int = ...,
-        colluders: _builtins.int = ...,
+        colluders: _builtins.int | None = ...,
         base_model_digests: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_colluders", b"_colluders", "colluders", b"colluders"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digests", b"base_model_digests", "colluders", b"colluders", "least_cohort", b"least_cohort", "participant_ids", b"participant_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_colluders", b"_colluders", "base_model_digests", b"base_model_digests", "colluders", b"colluders", "least_cohort", b"least_cohort", "participant_ids", b"participant_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__colluders: _TypeAlias = _typing.Literal["colluders"]  # noqa: Y015
+    _WhichOneofArgType__colluders: _TypeAlias = _typing.Literal["_colluders", b"_colluders"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__colluders) -> _WhichOneofReturnType__colluders | None: ...
 
 Global___DraftCharterRequest: _TypeAlias = DraftCharterRequest  # noqa: Y015
 

@@ -1,0 +1,155 @@
+"""The README's first hours, typed as they stand there: an operator and three partners, real processes, a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from demo.federation import free_ports
+from tests.tiny_model import make_tiny_model
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+PORTS = (8443, 8444, 8445, 8080, 8081)
+SITES = ("bank", "clinic", "newsroom")
+
+PARTICIPANT = """
+state_directory = "state"
+policy_file = "policy.toml"
+least_free_mebibytes = 1
+base_models = [{{ source = "{model}" }}]
+[data]
+train_file = "train.jsonl"
+held_out_fraction = 0.3
+[charter]
+file = "charter.json"
+{digest}
+[evaluation]
+loss_records = 4
+"""
+
+
+def blocks(name: str) -> str:
+    """The shell blocks that are marked with a name, in order."""
+    found = re.findall(rf"<!-- run: {name} -->\n```sh\n(.*?)```", README, flags=re.DOTALL)
+    assert found, f"the README has no block {name}"
+    return "\n".join(found)
+
+
+class Shell:
+    """Runs the README's lines in one folder, with this environment's commands first on the path."""
+
+    def __init__(self, folder: Path, ports: dict[int, int]) -> None:
+        self.folder = folder
+        self.ports = ports
+        self.background: list[subprocess.Popen[bytes]] = []
+        self.environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "COLUMNS": "200",
+        }
+
+    def text(self, text: str) -> str:
+        for documented, real in self.ports.items():
+            text = text.replace(f":{documented}", f":{real}")
+        return text
+
+    def run(self, lines: str, folder: Path | None = None) -> str:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", self.text(lines)],
+            cwd=folder or self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=100,
+        )
+        assert done.returncode == 0, f"{lines}\n{done.stdout}"
+        return done.stdout
+
+    def start(self, line: str, folder: Path | None = None) -> None:
+        folder = folder or self.folder
+        with (folder / "log.txt").open("ab") as log:
+            self.background.append(
+                subprocess.Popen(
+                    ["bash", "-c", f"exec {self.text(line)}"],
+                    cwd=folder,
+                    env=self.environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            )
+
+    def stop(self) -> None:
+        for process in self.background:
+            process.send_signal(signal.SIGTERM)
+        for process in self.background:
+            process.wait(30)
+
+
+def prepare_site(folder: Path, name: str, model: Path) -> Path:
+    site = folder / name
+    site.mkdir()
+    records = [{"instruction": f"repeat {n}", "input": "", "output": f"{n}"} for n in range(20)]
+    (site / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (site / "participant.toml").write_text(PARTICIPANT.format(model=model, digest=""))
+    policy = (ROOT / "deploy" / "examples" / "policy.toml").read_text()
+    hours = 'time_zone = "UTC"\nallow = ["mon-sun 00:00-24:00"]\n'
+    (site / "policy.toml").write_text(policy.split("[hours]")[0] + "[hours]\n" + hours)
+    return site
+
+
+@pytest.mark.system
+@pytest.mark.timeout(300)
+def test_the_first_hours_in_the_readme_work_as_written(tmp_path):
+    model = make_tiny_model(tmp_path / "tiny")
+    shell = Shell(tmp_path, dict(zip(PORTS, free_ports(len(PORTS)), strict=True)))
+    try:
+        serve, init = "accord-coordinator serve &", blocks("init")
+        assert serve in init
+        shell.run(init.replace(serve, ""))
+        config = tmp_path / "coordinator.toml"
+        config.write_text(shell.text(config.read_text()))
+        shell.start(serve.removesuffix(" &"))
+        shell.run("until accord-coordinator status; do sleep 0.3; done")
+        shell.run(blocks("tokens"))
+        assert "accord.v1.AdminService" in shell.run(blocks("grpcurl"))
+
+        sites = {name: prepare_site(tmp_path, name, model) for name in SITES}
+        for name, site in sites.items():
+            shell.run(blocks("enroll").replace("bank.token", f"../{name}.token"), site)
+        assert all(name in shell.run(blocks("charter")) for name in SITES)
+        for site in sites.values():
+            assert re.search(r"[0-9a-f]{64}", shell.run(blocks("pin"), site))
+        published = json.loads(shell.run("accord-coordinator charter show --json"))["digest"]
+        for name, site in sites.items():
+            (site / "participant.toml").write_text(PARTICIPANT.format(model=model, digest=f'digest = "{published}"'))
+            check, run = blocks("participate").strip().splitlines()
+            shell.run(check, sites[name])
+            shell.start(run, site)
+
+        shell.run(f"accord-participant describe-model {model} > model.json")
+        command_t = blocks("grpcurl").splitlines()[0]
+        small = blocks("run").replace("--rounds 3", "--rounds 1 --steps-per-round 2 --max-length 128")
+        create, rest = small.strip().split("\n", 1)
+        shell.run(create)
+        shell.run("until accord-coordinator round list support --json | grep -q '\"number\": *1'; do sleep 0.3; done")
+        shell.run(f"{command_t}\n{rest}")
+        shell.run(
+            'until accord-coordinator run show support --json | grep -q \'"state": *"succeeded"\'; do sleep 0.3; done'
+        )
+        shell.run("accord-coordinator adapter export final --run support")
+        assert (tmp_path / "final" / "adapter_model.safetensors").exists()
+        assert "support" in shell.run("accord-participant status --config participant.toml", sites["bank"])
+    finally:
+        shell.stop()

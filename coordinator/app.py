@@ -252,7 +252,11 @@ class _Coordinator:
             rounds=RoundServicer(store=base.store, wakeups=base.wakeups, clock=base.clock),
             adapters=AdapterServicer(store=base.store, blobs=base.blobs),
             secure_aggregation=SecureAggregationServicer(
-                store=base.store, blobs=base.blobs, wakeups=base.wakeups, clock=base.clock
+                store=base.store,
+                blobs=base.blobs,
+                wakeups=base.wakeups,
+                clock=base.clock,
+                on_durable_bytes=base.metrics.upload_bytes.inc,
             ),
             enrollment=enrollment,
         )

@@ -17,7 +17,9 @@ _STEP_SECONDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 _PHASE_SECONDS: Final = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3600, 10_800, 36_000)
 
 
-DROP_REASONS: Final = frozenset({"WINDOW_PASSED", "NO_MASKING_KEYS", "CERTIFICATE_REVOKED", "MEMBER_AT_FAULT"})
+DROP_REASONS: Final = frozenset(
+    {"WINDOW_PASSED", "NO_MASKING_KEYS", "ABSENT", "CERTIFICATE_REVOKED", "LEFT_RUN", "MEMBER_AT_FAULT"}
+)
 OTHER: Final = "OTHER"
 
 
@@ -44,10 +46,6 @@ class Metrics:
             registry=own,
         )
         self.upload_bytes = Counter("accord_upload_bytes", "Bytes of masked updates made durable.", registry=own)
-        self.uploads_completed = Counter("accord_uploads_completed", "Masked updates recorded as whole.", registry=own)
-        self.uploads_refused = Counter(
-            "accord_uploads_refused", "Uploads refused, by error reason.", ("reason",), registry=own
-        )
         self.rpcs = Counter("accord_rpcs", "Calls served, by method and status code.", ("method", "code"), registry=own)
         self.rpc_seconds = Histogram(
             "accord_rpc_seconds", "How long calls took.", ("method",), buckets=_RPC_SECONDS, registry=own
@@ -110,6 +108,14 @@ class Metrics:
     def participant_dropped(self, participant: str, reason: str) -> None:
         """Count a participant that left a round early. A reason outside the closed set counts as OTHER."""
         self.participations_dropped.labels(participant, reason if reason in DROP_REASONS else OTHER).inc()
+
+    def step_taken(self, step: str, seconds: float) -> None:
+        """Count how long a step of the driver took; step: "run", "epoch" or "round"."""
+        self.driver_step_seconds.labels(step).observe(seconds)
+
+    def step_failed(self) -> None:
+        """Count a step of the driver that raised."""
+        self.driver_failures.inc()
 
     def set_open_runs(self, counts: Mapping[RunState, int]) -> None:
         """Set how many runs there are of each open state; states left out have none."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,7 @@ from coordinator.wakeups import FALLBACK_SECONDS, Wakeups
 
 LEASE: Final = timedelta(seconds=60)
 _ENDED: Final = tuple(state for state in RunState if state.is_over)
+_STEPS: Final = (("run", step_run), ("epoch", step_epoch), ("round", step_round))
 _OPEN: Final = tuple(state for state in RunState if not state.is_over)
 
 log = get_logger(__name__)
@@ -83,8 +85,10 @@ class Driver:
                 log.info("driver_step_overtaken", run=name, reason=type(error).reason)
                 wait = 0.05
             except AccordError as error:
+                self._work.observer.step_failed()
                 log.error("driver_step_failed", run=name, reason=type(error).reason, message=error.message)
             except Exception:
+                self._work.observer.step_failed()
                 log.exception("driver_step_broken", run=name)
         self._turned_at = self._clock.now()
         return wait
@@ -98,13 +102,22 @@ class Driver:
                     view = look(reader, name, now=self._clock.now())
                 if not self._has_work(view) or not self._take_lease(name):
                     return FALLBACK_SECONDS
-                if not (step_run(self._work, view) or step_epoch(self._work, view) or step_round(self._work, view)):
+                if not self._step(view):
                     return _seconds_left(view)
                 has_changed = True
         finally:
             # Once for all steps in a row: what lies between them asks nothing of any participant.
             if has_changed:
                 self._wakeups.polls.ring()
+
+    def _step(self, view: View) -> bool:
+        """Take one due step of a run; False if none is due."""
+        for name, step in _STEPS:
+            started = time.monotonic()
+            if step(self._work, view):
+                self._work.observer.step_taken(name, time.monotonic() - started)
+                return True
+        return False
 
     def _has_work(self, view: View) -> bool:
         if view.run.state is RunState.RUNNING or view.round is not None:

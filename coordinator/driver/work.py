@@ -28,6 +28,10 @@ class Observer(Protocol):
 
     def participant_dropped(self, participant: str, reason: str) -> None: ...
 
+    def step_taken(self, step: str, seconds: float) -> None: ...
+
+    def step_failed(self) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Work:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -78,11 +78,20 @@ class _Evidence:
 class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationServiceServicer):
     """Keeps nothing: every answer is computed from the store."""
 
-    def __init__(self, *, store: Store, blobs: BlobStore, wakeups: Wakeups, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        blobs: BlobStore,
+        wakeups: Wakeups,
+        clock: Clock,
+        on_durable_bytes: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._store = store
         self._blobs = blobs
         self._wakeups = wakeups
         self._clock = clock
+        self._on_durable_bytes = on_durable_bytes
 
     # --- key epochs -----------------------------------------------------------------------------------------------
 
@@ -262,6 +271,7 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
             upload.durable_chunks,
             chunks,
         )
+        self._on_durable_bytes(sum(len(chunk) for chunk in chunks))
         with self._store.write() as writer:
             round_ = writer.round(upload.run, upload.round)
             if round_.state is not RoundState.COLLECTING:

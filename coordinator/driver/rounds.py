@@ -9,6 +9,7 @@ from typing import Final
 from common.adapters import ADAPTER_FILE
 from common.errors import (
     AccordError,
+    CertificateRevoked,
     LeaseLost,
     MemberAtFault,
     StorageFailed,
@@ -51,6 +52,7 @@ from coordinator.rounds.model import (
     AdapterState,
     EpochState,
     MessageKind,
+    ParticipantState,
     Participation,
     ParticipationState,
     Round,
@@ -66,6 +68,9 @@ CANDIDATE_SET_ASIDE: Final = "CANDIDATE_SET_ASIDE"
 KEYS_NOT_MADE: Final = "KEYS_NOT_MADE"
 DROPPED_BY_WINDOW: Final = "WINDOW_PASSED"
 DROPPED_WITHOUT_KEYS: Final = "NO_MASKING_KEYS"
+DROPPED_ABSENT: Final = "ABSENT"
+DROPPED_REVOKED: Final = CertificateRevoked.reason
+DROPPED_LEFT: Final = "LEFT_RUN"
 
 # These say nothing of the round: the step is taken again.
 _TRY_AGAIN: Final = (LeaseLost, VersionConflict, StorageFailed, Unavailable)
@@ -83,7 +88,7 @@ def step_round(work: Work, view: View) -> bool:
         RoundState.AGGREGATING: _step_aggregating,
     }
     try:
-        return steps[view.round.state](work, view, view.round)
+        return _drop_leavers(work, view, view.round) or steps[view.round.state](work, view, view.round)
     except _TRY_AGAIN:
         raise
     except MemberAtFault as error:
@@ -92,6 +97,29 @@ def step_round(work: Work, view: View) -> bool:
     except AccordError as error:
         _fail(work, view, view.round, type(error).reason, error.message)
         return True
+
+
+def _drop_leavers(work: Work, view: View, round_: Round) -> bool:
+    """Nobody waits for those who have left the run or were put out of the federation since the round began.
+
+    An update that is in already stays in the sum. True if anybody was dropped.
+    """
+    waited_for = (ParticipationState.PRESENT, ParticipationState.PREPARED)
+    if round_.state not in (RoundState.FORMING, RoundState.TRAINING, RoundState.COLLECTING):
+        return False
+    if all(p.participant in view.joined for p in view.participations if p.state in waited_for):
+        return False
+    with work.store.write() as writer:
+        members = {member.participant: member for member in writer.run_members(round_.run)}
+        for p in writer.participations(round_.run, round_.number):
+            if p.participant in view.joined or p.state not in waited_for:
+                continue
+            participant, member = writer.participant(p.participant), members[p.participant]
+            if participant.state is ParticipantState.REVOKED:
+                _drop(work, view, writer, p, DROPPED_REVOKED, f"was revoked: {participant.revoke_reason}")
+            else:
+                _drop(work, view, writer, p, DROPPED_LEFT, f"has left the run: {member.reason} {member.message}")
+    return True
 
 
 # --- forming and training ---------------------------------------------------------------------------------------
@@ -162,6 +190,9 @@ def _step_training(work: Work, view: View, round_: Round) -> bool:
                 reason = DROPPED_WITHOUT_KEYS if is_prepared else DROPPED_BY_WINDOW
                 message = "has no masking keys in this epoch" if is_prepared else "was not ready when training closed"
                 _drop(work, view, writer, p, reason, message)
+        for name in sorted(set(view.joined) - {p.participant for p in view.participations}):
+            absent = Participation(round_.run, round_.number, name, ParticipationState.PRESENT, view.now)
+            _drop(work, view, writer, absent, DROPPED_ABSENT, "did not ask for work before training closed")
         audit(work, writer, "cohort_chosen", round_.name, cohort=decision.participants, epoch=ready.number)
     _ended(work, round_, chosen)
     return True

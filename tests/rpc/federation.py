@@ -1,36 +1,50 @@
 """A federation inside one test: the real coordinator on a loop of its own, real daemons that the test turns by hand.
 
-Real TLS, real SQLite, real masks; the clock is the test's, and training is made up. Nothing happens behind the test's
-back but the driver, which is woken by every call and by `advance`.
+Real TLS, real SQLite, real masks; the clock is the test's, and training is made up. The driver's loop runs as it does
+in production; `settle` takes its due steps in the test's own thread, so that what follows sees them done.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import itertools
+import json
+import random
+import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import urllib.request
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
+import grpc
 import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
 
 from common.adapters import ADAPTER_FILE, AdapterLayout, FlatVector, LinearLayer, create_adapter_file, open_flat
 from common.basemodel import BaseModel
-from common.errors import AccordError, UpdateNotFinite
+from common.errors import Unavailable
 from common.identifiers import FederationId, OperatorIdentity, Role
+from common.plan import Plan
 from coordinator import app
 from coordinator.config import load_config
+from coordinator.driver import Driver
 from coordinator.keystore import PkiFolder
 from coordinator.services import admin_client
 from coordinator.services.admin_client import AdminClient
-from participant.app import serving
+from participant import app as participant_app
+from participant.client import CoordinatorClient
 from participant.config import ParticipantConfig
+from participant.connection import Connection
 from participant.daemon import Daemon
-from participant.enrollment import enroll
+from participant.enrollment import dial, dial_for_uploads, enroll
 from participant.identity import IdentityFolder
+from participant.journal import Journal, RoundPhase
 from participant.policy_file import load_policy
 from participant.trainer import OnProgress, Preparation, Prepared
 from participant.update import Contribution
@@ -39,13 +53,23 @@ from tests.fakes import FakeClock
 FEDERATION = "lab"
 HOST = "127.0.0.1"
 WAIT_SECONDS = 20.0
+# Below the range from which the kernel takes ports for outgoing connections: nobody takes one while we restart.
+PORTS = range(20_000, 32_000)
 
-LAYERS = tuple(
-    LinearLayer(f"model.layers.{index}.self_attn.{name}", 24, 16) for index in range(2) for name in ("q_proj", "v_proj")
-)
-MODEL = BaseModel(
-    name="made-up", digest="ab" * 32, architecture="MadeUpForCausalLM", layers=LAYERS, parameters=4096, dtype="F32"
-)
+
+def base_model(*, size: int = 24) -> BaseModel:
+    """Four made-up linear layers of size x 16."""
+    layers = tuple(
+        LinearLayer(f"model.layers.{index}.self_attn.{name}", size, 16)
+        for index in range(2)
+        for name in ("q_proj", "v_proj")
+    )
+    return BaseModel(
+        name="made-up", digest="ab" * 32, architecture="MadeUpForCausalLM", layers=layers, parameters=4096, dtype="F32"
+    )
+
+
+MODEL = base_model()
 
 POLICY = """
 [base_models]
@@ -67,14 +91,40 @@ most_length = 4096
 most_in_a_run = 1000
 """
 
+# Windows in seconds of the test's clock: training is by far the longest, as it is in production.
+WINDOW = 10
+TRAINING_WINDOW = 200
+DEFAULTS: Mapping[str, object] = {
+    "base_model_json": MODEL.to_json(),
+    "rank": 4,
+    "rounds": 1,
+    "element_clip": 1.0,
+    "weight_cap": 1000,
+    "learning_rate": 0.001,
+    **{phase: {"window_seconds": WINDOW} for phase in ("forming", "collecting", "unmasking", "key_setup")},
+    "training": {"window_seconds": TRAINING_WINDOW},
+}
+
+
+def delta_of(seed: int, *, size: float = 0.3) -> Callable[[int, AdapterLayout], FlatVector]:
+    """A made-up delta: the same for the same seed and round."""
+
+    def delta(round_: int, layout: AdapterLayout) -> FlatVector:
+        generator = np.random.default_rng([seed, round_])
+        return (generator.random(layout.parameters, dtype=np.float32) * 2 - 1) * np.float32(size)
+
+    return delta
+
 
 @dataclass
 class MadeUpTrainer:
-    """"Trains" by adding a delta of the test's choice. `held_back` keeps a round's work from ending."""
+    """ "Trains" by adding a delta of the test's choice; `loss` is what it finds on held-out records, by round."""
 
     delta: Callable[[int, AdapterLayout], FlatVector]
     records: int = 100
-    loss: float = 2.0
+    loss: Callable[[int], float] = lambda round_: 2.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    spoil: Callable[[Preparation], None] = lambda work: None
     prepared: list[int] = field(default_factory=list)
 
     def prepare(self, work: Preparation, *, on_progress: OnProgress, stop: threading.Event) -> Prepared:
@@ -85,9 +135,11 @@ class MadeUpTrainer:
             mapped = create_adapter_file(work.trained_adapter, layout)
             mapped[:] = base + self.delta(work.round, layout)
             mapped.flush()
+        self.spoil(work)
         self.prepared.append(work.round)
         metrics = {name: 0.0 for name in work.plan.masking.metrics if name != "clipped_elements"}
-        metrics |= {"heldout_loss": self.loss * 50, "heldout_tokens": 50.0, "train_records": float(self.records)}
+        metrics |= {"heldout_loss": self.loss(work.round) * 50, "heldout_tokens": 50.0}
+        metrics |= {"train_records": float(self.records), **self.metrics}
         return Prepared(Contribution(self.records, metrics), "{}")
 
 
@@ -102,6 +154,62 @@ class MadeUpModels:
         return Path("/nowhere")
 
 
+class Line:
+    """A site's line to the coordinator. Cut, every call ends as Unavailable until it is mended."""
+
+    def __init__(self) -> None:
+        self._before: str | None = None
+        self._after: str | None = None
+        self._lost: str | None = None
+        self.is_cut = False
+        self.calls: list[str] = []
+
+    def cut(self, *, before: str | None = None, after: str | None = None, losing_answer_to: str | None = None) -> None:
+        """From the next call of that name on. losing_answer_to: it still arrives, and its answer does not."""
+        self._before, self._after, self._lost = before, after, losing_answer_to
+        self.is_cut = before is None and after is None and losing_answer_to is None
+
+    def mend(self) -> None:
+        self._before = self._after = self._lost = None
+        self.is_cut = False
+
+    def carry(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.is_cut or name == self._before:
+            self.is_cut = True
+            raise Unavailable("the line is cut")
+        answer = call(*args, **kwargs)
+        self.calls.append(name)
+        if name == self._lost:
+            self.is_cut = True
+            raise Unavailable("the line is cut, and the answer is lost")
+        self.is_cut = name == self._after
+        return answer
+
+
+class LinedClient:
+    """A CoordinatorClient over a line that the test can cut."""
+
+    def __init__(self, client: CoordinatorClient, line: Line) -> None:
+        self._client = client
+        self._line = line
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        call = getattr(self._client, name)
+        return lambda *args, **kwargs: self._line.carry(name, call, *args, **kwargs)
+
+
+class SteppedDriver(Driver):
+    """The driver, with steps that a test may take too: one who steps at a time."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self._turn = threading.Lock()
+
+    def step_all(self) -> float:
+        with self._turn:
+            return super().step_all()
+
+
 @dataclass
 class Site:
     """One participant of the test."""
@@ -110,13 +218,50 @@ class Site:
     daemon: Daemon
     trainer: MadeUpTrainer
     state: Path
+    line: Line
+    connection: Connection
+    _federation: Federation
     _close: ExitStack
 
     def turn(self) -> bool:
         """One question to the coordinator and all that its answer asks for, preparation included."""
-        done = self.daemon.turn(0)
-        self.daemon.wait_for_preparation()
+        if self.line.is_cut:
+            return False
+        try:
+            done = self.daemon.turn(0)
+        except Unavailable:
+            return False
+        finally:
+            self.daemon.wait_for_preparation()
+        self._federation.settle()
         return done
+
+    @property
+    def client(self) -> CoordinatorClient:
+        """This site's own client, for calls that its daemon would not make; its line is never cut."""
+        return self.connection.client()._client  # type: ignore[attr-defined]
+
+    def journal(self) -> Journal:
+        """A look into the journal of a site that is open or closed; the caller's to close."""
+        return Journal(self.state / "journal.sqlite")
+
+    def phase(self, round_: int, run: str = "run") -> RoundPhase | None:
+        journal = self.journal()
+        try:
+            entry = journal.round(run, round_)
+            return entry.phase if entry is not None else None
+        finally:
+            journal.close()
+
+    @contextmanager
+    def channels(self) -> Iterator[tuple[grpc.Channel, grpc.Channel]]:
+        """Fresh channels with this site's certificate, for calls and for uploads: what a lying site would use."""
+        identity = self.connection.identity
+        assert self._federation.addresses is not None
+        enrollment = replace(identity.enrollment, coordinator_address=self._federation.addresses.participants)
+        identity = replace(identity, enrollment=enrollment)
+        with dial(identity) as channel, dial_for_uploads(identity) as uploads:
+            yield channel, uploads
 
     def close(self) -> None:
         self._close.close()
@@ -125,21 +270,28 @@ class Site:
 class Federation:
     """The coordinator and the sites that the test has made."""
 
-    def __init__(self, folder: Path, clock: FakeClock) -> None:
+    def __init__(self, folder: Path, clock: FakeClock, *, model: BaseModel = MODEL, limits: str = "") -> None:
         self.folder = folder
         self.clock = clock
+        self.model = model
         self.sites: dict[str, Site] = {}
         self.addresses: app.Addresses | None = None
+        self.driver: SteppedDriver | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
+        self._pool = concurrent.futures.ThreadPoolExecutor(8)
         self._stop: asyncio.Event | None = None
         self._served: concurrent.futures.Future[None] | None = None
         config = folder / "coordinator.toml"
+        listeners = ("participants", "enrollment", "admin")
         ports = "".join(
-            f'[{name}]\nlisten = "{HOST}:0"\n' for name in ("participants", "enrollment", "admin")
+            f'[{name}]\nlisten = "{HOST}:{port}"\n' for name, port in zip(listeners, _free_ports(3), strict=True)
         )
-        config.write_text(f'federation = "{FEDERATION}"\ndata_folder = "data"\n{ports}[health]\nhttp = ""\ngrpc = ""\n')
+        config.write_text(
+            f'federation = "{FEDERATION}"\ndata_folder = "data"\n{ports}[health]\nhttp = "{HOST}:0"\ngrpc = ""\n'
+            f"[limits]\ncalls_per_second = 100000.0\ncalls_burst = 100000\nstop_grace_seconds = 0.5\n{limits}"
+        )
         self.config = load_config(config)
         pki = PkiFolder(self.config.pki_folder)
         authority = pki.create_authority(FederationId(FEDERATION), clock)
@@ -149,40 +301,70 @@ class Federation:
         self._operator = admin_client.OperatorIdentity(
             issued.chain_pem.encode(), issued.key_pem, pki.trust_bundle().encode()
         )
+        self._admin: AdminClient | None = None
 
     # --- coordinator ----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        """Serve, on the same ports as before."""
         started: concurrent.futures.Future[app.Addresses] = concurrent.futures.Future()
+
+        def build(**parts: Any) -> SteppedDriver:
+            self.driver = SteppedDriver(**parts)
+            return self.driver
 
         async def serve() -> None:
             self._stop = asyncio.Event()
             await app.serve(self.config, clock=self.clock, stop=self._stop, started=started.set_result)
 
-        self._served = asyncio.run_coroutine_threadsafe(serve(), self._loop)
-        self._served.add_done_callback(
-            lambda done: started.set_exception(done.exception() or RuntimeError("stopped")) if not started.done() else None
-        )
-        self.addresses = started.result(WAIT_SECONDS)
+        def ended(done: concurrent.futures.Future[None]) -> None:
+            if not started.done():
+                started.set_exception(done.exception() or RuntimeError("stopped"))
+
+        with patch.object(app, "Driver", build):
+            self._served = asyncio.run_coroutine_threadsafe(serve(), self._loop)
+            self._served.add_done_callback(ended)
+            self.addresses = started.result(WAIT_SECONDS)
 
     def stop(self) -> None:
+        if self._admin is not None:
+            self._admin.close()
+            self._admin = None
         if self._served is not None and self._stop is not None:
             self._loop.call_soon_threadsafe(self._stop.set)
             self._served.result(WAIT_SECONDS)
-            self._served = None
+            self._served = self.driver = None
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
 
     def close(self) -> None:
         for site in self.sites.values():
             site.close()
         self.stop()
+        self._pool.shutdown()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(WAIT_SECONDS)
+        self._loop.close()
 
-    @contextmanager
-    def admin(self) -> Iterator[AdminClient]:
-        assert self.addresses is not None
-        with AdminClient(self.addresses.admin, self._operator) as client:
-            yield client
+    @property
+    def admin(self) -> AdminClient:
+        """Alice's client; one channel while the coordinator runs."""
+        if self._admin is None:
+            assert self.addresses is not None
+            self._admin = AdminClient(self.addresses.admin, self._operator)
+        return self._admin
+
+    def settle(self) -> None:
+        """Take every step of the driver that is due."""
+        if self.driver is not None:
+            self.driver.step_all()
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock, and take the steps that are due then."""
+        self.clock.advance(seconds=seconds)
+        self.settle()
 
     # --- sites ----------------------------------------------------------------------------------------------------
 
@@ -190,16 +372,22 @@ class Federation:
         """Enrol a site with a fresh token, and build its daemon."""
         state = self.folder / name
         state.mkdir()
-        with self.admin() as admin:
-            token = admin.create_join_token(name, ttl_seconds=3600)["token"]
+        token = self.admin.create_join_token(name, ttl_seconds=3600)["token"]
         enroll(IdentityFolder(state / "identity"), token, self.clock)
         (state / "policy.toml").write_text(policy)
         return self.open_site(name, trainer)
 
-    def open_site(self, name: str, trainer: MadeUpTrainer) -> Site:
+    def add_sites(self, count: int, **settings: Any) -> list[str]:
+        """Sites with records of 400, 500, ... and deltas of their own; their names, sorted."""
+        names = [f"site-{index}" for index in range(count)]
+        for index, name in enumerate(names):
+            self.add_site(name, MadeUpTrainer(delta_of(index), records=400 + 100 * index, **settings))
+        return names
+
+    def open_site(self, name: str, trainer: MadeUpTrainer, *, model: BaseModel | None = None) -> Site:
         """A daemon over the site's folder, as after a restart."""
         assert self.addresses is not None
-        state = self.folder / name
+        state, line = self.folder / name, Line()
         config = ParticipantConfig.model_validate(
             {
                 "state_directory": state,
@@ -208,61 +396,186 @@ class Federation:
                 "data": {"train_file": "/nowhere"},
                 "charter": {"mode": "coordinator"},
                 "coordinator": {"address": self.addresses.participants},
+                "least_free_mebibytes": 0,
             }
         )
+        connections: list[Connection] = []
+
+        class LinedConnection(Connection):
+            def client(self) -> CoordinatorClient:
+                return LinedClient(super().client(), line)  # type: ignore[return-value]
+
+        def connect(*args: Any, **parts: Any) -> Connection:
+            connections.append(LinedConnection(*args, **parts))
+            return connections[0]
+
         stack = ExitStack()
-        daemon = stack.enter_context(
-            serving(
-                config,
-                policy=load_policy(config.policy_file),
-                trainer=trainer,
-                base_models=MadeUpModels(),
-                clock=self.clock,
+        with patch.object(participant_app, "Connection", connect):
+            daemon = stack.enter_context(
+                participant_app.serving(
+                    config,
+                    policy=load_policy(config.policy_file),
+                    trainer=trainer,
+                    base_models=MadeUpModels(model or self.model),
+                    clock=self.clock,
+                )
             )
-        )
-        site = Site(name, daemon, trainer, state, stack)
+        site = Site(name, daemon, trainer, state, line, connections[0], self, stack)
         self.sites[name] = site
         return site
 
-    # --- runs -----------------------------------------------------------------------------------------------------
+    def reopen_site(self, name: str) -> Site:
+        """What a kill and a new start are to a site: all that it knows is what its folder says."""
+        self.sites[name].close()
+        return self.open_site(name, self.sites[name].trainer, model=self.model)
 
-    def create_run(self, run: str = "run", **settings: object) -> None:
-        with self.admin() as admin:
-            charter = admin.draft_charter(participants=(), least_cohort=3, colluders=None, base_model_digests=())
-            admin.publish_charter(charter["charter_json"])
-            admin.create_run(run, {**DEFAULTS, **settings})
-            admin.start_run(f"runs/{run}")
+    def turn(self, names: Iterable[str] | None = None) -> None:
+        """Every site takes a turn, all of them at once."""
+        chosen = list(self.sites) if names is None else list(names)
+        for _ in self._pool.map(lambda name: self.sites[name].turn(), chosen):
+            pass
+        self.settle()
 
-    def run(self, name: str = "run") -> Mapping[str, object]:
-        with self.admin() as admin:
-            return admin.run(f"runs/{name}")
-
-    def round(self, number: int, run: str = "run") -> Mapping[str, object]:
-        with self.admin() as admin:
-            return admin.round(f"runs/{run}/rounds/{number}")
-
-    def turn_until(self, reached: Callable[[], bool], *, sites: list[str] | None = None, turns: int = 400) -> None:
-        """Turn the sites in order until something holds; fails loudly if it never does."""
+    def turn_until(self, reached: Callable[[], bool], *, sites: Iterable[str] | None = None, turns: int = 60) -> None:
+        """Turn the sites until something holds; fails loudly if it never does. The clock stands."""
+        names = None if sites is None else list(sites)
         for _ in range(turns):
             if reached():
                 return
-            for name in sites if sites is not None else list(self.sites):
-                self.sites[name].turn()
-        raise AssertionError(f"not reached in {turns} turns; run is {self.run()}")
+            self.turn(names)
+        raise AssertionError(f"not reached in {turns} turns; run is {self.run()}; rounds are {self._story()}")
+
+    def play(self, number: int, *, sites: Iterable[str] | None = None, run: str = "run") -> Mapping[str, Any]:
+        """Turn the sites, and move the clock on whenever they have nothing to do, until a round is over."""
+        names = None if sites is None else list(sites)
+        before: object = None
+        for _ in range(200):
+            self.turn(names)
+            found = self.round(number, run)
+            if found["state"] in ("succeeded", "failed", "cancelled"):
+                return found
+            who = [(entry["participant"], entry["state"]) for entry in found["participations"]]
+            at = found["state"], found["epoch_state"], found["deadline_time"], who
+            if at == before:
+                self._let_time_pass(found)
+            before = at
+        raise AssertionError(f"round {number} does not end; {self._story()}")
+
+    def _let_time_pass(self, found: Mapping[str, Any]) -> None:
+        """Nobody has anything to do: the next deadline is what goes on. That of a key epoch is never the later one."""
+        left = (datetime.fromisoformat(found["deadline_time"]) - self.clock.now()).total_seconds()
+        is_setting_up = found["epoch_state"] in ("advertising", "sharing", "confirming")
+        self.advance((min(left, WINDOW) if is_setting_up else left) + 0.1)
+
+    def _story(self) -> object:
+        return [(r["number"], r["state"], r["reason"], r["message"]) for r in self.admin.rounds("runs/run")]
+
+    # --- runs -----------------------------------------------------------------------------------------------------
+
+    def create_run(self, run: str = "run", *, is_started: bool = True, **settings: object) -> None:
+        charter = self.admin.draft_charter(participants=(), least_cohort=3, colluders=None, base_model_digests=())
+        self.admin.publish_charter(charter["charter_json"])
+        self.admin.create_run(run, {**DEFAULTS, "base_model_json": self.model.to_json(), **settings})
+        if is_started:
+            self.admin.start_run(f"runs/{run}")
+
+    def run(self, name: str = "run") -> Mapping[str, Any]:
+        return self.admin.run(f"runs/{name}")
+
+    def state(self, name: str = "run") -> str:
+        return str(self.run(name)["state"])
+
+    def round(self, number: int, run: str = "run") -> Mapping[str, Any]:
+        return self.admin.round(f"runs/{run}/rounds/{number}")
+
+    def participations(self, number: int, run: str = "run") -> dict[str, tuple[str, str]]:
+        """State and reason of everybody in a round, by name."""
+        rows = self.round(number, run)["participations"]
+        return {row["participant"].removeprefix("participants/"): (row["state"], row["reason"]) for row in rows}
+
+    def plan(self, run: str = "run") -> Plan:
+        return Plan.from_bytes(_canonical(self.run(run)["plan"]))
+
+    def adapter(self, digest: str, run: str = "run") -> FlatVector:
+        """float32[L] of a published adapter, as an operator exports it."""
+        path = self.folder / f"exported-{digest}"
+        if not path.exists():
+            chunks = self.admin.export_adapter(digest, offset=0)
+            path.write_bytes(b"".join(chunk for chunk in chunks if isinstance(chunk, bytes)))
+        return np.array(open_flat(path, self.plan(run).layout()))
+
+    def adapters(self, run: str = "run") -> list[Mapping[str, Any]]:
+        """Newest first."""
+        return list(self.admin.adapters(f"runs/{run}"))
+
+    def audit(self, action: str) -> list[Mapping[str, Any]]:
+        return [event for event in self.admin.audit_events() if event["action"] == action]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples with these labels, as Prometheus reads them."""
+        assert self.addresses is not None
+        with urllib.request.urlopen(f"http://{self.addresses.health_http}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def errors(self, number: int, survivors: Collection[str], run: str = "run") -> tuple[FlatVector, float]:
+        """How far a round's adapter is from the plaintext weighted mean over `survivors`, and the bound on that.
+
+        The bound is SECAGG b.3's |U3| * C / (L * A) for each element, with float32's rounding on top.
+        """
+        found = self.round(number, run)
+        plan = self.plan(run)
+        layout = plan.layout()
+        base = self.adapter(found["base_adapter_digest"], run)
+        cap = plan.masking.weight_cap
+        weights = {name: min(self.sites[name].trainer.records, cap) / cap for name in survivors}
+        total = sum(weights.values())
+        mean = sum(
+            weights[name] / total * self.sites[name].trainer.delta(number, layout).astype(np.float64)
+            for name in survivors
+        )
+        result = self.adapter(found["adapter_digest"], run)
+        limit = min(((1 << (64 // plan.masking.lanes)) - 1) // (2 * plan.masking.most_participants), 2**22)
+        bound = len(survivors) * plan.masking.element_clip / (limit * total)
+        rounding = 8 * float(np.finfo(np.float32).eps) * (float(np.abs(base).max()) + 1.0)
+        return np.abs(result - (base + mean)), bound + rounding
 
 
-DEFAULTS: Mapping[str, object] = {
-    "base_model_json": MODEL.to_json(),
-    "rank": 4,
-    "rounds": 1,
-    "element_clip": 1.0,
-    "weight_cap": 1000,
-    "learning_rate": 0.001,
-}
+def _canonical(plan: object) -> bytes:
+    return json.dumps(plan, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, the same for a coordinator that starts again."""
+    found: list[int] = []
+    for port in itertools.islice(iter(lambda: random.choice(PORTS), None), 1000):
+        with socket.socket() as probe:
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+        if port not in found:
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError("no free ports")
+
+
+@contextmanager
+def federation_in(folder: Path, **settings: Any) -> Iterator[Federation]:
+    """A federation that has been started, closed at the end of the block."""
+    made = Federation(folder, FakeClock(now()), **settings)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
 
 
 def now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
-
-
-__all__ = ["AccordError", "Federation", "MadeUpTrainer", "UpdateNotFinite", "now", "np"]

@@ -1,4 +1,4 @@
-"""Whole rounds against the real coordinator: what is published is the weighted mean, whoever drops out."""
+"""Whole runs against the real coordinator: what is published, what is counted, what operators may do meanwhile."""
 
 from __future__ import annotations
 
@@ -8,29 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.adapters import AdapterLayout, FlatVector
-from tests.fakes import FakeClock
-from tests.rpc.federation import Federation, MadeUpTrainer, now
+from tests.rpc.federation import Federation, federation_in
 
 
 @pytest.fixture
 def federation(tmp_path: Path) -> Iterator[Federation]:
-    made = Federation(tmp_path, FakeClock(now()))
-    made.start()
-    yield made
-    made.close()
+    with federation_in(tmp_path) as made:
+        yield made
 
 
-def delta_of(seed: int):
-    def delta(round_: int, layout: AdapterLayout) -> FlatVector:
-        generator = np.random.default_rng([seed, round_])
-        return generator.uniform(-0.3, 0.3, layout.parameters).astype(np.float32)
+def test_a_run_publishes_the_weighted_mean_of_the_deltas_and_ends_with_an_evaluation(federation: Federation) -> None:
+    names = federation.add_sites(3)
+    federation.create_run(rounds=2)
+    federation.turn_until(lambda: federation.state() == "succeeded")
 
-    return delta
-
-
-def test_a_round_publishes_the_weighted_mean_of_the_deltas(federation: Federation) -> None:
-    for index, name in enumerate(("bank", "clinic", "paper")):
-        federation.add_site(name, MadeUpTrainer(delta_of(index), records=100 * (index + 1)))
-    federation.create_run()
-    federation.turn_until(lambda: federation.run()["state"] == "succeeded")
+    for number in (1, 2):
+        errors, bound = federation.errors(number, names)
+        assert errors.max() <= bound
+        assert np.count_nonzero(errors) > 0
+    kinds = [(found["kind"], found["state"]) for found in federation.admin.rounds("runs/run")]
+    assert kinds == [("evaluate", "succeeded"), ("train", "succeeded"), ("train", "succeeded")]
+    assert federation.run()["accepted_adapter_digest"] == federation.round(2)["adapter_digest"]

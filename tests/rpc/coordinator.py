@@ -122,10 +122,10 @@ class RunningCoordinator:
 
 
 @contextmanager
-def running_coordinator(folder: Path) -> Iterator[RunningCoordinator]:
-    """A coordinator that serves until the block ends."""
+def running_coordinator(folder: Path, text: str = CONFIG) -> Iterator[RunningCoordinator]:
+    """A coordinator that serves until the block ends. `authority` is its own CA, made even where it is not used."""
     path = folder / "coordinator.toml"
-    path.write_text(CONFIG)
+    path.write_text(text)
     config = load_config(path)
     authority = PkiFolder(config.pki_folder).create_authority(FEDERATION, SystemClock())
     loop = asyncio.new_event_loop()

@@ -26,8 +26,8 @@ from common.plan import Plan
 from common.secagg import lane_limit
 from common.states import RoundKind
 from participant.app import serving
-from participant.policy_file import load_policy
 from participant.config import load_config
+from participant.policy_file import load_policy
 from participant.trainer import OnProgress, Preparation, Prepared
 from participant.update import Contribution
 
@@ -50,6 +50,9 @@ class DescribedModel:
 
 class MadeUpTrainer:
     """Adds a delta that follows from the site's name and the round."""
+
+    def check(self) -> None:
+        """There are no records."""
 
     def prepare(self, work: Preparation, *, on_progress: OnProgress, stop: threading.Event) -> Prepared:
         if work.kind is RoundKind.TRAIN:

@@ -246,6 +246,7 @@ class Daemon:
                 "digests with the other partners before pinning another"
             )
         guard.review(plan, policy=self._site.policy, charter=charter, participant=self._site.participant)
+        self._trainer.check()
         return guard.check_base_model(plan, self._base_models.own()).digest
 
     def _terms(self, run: str) -> RunTerms:

@@ -16,6 +16,7 @@ from common.adapters import ADAPTER_FILE
 from common.instructions import InstructionSet
 from common.plan import Plan
 from common.states import RoundKind
+from participant.training import data
 from participant.training.job import (
     DataSettings,
     EvaluationSettings,
@@ -71,6 +72,10 @@ class Prepared:
 class Trainer(Protocol):
     """Prepares rounds. Called again for the same job after a kill, it goes on where it was."""
 
+    def check(self) -> None:
+        """Raises DataInvalid if this site's records cannot be trained on: better said before a run than in a round."""
+        ...
+
     def prepare(self, work: Preparation, *, on_progress: OnProgress, stop: threading.Event) -> Prepared:
         """Leaves the trained adapter at `work.trained_adapter` in a training round. Raises TrainingStopped and what
         `run_worker` raises."""
@@ -84,6 +89,9 @@ class WorkerTrainer:
     data: DataSettings
     evaluation: EvaluationSettings
     resources: Resources
+
+    def check(self) -> None:
+        data.load(self.data)
 
     def prepare(self, work: Preparation, *, on_progress: OnProgress, stop: threading.Event) -> Prepared:
         write_job(work.job, self._job(work))

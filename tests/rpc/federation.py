@@ -127,6 +127,9 @@ class MadeUpTrainer:
     spoil: Callable[[Preparation], None] = lambda work: None
     prepared: list[int] = field(default_factory=list)
 
+    def check(self) -> None:
+        """There are no records."""
+
     def prepare(self, work: Preparation, *, on_progress: OnProgress, stop: threading.Event) -> Prepared:
         layout = work.plan.layout()
         base = open_flat(work.global_adapter / ADAPTER_FILE, layout)

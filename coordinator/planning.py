@@ -113,9 +113,10 @@ def make_plan(settings: PlanSettings, *, identity: RunIdentity, charter: Charter
         max_length=settings.max_length or DEFAULT_MAX_LENGTH,
         seed=settings.seed,
     )
-    # Both need figures that may themselves be mistakes; those are listed, and stand-ins keep the rest checkable.
+    # These need figures that may themselves be mistakes; those are listed, and stand-ins keep the rest checkable.
     parameters, layout_mistakes = _parameters(adapter, settings.base_model)
     lanes, lanes_mistakes = _lanes(most_participants)
+    instruction_set, instruction_set_mistakes = _instruction_set(settings.instruction_set)
     element_clip = settings.element_clip or 2 * training.learning_rate * training.steps_per_round
     plan = Plan(
         run=identity.run,
@@ -147,13 +148,14 @@ def make_plan(settings: PlanSettings, *, identity: RunIdentity, charter: Charter
             loss_rise=settings.gate_loss_rise or DEFAULT_GATE_LOSS_RISE,
             most_failed_rounds=settings.most_failed_rounds or DEFAULT_MOST_FAILED_ROUNDS,
         ),
-        instruction_set=instruction_set_or_default(settings.instruction_set),
+        instruction_set=instruction_set,
         evaluation_records=settings.evaluation_records,
         name_survivors=settings.name_survivors,
     )
     mistakes = [
         *layout_mistakes,
         *lanes_mistakes,
+        *instruction_set_mistakes,
         *_version_mistakes(plan),
         *_mistakes_of(plan),
         *plan_mistakes(plan, charter),
@@ -174,6 +176,13 @@ def all_linear(model: BaseModel) -> tuple[str, ...]:
 def instruction_set_or_default(text: str) -> str:
     """The instruction set that the first round sends out, canonical. Raises InvalidArgument or PlanInvalid."""
     return (InstructionSet.from_json(text) if text else chat_instruction_set()).to_json()
+
+
+def _instruction_set(text: str) -> tuple[str, list[str]]:
+    try:
+        return instruction_set_or_default(text), []
+    except AccordError as error:
+        return "", [f"instruction_set: {error.message}"]
 
 
 def _phases(settings: PlanSettings, least_cohort: int) -> Phases:

@@ -76,8 +76,9 @@ def create_run(running: RunningCoordinator, name: str = "", **changes: object) -
 
 
 def open_round(running: RunningCoordinator, run_name: str) -> Round:
-    """The run's first round in TRAINING, as the driver leaves it."""
+    """The run's first round in TRAINING, as the driver leaves it; the test holds the run's lease, so it stays there."""
     now = datetime.now(UTC)
+    assert running.store.acquire_lease(run_name, holder="test", now=now, until=now + timedelta(hours=1))
     with running.store.write() as writer:
         run = writer.run(run_name.removeprefix("runs/"))
         round_ = Round(

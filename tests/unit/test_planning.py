@@ -11,6 +11,7 @@ from common.adapters import LinearLayer
 from common.basemodel import BaseModel
 from common.charter import CHARTER_FORM, USUAL_BOUNDS, Charter, CharterMember
 from common.errors import PlanInvalid
+from common.instructions import InstructionSet, PromptForm, chat_instruction_set
 from common.plan import PhaseLimits, Plan
 from common.secagg.ring import lane_limit
 from coordinator.planning import PhaseChoice, PlanSettings, RunIdentity, all_linear, make_plan
@@ -175,6 +176,15 @@ def test_mistakes_are_listed_once_each():
     message = mistakes(PlanSettings(MODEL, rounds=5000, method="magic", least_cohort=2))
     parts = message.split("; ")
     assert len(parts) == len(set(parts)) >= 3
+
+
+def test_the_instruction_set_is_the_built_in_one_or_the_operators_and_a_broken_one_is_refused():
+    assert plan().instruction_set == chat_instruction_set().to_json()
+    own = InstructionSet(PromptForm.PLAIN, chat_instruction_set().templates).to_json()
+    assert plan(PlanSettings(MODEL, instruction_set=own)).instruction_set == own
+    message = mistakes(PlanSettings(MODEL, instruction_set='{"form": "song"}', rounds=5000))
+    assert "instruction_set:" in message
+    assert "rounds is 5000" in message
 
 
 def test_all_linear_names_each_kind_of_layer_once():

@@ -38,7 +38,8 @@ from coordinator.rates import RateLimit
 from coordinator.runs import RunFactory
 from coordinator.services import listeners
 from coordinator.services.adapter import AdapterServicer
-from coordinator.services.admin import AdminServicer, FederationFacts, Notices
+from coordinator.services.admin import AdminServicer
+from coordinator.services.admin_parts import FederationFacts, Notices
 from coordinator.services.enrollment import EnrollmentServicer
 from coordinator.services.health import Health, HealthHttp
 from coordinator.services.listeners import Listener, ListenerLimits
@@ -249,7 +250,12 @@ class _Coordinator:
         enrollment = self._enrollment()
         listeners.serve_participants(
             opened["participants"].server,
-            rounds=RoundServicer(store=base.store, wakeups=base.wakeups, clock=base.clock),
+            rounds=RoundServicer(
+                store=base.store,
+                wakeups=base.wakeups,
+                clock=base.clock,
+                on_dropped=base.metrics.participant_dropped,
+            ),
             adapters=AdapterServicer(store=base.store, blobs=base.blobs),
             secure_aggregation=SecureAggregationServicer(
                 store=base.store,

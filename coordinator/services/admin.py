@@ -7,10 +7,10 @@ answer that a repeat of its request_id gets, so that all of it happened or none.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
-from typing import Any, Final, Protocol, TypeAlias, TypeVar
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, Final, TypeAlias, TypeVar
 
 import grpc
 
@@ -20,7 +20,6 @@ from common import identifiers
 from common.charter import LEAST_COHORT_FLOOR, Charter
 from common.clock import Clock
 from common.errors import CertificateRevoked, InvalidArgument, NotFound, OutOfTurn
-from common.identifiers import FederationId, ParticipantId
 from common.rpc.assignments import timestamp
 from common.rpc.identity import current_caller
 from common.states import RunState
@@ -28,8 +27,9 @@ from common.version import software_version
 from coordinator import audit_lines, runs
 from coordinator.charters import CharterTerms, check_publishable, draft_charter
 from coordinator.rounds.events import RunEvent, RunPaused, RunResumed, RunStarted
-from coordinator.rounds.model import Adapter, JoinToken, KeyEpoch, Participant, ParticipantState, Run
+from coordinator.rounds.model import Adapter, KeyEpoch, Participant, ParticipantState, Run
 from coordinator.services import convert
+from coordinator.services.admin_parts import FederationFacts, Inviter, Notices
 from coordinator.services.answers import Answers
 from coordinator.standing import parse_charter, parse_plan
 from coordinator.store import audit
@@ -48,34 +48,6 @@ MOST_TOKEN_LIFE: Final = timedelta(days=30)
 MOST_REASON: Final = 1000
 CHUNK_BYTES: Final = 1024 * 1024
 OPEN_RUNS: Final = tuple(state for state in RunState if not state.is_over)
-
-
-class Inviter(Protocol):
-    """Makes join tokens."""
-
-    def invite(self, participant: ParticipantId, *, life: timedelta) -> tuple[JoinToken, str]:
-        """A row to be stored, and the text for the partner's operator, which is the only place of its secret."""
-
-
-@dataclass(frozen=True, slots=True)
-class FederationFacts:
-    """What does not change while the coordinator runs.
-
-    ca_certificate: PEM of the CA that enrols participants, "" where an organisation's PKI does. ca_expires_at: its end.
-    """
-
-    federation: FederationId
-    coordinator_public_key: str
-    ca_certificate: str
-    ca_expires_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class Notices:
-    """Who else has to know of a change. `changed` wakes the driver and long polls; `revoked` ends open calls."""
-
-    changed: Callable[[], None]
-    revoked: Callable[[], Awaitable[None]] = field(repr=False)
 
 
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):

@@ -1,0 +1,39 @@
+"""What AdminServicer is given beside store and clock: facts of the federation, and whom to tell of changes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from common.identifiers import FederationId, ParticipantId
+from coordinator.rounds.model import JoinToken
+
+
+class Inviter(Protocol):
+    """Makes join tokens."""
+
+    def invite(self, participant: ParticipantId, *, life: timedelta) -> tuple[JoinToken, str]:
+        """A row to be stored, and the text for the partner's operator, which is the only place of its secret."""
+
+
+@dataclass(frozen=True, slots=True)
+class FederationFacts:
+    """What does not change while the coordinator runs.
+
+    ca_certificate: PEM of the CA that enrols participants, "" where an organisation's PKI does. ca_expires_at: its end.
+    """
+
+    federation: FederationId
+    coordinator_public_key: str
+    ca_certificate: str
+    ca_expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Notices:
+    """Who else has to know of a change. `changed` wakes the driver and long polls; `revoked` ends open calls."""
+
+    changed: Callable[[], None]
+    revoked: Callable[[], Awaitable[None]] = field(repr=False)

@@ -144,6 +144,12 @@ class UploadIncomplete(AccordError):
     reason = "UPLOAD_INCOMPLETE"
 
 
+class UpdateLost(AccordError):
+    """This site cannot send its masked update of the round, and another one is never made: it is out of the round."""
+
+    reason = "UPDATE_LOST"
+
+
 class UpdateNotFinite(AccordError):
     """The update holds a NaN or an infinity."""
 

@@ -9,6 +9,21 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from common.errors import (
+    BaseModelUnavailable,
+    CertificateRevoked,
+    DataInvalid,
+    MemberAtFault,
+    PolicyRefusal,
+    ProtocolViolation,
+    ShapeMismatch,
+    StorageFailed,
+    TrainingFailed,
+    Unavailable,
+    UpdateLost,
+    UpdateNotFinite,
+    UploadMismatch,
+)
 from common.states import RoundKind, RoundState, RunState
 from coordinator.rounds.model import Round
 
@@ -17,8 +32,27 @@ _STEP_SECONDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 _PHASE_SECONDS: Final = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3600, 10_800, 36_000)
 
 
+# The driver's reasons, and those that a site gives when it is out by itself; whatever else a site says counts as OTHER.
 DROP_REASONS: Final = frozenset(
-    {"WINDOW_PASSED", "NO_MASKING_KEYS", "ABSENT", "CERTIFICATE_REVOKED", "LEFT_RUN", "MEMBER_AT_FAULT"}
+    {"WINDOW_PASSED", "NO_MASKING_KEYS", "ABSENT", "LEFT_RUN"}
+    | {
+        kind.reason
+        for kind in (
+            BaseModelUnavailable,
+            CertificateRevoked,
+            DataInvalid,
+            MemberAtFault,
+            PolicyRefusal,
+            ProtocolViolation,
+            ShapeMismatch,
+            StorageFailed,
+            TrainingFailed,
+            Unavailable,
+            UpdateLost,
+            UpdateNotFinite,
+            UploadMismatch,
+        )
+    }
 )
 OTHER: Final = "OTHER"
 

@@ -47,6 +47,7 @@ STATUS_OF: Final[Mapping[type[errors.AccordError], StatusCode]] = {
     # updates and uploads
     errors.UploadMismatch: StatusCode.INVALID_ARGUMENT,
     errors.UploadIncomplete: StatusCode.ABORTED,
+    errors.UpdateLost: StatusCode.FAILED_PRECONDITION,
     errors.UpdateNotFinite: StatusCode.INVALID_ARGUMENT,
     errors.ShapeMismatch: StatusCode.INVALID_ARGUMENT,
     errors.NormExceeded: StatusCode.INVALID_ARGUMENT,

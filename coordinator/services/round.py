@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
@@ -34,10 +35,19 @@ _SEEN_EVERY: Final = timedelta(seconds=10)
 class RoundServicer(round_pb2_grpc.RoundServiceServicer):
     """Every answer is computed from the store; nothing is kept in here."""
 
-    def __init__(self, *, store: Store, wakeups: Wakeups, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        wakeups: Wakeups,
+        clock: Clock,
+        on_dropped: Callable[[str, str], None] = lambda participant, reason: None,
+    ) -> None:
+        """on_dropped: hears the name of each participant that says it is out of a round, and its reason."""
         self._store = store
         self._wakeups = wakeups
         self._clock = clock
+        self._on_dropped = on_dropped
 
     async def GetAssignment(
         self, request: round_pb2.GetAssignmentRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -227,8 +237,10 @@ class RoundServicer(round_pb2_grpc.RoundServiceServicer):
         reason, message = _said(request.reason, request.message)
         with self._store.write() as writer:
             round_, participation = self._own_participation(writer, request.run, request.round, participant)
+            if (participation.state, participation.reason) == (ParticipationState.FAILED, reason):
+                return
             if participation.state not in (ParticipationState.PRESENT, ParticipationState.PREPARED):
-                raise OutOfTurn(f"{participant} is {participation.state.value} in {round_.name}: its update stays in")
+                raise OutOfTurn(f"{participant} is {participation.state.value} in {round_.name} already, and stays so")
             writer.put_participation(
                 _changed(participation, self._clock, state=ParticipationState.FAILED, reason=reason, message=message)
             )
@@ -241,6 +253,7 @@ class RoundServicer(round_pb2_grpc.RoundServiceServicer):
                 reason=reason,
                 message=message,
             )
+        self._on_dropped(participant, reason)
 
 
 def _changed(participation: Participation, clock: Clock, **changes: Any) -> Participation:

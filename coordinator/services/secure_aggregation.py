@@ -190,7 +190,9 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
 
     # --- masked updates -------------------------------------------------------------------------------------------
 
-    async def GetUpload(self, request: pb.GetUploadRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.GetUploadResponse:
+    async def GetUpload(
+        self, request: pb.GetUploadRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.GetUploadResponse:
         upload = await asyncio.to_thread(self._upload_of, request.run, request.round, current_caller().id)
         if upload is None:
             return pb.GetUploadResponse()
@@ -294,13 +296,13 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
                 return
             if round_.state is not RoundState.COLLECTING:
                 raise OutOfTurn(f"{round_.name} is {round_.state.value}: the upload came too late")
+            participation = _participation_in(writer, round_, upload.participant)
             checked = context.check_receipt(receipt)
             if checked.index != context.members.index_of(upload.participant):
                 raise ProtocolViolation("the receipt is in another member's name")
             if checked.upload_hash != upload_hash(_digests(stored)):
                 raise UploadMismatch("the receipt is for another upload than the one that arrived")
             writer.put_upload(replace(stored, is_complete=True, receipt=receipt))
-            participation = _participation(writer, round_, upload.participant)
             writer.put_participation(
                 replace(
                     participation,
@@ -321,9 +323,7 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
             )
 
     def _note_upload(self, writer: Writer, round_: Round, upload: Upload, more_bytes: int) -> None:
-        participation = _participation(writer, round_, upload.participant)
-        if participation.state.is_out:
-            raise OutOfTurn(f"{upload.participant} has declared itself out of {round_.name}")
+        participation = _participation_in(writer, round_, upload.participant)
         writer.put_participation(
             replace(
                 participation,
@@ -478,6 +478,14 @@ def _participation(reader: Reader, round_: Round, participant: str) -> Participa
         if participation.participant == participant:
             return participation
     raise NotInCohort(f"{participant} is not in {round_.name}")
+
+
+def _participation_in(reader: Reader, round_: Round, participant: str) -> Participation:
+    """As `_participation`. Raises OutOfTurn for one that has said that it is out: what the round goes on from stays."""
+    participation = _participation(reader, round_, participant)
+    if participation.state.is_out:
+        raise OutOfTurn(f"{participant} has declared itself out of {round_.name}")
+    return participation
 
 
 def _indices(context: RoundContext, names: tuple[str, ...]) -> tuple[int, ...]:

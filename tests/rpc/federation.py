@@ -347,6 +347,7 @@ class Federation:
             site.close()
         self.stop()
         self._pool.shutdown()
+        asyncio.run_coroutine_threadsafe(_end_all_tasks(), self._loop).result(WAIT_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(WAIT_SECONDS)
         self._loop.close()
@@ -547,6 +548,14 @@ class Federation:
         bound = len(survivors) * plan.masking.element_clip / (limit * total)
         rounding = 8 * float(np.finfo(np.float32).eps) * (float(np.abs(base).max()) + 1.0)
         return np.abs(result - (base + mean)), bound + rounding
+
+
+async def _end_all_tasks() -> None:
+    """What `asyncio.run` does when a coordinator's process ends."""
+    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _canonical(plan: object) -> bytes:

@@ -1,4 +1,4 @@
-"""Participants vanish at every point at which they can: the round goes on where the thresholds allow it, and says who is out.
+"""Participants vanish at every point at which they can: the round goes on if the thresholds allow it, and names them.
 
 Each case is one round of a run that the cases of a cohort's size share; between cases the run is paused. Every round
 has keys of its own (one round an epoch), so a site can be lost at every step of the set-up too.
@@ -7,62 +7,38 @@ has keys of its own (one round an epoch), so a site can be lost at every step of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
-from tests.rpc.federation import Federation, Site, federation_in
-
-
-class Lab:
-    """One federation with one long run for each number of sites, made when it is first asked for."""
-
-    def __init__(self, make: Callable[[int], Federation]) -> None:
-        self._make = make
-        self._made: dict[int, Federation] = {}
-
-    def of(self, sites: int) -> Federation:
-        if sites not in self._made:
-            self._made[sites] = self._make(sites)
-        return self._made[sites]
+from tests.rpc.federation import Federation, Site
+from tests.rpc.lab import Lab, lab_in, open_round
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with ExitStack() as open_ones:
-
-        def make(sites: int) -> Federation:
-            federation = open_ones.enter_context(federation_in(tmp_path_factory.mktemp(f"sites-{sites}")))
-            federation.add_sites(sites)
-            federation.create_run(rounds=1000, rounds_per_epoch=1, most_failed_rounds=1000, is_started=False)
-            federation.turn_until(lambda: sum(member["joined"] for member in federation.run()["members"]) == sites)
-            federation.admin.start_run("runs/run")
-            federation.admin.pause_run("runs/run")
-            return federation
-
-        yield Lab(make)
+    with lab_in(tmp_path_factory) as made:
+        yield made
 
 
 @dataclass(frozen=True)
 class Vanishing:
-    """Where a site is lost. keys: before its keys are made and settled; else before or after its update is in."""
+    """Where a site is lost, and whether its update is in by then."""
 
     name: str
     vanish: Callable[[Site], None]
-    has_keys: bool = True
     has_uploaded: bool = False
 
 
 POINTS = {
     point.name: point
     for point in (
-        Vanishing("before forming", lambda site: site.line.cut(), has_keys=False),
-        Vanishing("in forming", lambda site: site.line.cut(after="assignments"), has_keys=False),
-        Vanishing("advertised", lambda site: site.line.cut(after="advertise_keys"), has_keys=False),
-        Vanishing("deposited", lambda site: site.line.cut(after="deposit_shares"), has_keys=False),
-        Vanishing("not confirmed", lambda site: site.line.cut(before="confirm_shares"), has_keys=False),
+        Vanishing("before forming", lambda site: site.line.cut()),
+        Vanishing("in forming", lambda site: site.line.cut(after="assignments")),
+        Vanishing("advertised", lambda site: site.line.cut(after="advertise_keys")),
+        Vanishing("deposited", lambda site: site.line.cut(after="deposit_shares")),
+        Vanishing("not confirmed", lambda site: site.line.cut(before="confirm_shares")),
         Vanishing("in training", lambda site: site.line.cut(before="report_prepared")),
         Vanishing("prepared", lambda site: site.line.cut(before="upload")),
         Vanishing("answer to upload lost", lambda site: site.line.cut(losing_answer_to="upload"), has_uploaded=True),
@@ -73,13 +49,9 @@ POINTS = {
 }
 
 
-
 def play_with_losses(federation: Federation, point: Vanishing, lost: list[str]) -> int:
     """One round of the paused run, in which these sites vanish; returns its number."""
-    federation.admin.resume_run("runs/run")
-    federation.settle()
-    number = int(federation.run()["round"])
-    federation.admin.pause_run("runs/run")
+    number = open_round(federation)
     for name in lost:
         point.vanish(federation.sites[name])
     federation.play(number)

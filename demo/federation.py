@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ POLL_SECONDS: Final = 0.05
 TOKEN_SECONDS: Final = 3600
 OPERATOR: Final = "admin"
 STOP_SECONDS: Final = 20.0
+LEASH: Final = Path(__file__).with_name("leash.py")
 LISTENERS: Final = ("participants", "enrollment", "admin", "health_http", "health_grpc")
 
 
@@ -43,6 +45,17 @@ def free_ports(count: int) -> list[int]:
     finally:
         for one in sockets:
             one.close()
+
+
+def leashed(command: Sequence[str]) -> list[str]:
+    """The command, so started that it dies with this process.
+
+    The kernel watches the thread that starts it, not the process: from any other than the main thread the command
+    stays as it is, or it would die with that thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return list(command)
+    return [sys.executable, "-I", "-S", str(LEASH), str(os.getpid()), *command]
 
 
 class ProcessEnded(AccordError):
@@ -65,7 +78,7 @@ class Process:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.child = subprocess.Popen(
-                self.command,
+                leashed(self.command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -270,13 +283,13 @@ class LocalFederation:
         for process in (self.coordinator, *self.sites.values()):
             process.require_running()
 
-    def stop(self) -> None:
-        """End every process, sites first; harmless when none runs."""
+    def stop(self, *, seconds: float = STOP_SECONDS) -> None:
+        """End every process, sites first; harmless when none runs. seconds: until SIGKILL, for each."""
         for process in self.sites.values():
             process.terminate()
         for process in self.sites.values():
-            process.stop()
+            process.stop(seconds=seconds)
         if self._admin is not None:
             self._admin.close()
             self._admin = None
-        self.coordinator.stop()
+        self.coordinator.stop(seconds=seconds)

@@ -1,0 +1,158 @@
+"""The demo's command line: a whole federation on this machine, from nothing to a tuned model, in minutes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from rich.console import Console
+
+from common.errors import AccordError
+from demo.figures import RunReport
+from demo.folders import end_processes, fresh_folder, point_to_latest
+from demo.progress import view_for
+from demo.settings import DemoSettings, Judging, Training
+from demo.tables import closing
+
+ROOT: Final = Path(".demo")
+CACHE: Final = Path(".cache/demo")
+FAILED: Final = 1
+INTERRUPTED: Final = 130
+JSON_FILE: Final = "report.json"
+HTML_FILE: Final = "report.html"
+
+EPILOG: Final = """\
+The three sites are a clinic (text classification), a smart-home maker (named entities) and a help desk (free
+instructions), with records from texts inside small public packages. For your own:
+
+  ACCORD_DEMO_DATA=folder    sub-folders with train.jsonl and test.jsonl, one record a line:
+                             id, domain, task, instruction, input, output (+ label, or entities)
+  ACCORD_DEMO_SETS=a,b,c     which three of them, one for each site
+
+Runs lie below .demo (the newest that finished is .demo/latest), base model and records below .cache/demo.
+demo/README.md says what is in report.json. Ctrl-C ends everything.
+
+exit codes: 0 done, 1 failed, 2 the command line is wrong, 130 interrupted"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m demo",
+        description="One coordinator and three sites on this machine: enrolment, secure aggregation, training.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--rounds", type=_positive, default=Training().rounds, help="training rounds (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--folder", type=Path, default=ROOT, help="where runs go (%(default)s)")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="base model and records (%(default)s)")
+    parser.add_argument("--steps", type=_positive, default=Training().steps_per_round, help="a round (%(default)s)")
+    parser.add_argument("--batch-size", type=_positive, default=Training().batch_size, help="records (%(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=Training().learning_rate, help="(%(default)s)")
+    parser.add_argument(
+        "--server-learning-rate", type=float, default=Training().server_learning_rate, help="(%(default)s)"
+    )
+    parser.add_argument("--records", type=_positive, help="at most so many records of each kind at a site")
+    parser.add_argument("--base-model", type=Path, metavar="FOLDER", help="another one: safetensors folder or .gguf")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = build_parser().parse_args(arguments)
+    settings = settings_of(options)
+    console = Console()
+    with contextlib.ExitStack() as parts:
+        parts.enter_context(_interruptible())
+        try:
+            folder = parts.enter_context(fresh_folder(settings.root, now=datetime.now(UTC)))
+            return _run(folder, settings, console)
+        except KeyboardInterrupt:
+            console.print("\ninterrupted: everything has ended, and what was half done is removed", markup=False)
+            return INTERRUPTED
+        except AccordError as error:
+            Console(stderr=True).print(f"error: {error.message}", markup=False, highlight=False, style="red")
+            return FAILED
+
+
+def settings_of(options: argparse.Namespace) -> DemoSettings:
+    """The same as one value."""
+    judging = Judging() if options.records is None else Judging().at_most(options.records)
+    return DemoSettings(
+        root=options.folder,
+        cache=options.cache,
+        json_file=options.json,
+        base_model=options.base_model,
+        records=options.records or 0,
+        judging=judging,
+        training=replace(
+            Training(),
+            rounds=options.rounds,
+            steps_per_round=options.steps,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            server_learning_rate=options.server_learning_rate,
+        ),
+    )
+
+
+def _run(folder: Path, settings: DemoSettings, console: Console) -> int:
+    from demo.run import run_demo
+
+    try:
+        report = run_demo(folder, settings, view_for(console))
+        files = _write(folder, report, settings)
+    except KeyboardInterrupt:
+        end_processes(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        end_processes(folder)
+    point_to_latest(settings.root, folder)
+    console.print(closing(report, html=files[HTML_FILE], json_files=[files[JSON_FILE]]))
+    return 0
+
+
+def _write(folder: Path, report: RunReport, settings: DemoSettings) -> dict[str, str]:
+    return {}
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """The first signal that asks us to end is Ctrl-C, wherever we are; the others wait until all is put away."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        for name in signals:
+            signal.signal(name, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {name: signal.signal(name, on_signal) for name in signals}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+if __name__ == "__main__":
+    # Every process of the demo has one thread, unless somebody knows better (see BASELINES in the Makefile).
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.exit(main())

@@ -36,7 +36,7 @@ _CORPUS: Final = (
 
 
 def make_tiny_model(folder: Path, *, seed: int = 0, layers: int = 2, chat_template: str | None = CHAT_TEMPLATE) -> Path:
-    """Write a base model folder (safetensors, tokenizer, configuration) and return it. The same seed, the same bytes."""
+    """Write a base model folder (safetensors, tokenizer, configuration) and return it. Same seed, same bytes."""
     tokenizer = make_tiny_tokenizer(chat_template=chat_template)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -99,9 +99,14 @@ def test_whatever_changes_the_model_changes_the_digest(folder, change):
 
 def test_digest_is_remembered_until_a_file_changes(folder, monkeypatch):
     first = describe(folder).digest
-    hashed = []
+    hashed: list[str] = []
     original = basemodel._tensor_digest
-    monkeypatch.setattr(basemodel, "_tensor_digest", lambda tensor: hashed.append(tensor.name) or original(tensor))
+
+    def counting(tensor):
+        hashed.append(tensor.name)
+        return original(tensor)
+
+    monkeypatch.setattr(basemodel, "_tensor_digest", counting)
     assert describe(folder).digest == first
     assert hashed == []
     (folder / "chat_template.jinja").write_text("another")

@@ -115,7 +115,8 @@ def test_an_entity_record_without_output_gets_one(tmp_path):
     record = {"instruction": "List.", "input": "flu and gout", "entities": [[0, 3, "D"], [8, 12, "D"]]}
     none = {"instruction": "List.", "input": "nothing", "entities": []}
     records, _ = read_records(write_jsonl(tmp_path / "a.jsonl", [record, none]))
-    assert [record.content.output for record in records] == ["D: flu\nD: gout", "None"]
+    outputs = [record.content.output for record in records if isinstance(record.content, Exchange)]
+    assert outputs == ["D: flu\nD: gout", "None"]
 
 
 def test_offsets_survive_parquets_lists_of_one_type(tmp_path):

@@ -91,7 +91,8 @@ def test_json_form_refuses_numbers_that_are_none():
 def test_what_the_daemon_imports_brings_no_torch():
     modules = ("job", "result", "process", "templates", "sources", "data")
     imports = "; ".join(f"import participant.training.{module}" for module in modules)
-    check = f"{imports}; import common.basemodel, sys; print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
+    loaded = "sorted({'torch', 'transformers', 'peft'} & set(sys.modules))"
+    check = f"{imports}; import common.basemodel, sys; print({loaded})"
     done = subprocess.run(
         [sys.executable, "-c", check],
         capture_output=True,

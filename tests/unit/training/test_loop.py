@@ -68,7 +68,7 @@ def test_answer_loss_equals_the_plain_one_over_all_logits(adapted, records):
     part = records[:5]
     batch = adapted.batch([record.ids for record in part])
     found = answer_losses(adapted, adapted.hidden(batch), batch, answer_flags(adapted, part, batch.ids.shape[1]))
-    wanted = []
+    wanted: list[torch.Tensor] = []
     for record in part:
         ids = torch.tensor([record.ids])
         logits = adapted.causal(input_ids=ids).logits[0, :-1]
@@ -155,7 +155,7 @@ def test_a_checkpoint_of_another_job_or_a_spoilt_one_counts_as_none(adapted, tas
 def test_a_loss_that_is_not_finite_ends_training(adapted, task):
     with torch.no_grad():
         next(iter(adapted.factors.values())).fill_(float("inf"))
-    with pytest.raises(TrainingFailed, match="step 1 gave loss nan.*learning rate"):
+    with pytest.raises(TrainingFailed, match=r"step 1 gave loss nan.*learning rate"):
         run(adapted, task)
 
 

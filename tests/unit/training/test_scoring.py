@@ -73,6 +73,7 @@ def test_scores_add_up_and_derive_their_rates():
     )
     total = total_scores([first, second])
     assert (total.mean_loss, total.accuracy, total.rouge_l) == (2.0, 0.5, 0.5)
-    assert (total.precision, total.recall, total.f1) == (pytest.approx(2 / 3), 0.4, 0.5)
+    assert total.precision == pytest.approx(2 / 3)
+    assert (total.recall, total.f1) == (0.4, 0.5)
     nothing = DomainScores(domain="c")
     assert (nothing.mean_loss, nothing.accuracy, nothing.f1, nothing.rouge_l) == (None, None, None, None)

@@ -15,6 +15,7 @@ from common.basemodel import describe
 from common.errors import BaseModelUnavailable, TrainingStopped
 from participant.training import convert
 from participant.training.process import prepare_base_model
+from participant.training.result import Progress
 from participant.training.sources import GgufFile, HubModel, LocalFolder, parse_source, prepare
 from participant.training.tokens import load_tokenizer
 from tests.tiny_model import CHAT_TEMPLATE
@@ -174,7 +175,7 @@ def test_a_snapshot_in_the_hubs_cache_is_used_without_the_network(tiny_folder, t
 
 
 def test_the_daemon_prepares_a_model_in_a_child_process(gguf_file, tmp_path):
-    seen = []
+    seen: list[Progress] = []
     folder = prepare_base_model(str(gguf_file), cache_folder=tmp_path, on_progress=seen.append)
     assert describe(folder).architecture == "LlamaForCausalLM"
     assert [progress.step for progress in seen] == [1, 2, 3, 4]

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from common.errors import AggregationFailed
 from common.secagg import TailSums
 
 
 def figures(tail: TailSums) -> tuple[tuple[str, float], ...]:
-    """(name, value), by name. Losses in nats per answer token; a figure without a denominator is left out."""
+    """(name, value), by name. Losses in nats per answer token; a figure without a denominator is left out.
+
+    Raises AggregationFailed for a sum that no honest cohort has: every metric is a loss or a count.
+    """
     sums = tail.metrics
+    impossible = sorted(name for name, value in sums.items() if value < 0)
+    if impossible:
+        raise AggregationFailed(
+            f"the sum of {', '.join(impossible)} is below zero: a member lied about its figures, or they overflowed"
+        )
     found = {
         "survivors": float(tail.count),
         "weight": tail.weight,

@@ -164,6 +164,7 @@ class Line:
         self._before: str | None = None
         self._after: str | None = None
         self._lost: str | None = None
+        self._doctors: dict[str, Callable[[Any], Any]] = {}
         self.is_cut = False
         self.calls: list[str] = []
 
@@ -176,12 +177,17 @@ class Line:
         self._before = self._after = self._lost = None
         self.is_cut = False
 
+    def doctor(self, name: str, change: Callable[[Any], Any]) -> None:
+        """Change what the coordinator answers to the calls of that name."""
+        self._doctors[name] = change
+
     def carry(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self.is_cut or name == self._before:
             self.is_cut = True
             raise Unavailable("the line is cut")
         answer = call(*args, **kwargs)
         self.calls.append(name)
+        answer = self._doctors[name](answer) if name in self._doctors else answer
         if name == self._lost:
             self.is_cut = True
             raise Unavailable("the line is cut, and the answer is lost")

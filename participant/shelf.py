@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -48,8 +47,8 @@ class AdapterShelf:
             self._download(published, plan, arriving / ADAPTER_FILE, on_bytes)
             write_durably(arriving / MANIFEST_FILE, published.manifest)
             write_durably(arriving / SIGNATURE_FILE, published.manifest_signature.hex().encode())
-            config = plan.adapter.peft_config(plan.base_model.name)
-            write_durably(arriving / ADAPTER_CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
+            config = plan.adapter.peft_config_json(plan.base_model.name)
+            write_durably(arriving / ADAPTER_CONFIG_FILE, config.encode())
             move_durably(arriving, folder)
         except OSError as error:
             raise StorageFailed(f"cannot keep adapter {digest[:12]} in {self._folder}: {error.strerror}") from error

@@ -74,10 +74,7 @@ class Driver:
     def step_all(self) -> float:
         """Take every step that is due now, and return in how many seconds the next deadline comes."""
         wait = FALLBACK_SECONDS
-        with self._store.read() as reader:
-            names = [run.name for run in reader.runs(states=_OPEN).rows]
-            names += [run.name for run in reader.runs(states=_ENDED, page_size=4).rows]
-        for name in names:
+        for name in self._runs():
             try:
                 wait = min(wait, self._drive(name))
             except (LeaseLost, VersionConflict) as error:
@@ -92,6 +89,17 @@ class Driver:
                 log.exception("driver_step_broken", run=name)
         self._turned_at = self._clock.now()
         return wait
+
+    def _runs(self) -> list[str]:
+        """Runs that may have work: the open ones, and those that ended last and may still want clearing up."""
+        try:
+            with self._store.read() as reader:
+                open_runs = reader.runs(states=_OPEN).rows
+                return [run.name for run in (*open_runs, *reader.runs(states=_ENDED, page_size=4).rows)]
+        except AccordError as error:
+            self._work.observer.step_failed()
+            log.error("driver_cannot_read", reason=error.reason, message=error.message)
+            return []
 
     def _drive(self, name: str) -> float:
         """All due steps of one run; seconds until its next deadline."""
@@ -136,6 +144,8 @@ class Driver:
         return True
 
     def _require_lease(self, name: str) -> None:
+        # Called from within long steps: a driver that is at work has not hung.
+        self._turned_at = self._clock.now()
         if not self._take_lease(name):
             raise LeaseLost(f"another coordinator drives runs/{name} now")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -49,4 +48,4 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
         with self._store.read() as reader:
             adapter = reader.adapter(identifiers.parse_digest(digest))
             plan = parse_plan(reader.run(adapter.run).plan)
-        return adapter, json.dumps(plan.adapter.peft_config(plan.base_model.name))
+        return adapter, plan.adapter.peft_config_json(plan.base_model.name)

@@ -16,14 +16,30 @@ from accord.v1 import round_pb2, round_pb2_grpc
 from common import identifiers
 from common.assignments import Assignment
 from common.clock import Clock
-from common.errors import BaseModelMismatch, DigestMismatch, InvalidArgument, NotFound, OutOfTurn
+from common.errors import (
+    BaseModelMismatch,
+    DigestMismatch,
+    InvalidArgument,
+    MemberAtFault,
+    NotFound,
+    NotInCohort,
+    OutOfTurn,
+)
 from common.rpc import assignments as wire
-from common.rpc.identity import current_caller
+from common.rpc.identity import Caller, current_caller
 from common.states import RoundState
 from coordinator import audit_lines
 from coordinator.rounds.assignments import assignments, joins_by_asking
-from coordinator.rounds.model import Participation, ParticipationState, Round, Run, RunMember
-from coordinator.standing import parse_plan, require_charter_member, require_member, standings
+from coordinator.rounds.model import (
+    Participant,
+    ParticipantState,
+    Participation,
+    ParticipationState,
+    Round,
+    Run,
+    RunMember,
+)
+from coordinator.standing import parse_charter, parse_plan, require_charter_member, require_member, standings
 from coordinator.store.interface import Reader, Store, Writer
 from coordinator.wakeups import Wakeups
 
@@ -52,12 +68,12 @@ class RoundServicer(round_pb2_grpc.RoundServiceServicer):
     async def GetAssignment(
         self, request: round_pb2.GetAssignmentRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> round_pb2.GetAssignmentResponse:
-        participant = current_caller().id
+        caller = current_caller()
         loop = asyncio.get_running_loop()
         give_up = loop.time() + min(request.wait_seconds, MAX_WAIT_SECONDS)
         while True:
             ticket = self._wakeups.polls.ticket()
-            tasks = await asyncio.to_thread(self._assignments, participant, request.software_version[:64])
+            tasks = await asyncio.to_thread(self._assignments, caller, request.software_version[:64])
             response = round_pb2.GetAssignmentResponse(assignments=[wire.to_proto(task) for task in tasks])
             response.tag = hashlib.sha256(response.SerializeToString(deterministic=True)).hexdigest()[:32]
             left = 0.0 if self._wakeups.is_over else give_up - loop.time()
@@ -113,11 +129,13 @@ class RoundServicer(round_pb2_grpc.RoundServiceServicer):
         self._wakeups.driver.ring()
         return round_pb2.ReportFailureResponse()
 
-    def _assignments(self, participant: str, software_version: str) -> tuple[Assignment, ...]:
-        now = self._clock.now()
+    def _assignments(self, caller: Caller, software_version: str) -> tuple[Assignment, ...]:
+        now, participant = self._clock.now(), caller.id
         with self._store.read() as reader:
             found = standings(reader, participant, now=now)
-            known = reader.participant(participant)
+            known = _known(reader, participant)
+        if known is None:
+            known = self._introduce(caller)
         arriving = [round_ for standing in found if (round_ := joins_by_asking(standing)) is not None]
         is_stale = known.last_seen_at is None or now - known.last_seen_at > _SEEN_EVERY
         if is_stale or software_version != known.software_version or arriving:
@@ -130,6 +148,31 @@ class RoundServicer(round_pb2_grpc.RoundServiceServicer):
         self._wakeups.driver.ring()
         with self._store.read() as reader:
             return tuple(t for standing in standings(reader, participant, now=now) for t in assignments(standing))
+
+    def _introduce(self, caller: Caller) -> Participant:
+        """Record a charter member whose certificate comes from its own organisation's CA: it never enrols here."""
+        now = self._clock.now()
+        with self._store.write() as writer:
+            if caller.id not in parse_charter(writer.charter()).member_ids:
+                raise NotInCohort(f"the charter does not name {caller.id}; ask the federation's operator")
+            introduced = Participant(
+                name=caller.id,
+                state=ParticipantState.ACTIVE,
+                enrolled_at=now,
+                identity_key_sha256=caller.spki_sha256,
+                certificate_serial=caller.serial,
+                certificate_expires_at=caller.not_after or now,
+            )
+            writer.put_participant(introduced)
+            audit_lines.append(
+                writer,
+                self._clock,
+                actor=caller.actor,
+                action="participant_introduced",
+                subject=caller.actor,
+                identity_key_sha256=caller.spki_sha256,
+            )
+        return introduced
 
     def _arrive(self, writer: Writer, seen: Round, participant: str) -> None:
         """Being there is said by asking. The round may have moved on since it was read."""
@@ -153,6 +196,10 @@ class RoundServicer(round_pb2_grpc.RoundServiceServicer):
     def _join(self, request: round_pb2.JoinRunRequest, participant: str) -> None:
         with self._store.write() as writer:
             run = self._open_run(writer, request.run, participant)
+            if any(
+                m.participant == participant and m.reason == MemberAtFault.reason for m in writer.run_members(run.name)
+            ):
+                raise NotInCohort(f"{participant} was put out of runs/{run.name} for breaking the masking protocol")
             if request.plan_digest != run.plan_digest:
                 raise DigestMismatch(
                     f"runs/{run.name} has plan {run.plan_digest}, not {request.plan_digest[:64]}; fetch the plan again"
@@ -254,6 +301,13 @@ class RoundServicer(round_pb2_grpc.RoundServiceServicer):
                 message=message,
             )
         self._on_dropped(participant, reason)
+
+
+def _known(reader: Reader, participant: str) -> Participant | None:
+    try:
+        return reader.participant(participant)
+    except NotFound:
+        return None
 
 
 def _changed(participation: Participation, clock: Clock, **changes: Any) -> Participation:

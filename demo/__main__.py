@@ -18,9 +18,10 @@ from typing import Final
 
 from rich.console import Console
 
+from common.durable import write_durably
 from common.errors import AccordError
-from demo.figures import RunReport
-from demo.folders import end_processes, fresh_folder, point_to_latest
+from demo.figures import RunReport, to_json
+from demo.folders import FINISHED_FILE, end_processes, fresh_folder, point_to_latest
 from demo.progress import view_for
 from demo.settings import DemoSettings, Judging, Training
 from demo.tables import closing
@@ -29,7 +30,6 @@ ROOT: Final = Path(".demo")
 CACHE: Final = Path(".cache/demo")
 FAILED: Final = 1
 INTERRUPTED: Final = 130
-JSON_FILE: Final = "report.json"
 HTML_FILE: Final = "report.html"
 
 EPILOG: Final = """\
@@ -111,20 +111,31 @@ def _run(folder: Path, settings: DemoSettings, console: Console) -> int:
 
     try:
         report = run_demo(folder, settings, view_for(console))
-        files = _write(folder, report, settings)
+        html, json_file = _write(folder, report, settings)
+        point_to_latest(settings.root, folder)
     except KeyboardInterrupt:
         end_processes(folder)
         shutil.rmtree(folder, ignore_errors=True)
         raise
     finally:
         end_processes(folder)
-    point_to_latest(settings.root, folder)
-    console.print(closing(report, html=files[HTML_FILE], json_files=[files[JSON_FILE]]))
+    console.print(closing(report, html=html, json_file=json_file))
     return 0
 
 
-def _write(folder: Path, report: RunReport, settings: DemoSettings) -> dict[str, str]:
-    return {}
+def _write(folder: Path, report: RunReport, settings: DemoSettings) -> tuple[Path, Path]:
+    """HTML and JSON beside the run, and the JSON where it was asked for; returns the paths."""
+    from demo.report import html_report
+
+    html, own = folder / HTML_FILE, folder / FINISHED_FILE
+    html.write_text(html_report(report, finished=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"), encoding="utf-8")
+    wanted = settings.json_file.resolve() if settings.json_file is not None else None
+    content = to_json(report, files={"html": str(html), "json": str(wanted or own), "adapter": report.adapter.path})
+    if wanted is not None:
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(wanted, content.encode())
+    write_durably(own, content.encode())  # the last of all: it says that this run has finished
+    return html, wanted or own
 
 
 @contextmanager

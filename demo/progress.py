@@ -92,7 +92,8 @@ class LineView:
         self._before: Snapshot | None = None
 
     def say(self, text: str) -> None:
-        self._console.print(f"[{clock(time.monotonic() - self._began)}] {text}", markup=False, highlight=False)
+        line = f"[{clock(time.monotonic() - self._began)}] {text}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def step(self, text: str) -> Iterator[Step]:
@@ -198,7 +199,10 @@ def _sum_text(metrics: Mapping[str, float]) -> str:
 
 
 def _after_colon(text: str) -> str:
-    return f": {text}" if text else ""
+    """On one line: of a traceback, how it begins and how it ends."""
+    lines = text.strip().splitlines() or [""]
+    short = lines[0] if len(lines) == 1 else f"{lines[0]} … {lines[-1].strip()}"
+    return f": {short}" if short else ""
 
 
 # --- the live table ---------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from rich.console import Group, RenderableType
@@ -68,7 +69,7 @@ def example_table(examples: Sequence[Example]) -> Table:
     return table
 
 
-def closing(report: RunReport, *, html: str, json_files: Sequence[str]) -> RenderableType:
+def closing(report: RunReport, *, html: Path, json_file: Path) -> RenderableType:
     """All that the end of a demo shows."""
     seconds = " · ".join(f"{name} {clock(value)}" for name, value in report.seconds.items())
     facts = Table.grid(padding=(0, 2, 0, 0))
@@ -79,8 +80,8 @@ def closing(report: RunReport, *, html: str, json_files: Sequence[str]) -> Rende
         ("sent", f"{mebibytes(report.uploaded_bytes)} of masked updates, and not one of them in the clear"),
         ("adapter", report.adapter.path),
         ("base model", report.base_model_path),
-        ("report", html),
-        *(("json", file) for file in json_files),
+        ("report", str(html)),
+        ("json", str(json_file)),
     ):
         facts.add_row(name, Text(value))
     return Group(Text(), final_table(report), Text(), example_table(one_example_each(report)), Text(), facts)

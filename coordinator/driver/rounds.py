@@ -18,7 +18,7 @@ from common.errors import (
     VersionConflict,
 )
 from common.masking import MASKED_KIND, model_hash
-from common.secagg import Unmasking, check_ready, make_start, open_masks, verify_reveal
+from common.secagg import TailSums, Unmasking, check_ready, make_start, open_masks, verify_reveal
 from common.states import RoundKind, RoundState
 from coordinator.aggregation import NextAdapter, OpenSum, make_next_adapter
 from coordinator.driver.epochs import MOST_TRIES, needs_epoch, open_epoch
@@ -315,30 +315,16 @@ def _step_aggregating(work: Work, view: View, round_: Round) -> bool:
     opened = OpenSum(unmasking, uploads)
     tail = opened.tail()
     found = figures(tail)
-    made: NextAdapter | None = None
-    scratch = work.scratch / round_.run / str(round_.number)
-    if round_.kind is RoundKind.TRAIN:
-        scratch.mkdir(parents=True, exist_ok=True)
-        base = scratch / f"base-{ADAPTER_FILE}"
-        work.blobs.fetch(adapter_key(round_.base_adapter), base)
-        made = make_next_adapter(
-            opened,
-            tail,
-            base=base,
-            adapter_layout=view.plan.layout(),
-            optimizer=server_optimizer(view.plan.method.server_optimizer, view.plan.method.server_learning_rate),
-            max_update_norm=view.plan.masking.max_update_norm,
-            scratch=scratch,
-            still_ours=lambda: work.still_ours(round_.run),
-        )
-        size = made.path.stat().st_size
-        work.blobs.put_file(adapter_key(made.digest), made.path)
-        found = tuple(sorted((*found, ("delta_norm", made.delta_norm))))
-    shutil.rmtree(scratch, ignore_errors=True)
     verdict = judge(heldout_loss(found), accepted_loss=view.run.accepted_loss, gate=view.plan.gate)
+    is_set_aside = not verdict.is_accepted and view.run.candidate_adapter is not None
+    made: NextAdapter | None = None
+    size = 0
+    if round_.kind is RoundKind.TRAIN and not is_set_aside:
+        made, size = _make_adapter(work, view, round_, opened, tail)
+        found = tuple(sorted((*found, ("delta_norm", made.delta_norm))))
     with work.store.write() as writer:
         run = _after_gate(work, view, writer, round_, verdict, found)
-        if not verdict.is_accepted and view.run.candidate_adapter is not None:
+        if is_set_aside:
             after = _set_aside(work, view, writer, run, round_, verdict)
         else:
             after = advance_round(round_, Aggregated(view.now, made.digest if made else None, found))
@@ -357,6 +343,31 @@ def _step_aggregating(work: Work, view: View, round_: Round) -> bool:
     _ended(work, round_, after)
     work.observer.round_ended(after)
     return True
+
+
+def _make_adapter(work: Work, view: View, round_: Round, opened: OpenSum, tail: TailSums) -> tuple[NextAdapter, int]:
+    """The next global adapter, in the blob store, and its size in bytes."""
+    scratch = work.scratch / round_.run / str(round_.number)
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        base = scratch / f"base-{ADAPTER_FILE}"
+        work.blobs.fetch(adapter_key(round_.base_adapter), base)
+        made = make_next_adapter(
+            opened,
+            tail,
+            base=base,
+            adapter_layout=view.plan.layout(),
+            optimizer=server_optimizer(view.plan.method.server_optimizer, view.plan.method.server_learning_rate),
+            max_update_norm=view.plan.masking.max_update_norm,
+            scratch=scratch,
+            still_ours=lambda: work.still_ours(round_.run),
+        )
+        size = made.path.stat().st_size
+        work.blobs.put_file(adapter_key(made.digest), made.path)
+    finally:
+        # Whatever came of it: a try that another process takes up begins anew.
+        shutil.rmtree(scratch, ignore_errors=True)
+    return made, size
 
 
 def _after_gate(
@@ -444,7 +455,6 @@ def _fail(work: Work, view: View, round_: Round, reason: str, message: str) -> N
         run = writer.run(round_.run)
         writer.update_run(replace(run, failed_in_a_row=run.failed_in_a_row + 1, version=run.version + 1))
         audit(work, writer, "round_failed", round_.name, reason=reason, message=message)
-    shutil.rmtree(work.scratch / round_.run / str(round_.number), ignore_errors=True)
     work.observer.round_ended(after)
 
 

@@ -69,6 +69,8 @@ RUN_TRANSITIONS: Final[Mapping[tuple[RunState, type[RunEvent]], RunState]] = {
     (RunState.RUNNING, RunPaused): RunState.PAUSED,
     (RunState.PAUSED, RunResumed): RunState.RUNNING,
     (RunState.RUNNING, RunFinished): RunState.SUCCEEDED,
+    # A pause lets the open round end, and that may be the run's last.
+    (RunState.PAUSED, RunFinished): RunState.SUCCEEDED,
     **{(state, RunRolledBack): state for state in (RunState.CREATED, RunState.PAUSED)},
     **{(state, RunFailed): RunState.FAILED for state in (RunState.RUNNING, RunState.PAUSED)},
     **{(state, RunCancelled): RunState.CANCELLED for state in _OPEN_RUN},

@@ -37,6 +37,7 @@ from coordinator.driver import Driver
 from coordinator.keystore import PkiFolder
 from coordinator.services import admin_client
 from coordinator.services.admin_client import AdminClient
+from coordinator.store.opening import open_blobs
 from participant import app as participant_app
 from participant.client import CoordinatorClient
 from participant.config import ParticipantConfig
@@ -164,6 +165,7 @@ class Line:
         self._before: str | None = None
         self._after: str | None = None
         self._lost: str | None = None
+        self._refused: str | None = None
         self._doctors: dict[str, Callable[[Any], Any]] = {}
         self.is_cut = False
         self.calls: list[str] = []
@@ -173,8 +175,12 @@ class Line:
         self._before, self._after, self._lost = before, after, losing_answer_to
         self.is_cut = before is None and after is None and losing_answer_to is None
 
+    def refuse(self, name: str) -> None:
+        """Calls of this name alone do not get through."""
+        self._refused = name
+
     def mend(self) -> None:
-        self._before = self._after = self._lost = None
+        self._before = self._after = self._lost = self._refused = None
         self.is_cut = False
 
     def doctor(self, name: str, change: Callable[[Any], Any]) -> None:
@@ -185,6 +191,8 @@ class Line:
         if self.is_cut or name == self._before:
             self.is_cut = True
             raise Unavailable("the line is cut")
+        if name == self._refused:
+            raise Unavailable("the call does not get through")
         answer = call(*args, **kwargs)
         self.calls.append(name)
         answer = self._doctors[name](answer) if name in self._doctors else answer
@@ -487,7 +495,15 @@ class Federation:
         self.admin.publish_charter(charter["charter_json"])
         self.admin.create_run(run, {**DEFAULTS, "base_model_json": self.model.to_json(), **settings})
         if is_started:
-            self.admin.start_run(f"runs/{run}")
+            self.start_run(run)
+
+    def join_all(self, run: str = "run") -> None:
+        """Turn all sites until every one has joined a run that has not been started."""
+        self.turn_until(lambda: sum(row["joined"] for row in self.run(run)["members"]) == len(self.sites))
+
+    def start_run(self, run: str = "run") -> None:
+        self.admin.start_run(f"runs/{run}")
+        self.settle()
 
     def run(self, name: str = "run") -> Mapping[str, Any]:
         return self.admin.run(f"runs/{name}")
@@ -532,6 +548,10 @@ class Federation:
             for sample in family.samples
             if sample.name == name and labels.items() <= sample.labels.items()
         )
+
+    def blobs(self, prefix: str) -> list[str]:
+        """Keys below a prefix of the coordinator's blob store."""
+        return list(open_blobs(self.config.blobs_url).keys(prefix))
 
     def errors(self, number: int, survivors: Collection[str], run: str = "run") -> tuple[FlatVector, float]:
         """How far a round's adapter is from the plaintext weighted mean over `survivors`, and the bound on that.

@@ -39,7 +39,7 @@ def lab_in(folders: pytest.TempPathFactory, *, rounds_per_epoch: int = 1, **sett
                 is_started=False,
                 **settings,
             )
-            federation.turn_until(lambda: sum(member["joined"] for member in federation.run()["members"]) == sites)
+            federation.join_all()
             federation.admin.start_run("runs/run")
             federation.admin.pause_run("runs/run")
             return federation

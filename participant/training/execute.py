@@ -13,7 +13,7 @@ from typing import Final
 import torch
 
 from common import jsonform
-from common.basemodel import BaseModel
+from common.adapters import AdapterLayout, FlatVector
 from common.errors import DataInvalid, InvalidArgument
 from participant.training.checkpoint import CHECKPOINT_FILE
 from participant.training.child import Reporter, StopRequest, write_atomically
@@ -27,7 +27,6 @@ from participant.training.model import (
     choose_device,
     choose_precision,
     load_model,
-    read_adapter,
     save_adapter,
 )
 from participant.training.result import (
@@ -57,17 +56,27 @@ class Execution:
     """One job in its folder, with its checks done and its paths absolute."""
 
     def __init__(
-        self, folder: Path, job: TrainingJob, *, job_digest: str, model: BaseModel, report: Reporter, stop: StopRequest
+        self,
+        folder: Path,
+        job: TrainingJob,
+        *,
+        job_digest: str,
+        base_model_name: str,
+        report: Reporter,
+        stop: StopRequest,
     ) -> None:
         self._folder = folder
         self._job = job
         self._job_digest = job_digest
-        self._base = model
+        self._base_model_name = base_model_name
         self._report = report
         self._stop = stop
 
-    def run(self, records: Dataset) -> JobResult:
-        """Do what is left of the job. The trained adapter is in its folder when this returns."""
+    def run(self, records: Dataset, *, layout: AdapterLayout, start: FlatVector) -> JobResult:
+        """Do what is left of the job from the global adapter `start`, float32[d] in `layout`.
+
+        The trained adapter is in its folder when this returns.
+        """
         job = self._job
         torch.set_num_threads(job.resources.threads)
         encoder = Encoder(
@@ -82,7 +91,7 @@ class Execution:
             )
         held_out, too_long = encode_all(encoder, records.held_out)
         held_out_report = _with_lengths(records.held_out_report, held_out, too_long)
-        adapted = self._load()
+        adapted = self._load(layout, start)
         scores = self._kept_scores()
         if scores is None:
             scores = self._evaluate(adapted, encoder, held_out=held_out, known=(*train_set, *held_out))
@@ -92,7 +101,7 @@ class Execution:
             figures = self._train(adapted, train_set)
             self._report(Progress(phase=Phase.SAVE, step=1, total_steps=1))
             adapter_digest = save_adapter(
-                adapted, self._folder / ADAPTER_FOLDER, spec=job.adapter, base_model_name=self._base.name
+                adapted, self._folder / ADAPTER_FOLDER, spec=job.adapter, base_model_name=self._base_model_name
             )
         return JobResult(
             job_digest=self._job_digest,
@@ -110,17 +119,16 @@ class Execution:
         for name in (CHECKPOINT_FILE, SCORES_FILE):
             (self._folder / name).unlink(missing_ok=True)
 
-    def _load(self) -> AdaptedModel:
+    def _load(self, layout: AdapterLayout, start: FlatVector) -> AdaptedModel:
         job = self._job
         device = choose_device(job.resources.device)
         # On the CPU the same job gives the same bits; a GPU would have to give up its fastest kernels for it.
         torch.use_deterministic_algorithms(device.type == "cpu")
-        layout = job.adapter.layout(self._base.layers)
         return load_model(
             job.base_model,
             spec=job.adapter,
             layout=layout,
-            start=read_adapter(job.global_adapter, layout),
+            start=start,
             device=device,
             precision=choose_precision(job.resources.precision, device),
         )

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
@@ -25,7 +24,6 @@ from common.adapters import (
     AdapterSpec,
     FlatVector,
     flatten,
-    open_flat,
     unflatten,
     write_adapter_folder,
 )
@@ -123,17 +121,6 @@ def choose_precision(wanted: Precision, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     native = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return torch.bfloat16 if native else torch.float32
-
-
-def read_adapter(folder: Path, layout: AdapterLayout) -> FlatVector:
-    """The global adapter's float32[d]. Raises ShapeMismatch if it is not in the layout, or not finite."""
-    try:
-        flat = np.array(open_flat(folder / ADAPTER_FILE, layout))
-    except OSError as error:
-        raise ShapeMismatch(f"cannot read the global adapter {folder / ADAPTER_FILE}: {error.strerror}") from error
-    if not np.isfinite(flat).all():
-        raise ShapeMismatch(f"the global adapter {folder} holds a NaN or an infinity")
-    return flat
 
 
 def load_model(

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from common import basemodel
-from common.adapters import ADAPTER_FILE, check_file_digest
+from common.adapters import ADAPTER_FILE, AdapterLayout, FlatVector, check_file_digest, open_flat
 from common.errors import BaseModelMismatch, InvalidArgument, ShapeMismatch
 from participant.training import data
 from participant.training.child import Reporter, StopRequest, run_child, write_atomically
@@ -39,15 +41,18 @@ def run_job(folder: Path, report: Reporter, stop: StopRequest) -> None:
         job = written.resolved(folder.resolve())
         report(Progress(phase=Phase.LOAD, step=1, total_steps=_CHECKS, detail="check base model and global adapter"))
         model = _checked_model(job)
-        _check_adapter(job)
+        layout = job.adapter.layout(model.layers)
+        start = _checked_adapter(job, layout)
         report(Progress(phase=Phase.LOAD, step=2, total_steps=_CHECKS, detail="read records"))
         records = data.load(job.data)
         report(Progress(phase=Phase.LOAD, step=3, total_steps=_CHECKS, detail="load the base model"))
 
         from participant.training.execute import Execution  # the slow import
 
-        execution = Execution(folder, job, job_digest=written.digest, model=model, report=report, stop=stop)
-        write_atomically(folder / RESULT_FILE, execution.run(records).to_json())
+        execution = Execution(
+            folder, job, job_digest=written.digest, base_model_name=model.name, report=report, stop=stop
+        )
+        write_atomically(folder / RESULT_FILE, execution.run(records, layout=layout, start=start).to_json())
         execution.tidy()
 
 
@@ -61,12 +66,17 @@ def _checked_model(job: TrainingJob) -> basemodel.BaseModel:
     return model
 
 
-def _check_adapter(job: TrainingJob) -> None:
+def _checked_adapter(job: TrainingJob, layout: AdapterLayout) -> FlatVector:
+    """The global adapter's float32[d]; its digest, its shape and its numbers are what they should be."""
     file = job.global_adapter / ADAPTER_FILE
     try:
         check_file_digest(file, job.global_adapter_digest)
+        flat: FlatVector = np.array(open_flat(file, layout))
     except OSError as error:
         raise ShapeMismatch(f"cannot read the global adapter {file}: {error.strerror}") from error
+    if not np.isfinite(flat).all():
+        raise ShapeMismatch(f"the global adapter {file} holds a NaN or an infinity; ask for the last accepted one")
+    return flat
 
 
 def _is_finished(folder: Path, job_digest: str) -> bool:

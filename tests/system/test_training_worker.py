@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -22,7 +23,6 @@ from common.errors import (
     DataInvalid,
     DigestMismatch,
     InvalidArgument,
-    PlanInvalid,
     ShapeMismatch,
     TrainingFailed,
     TrainingStopped,
@@ -64,12 +64,14 @@ class Site:
 
     folder: Path
     job: TrainingJob
+    phases: list[Phase] = field(default_factory=list)
 
     def run(self, name="job", *, on_progress=lambda progress: None, stop=None, **changes):
         write_job(self.folder / name, replace(self.job, **changes))
         return run_worker(self.folder / name, on_progress, stop=stop, grace_seconds=60.0)
 
     def adapter(self, name="job"):
+        """The trained adapter's bytes."""
         layout = TINY_SPEC.layout(basemodel.describe(self.job.base_model).layers)
         return open_flat(self.folder / name / ADAPTER_FOLDER / ADAPTER_FILE, layout).tobytes()
 
@@ -93,29 +95,41 @@ def model(tmp_path_factory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
-@pytest.fixture
-def site(tmp_path, model) -> Site:
-    digest = make_tiny_adapter(tmp_path / "global", model)
+def make_site(folder: Path, model: Path) -> Site:
+    digest = make_tiny_adapter(folder / "global", model)
     return Site(
-        tmp_path,
+        folder,
         TrainingJob(
             kind=JobKind.TRAIN,
             base_model=model,
             base_model_digest=basemodel.describe(model).digest,
-            global_adapter=tmp_path / "global",
+            global_adapter=Path("../global"),
             global_adapter_digest=digest,
             adapter=TINY_SPEC,
             method=Method.FEDIT,
             hyperparameters=Hyperparameters(learning_rate=5e-3, batch_size=4, steps=12, max_length=64, seed=5),
             instruction_set=chat_instruction_set(),
             data=DataSettings(
-                train_path=write_records(tmp_path / "train.jsonl", 30),
-                held_out_path=write_records(tmp_path / "held.jsonl", 8, offset=500),
+                train_path=write_records(folder / "train.jsonl", 30),
+                held_out_path=write_records(folder / "held.jsonl", 8, offset=500),
             ),
             evaluation=EvaluationSettings(max_new_tokens=8),
             resources=Resources(checkpoint_every_steps=3, device=Device.CPU, precision=Precision.FLOAT32),
         ),
     )
+
+
+@pytest.fixture
+def site(tmp_path, model) -> Site:
+    return make_site(tmp_path, model)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, model) -> Site:
+    """A site whose folder `job` holds what an undisturbed job leaves; the phases it went through are in `phases`."""
+    site = make_site(tmp_path_factory.mktemp("undisturbed"), model)
+    site.run(on_progress=lambda progress: site.phases.append(progress.phase))
+    return site
 
 
 def running(folder: Path) -> list[psutil.Process]:
@@ -139,48 +153,37 @@ class KillAt:
                 process.kill()
 
 
-def test_a_job_scores_the_global_adapter_first_and_then_trains_from_it(site):
-    phases: list[Phase] = []
-    result = site.run(on_progress=lambda progress: phases.append(progress.phase))
-    order = list(dict.fromkeys(phases))
-    assert order == [Phase.LOAD, Phase.EVALUATE, Phase.TRAIN, Phase.SAVE]
-    assert phases.count(Phase.TRAIN) == 12
+def test_a_job_scores_the_global_adapter_first_and_then_trains_from_it(undisturbed):
+    result = undisturbed.run()
+    assert list(dict.fromkeys(undisturbed.phases)) == [Phase.LOAD, Phase.EVALUATE, Phase.TRAIN, Phase.SAVE]
+    assert undisturbed.phases.count(Phase.TRAIN) == 12
     assert result.training is not None
     assert (result.training.steps, result.training.records) == (12, 48)
     assert result.training.losses[-1] < result.training.losses[0]
     assert (result.scores[0].loss_records, result.scores[0].classified) == (8, 8)
-    folder = site.folder / "job"
+    folder = undisturbed.folder / "job"
     assert result.adapter_digest == file_digest(folder / ADAPTER_FOLDER / ADAPTER_FILE)
     assert not (folder / CHECKPOINT_FILE).exists()
     assert (result.train_data.used, result.device, result.precision) == (30, "cpu", "float32")
     # The scores are the global adapter's: a job that only evaluates gives the same.
-    assert site.run("evaluation", kind=JobKind.EVALUATE).scores == result.scores
-
-
-def test_the_same_job_gives_the_same_bits_and_another_seed_others(site):
-    site.run("a")
-    site.run("b")
-    site.run("c", hyperparameters=replace(site.job.hyperparameters, seed=6))
-    assert site.adapter("a") == site.adapter("b")
-    assert site.adapter("a") != site.adapter("c")
+    assert undisturbed.run("evaluation", kind=JobKind.EVALUATE).scores == result.scores
 
 
 @pytest.mark.parametrize("step", [2, 8, 12])
-def test_a_job_killed_in_training_resumes_and_ends_with_the_same_bits(site, step):
-    undisturbed = site.run("undisturbed")
+def test_a_job_killed_in_training_resumes_and_ends_with_the_same_bits(site, undisturbed, step):
     with pytest.raises(TrainingFailed, match="signal 9"):
-        site.run("killed", on_progress=KillAt(site.folder / "killed", step))
-    phases: list[Phase] = []
-    result = site.run("killed", on_progress=lambda progress: phases.append(progress.phase))
-    assert site.adapter("killed") == site.adapter("undisturbed")
-    assert result.scores == undisturbed.scores
-    assert Phase.EVALUATE not in phases
+        site.run(on_progress=KillAt(site.folder / "job", step))
+    result = site.run(on_progress=lambda progress: site.phases.append(progress.phase))
+    wanted = undisturbed.run()
+    assert site.adapter() == undisturbed.adapter()
+    assert result.scores == wanted.scores
+    assert Phase.EVALUATE not in site.phases
     assert result.training is not None
-    assert undisturbed.training is not None
-    assert result.training.losses == undisturbed.training.losses
+    assert wanted.training is not None
+    assert result.training.losses == wanted.training.losses
     # A step is reported before its checkpoint is written, and the worker goes on until the kill reaches it.
     assert result.training.resumed_at_step >= (step - 1) // 3 * 3
-    assert phases.count(Phase.TRAIN) == 12 - result.training.resumed_at_step
+    assert site.phases.count(Phase.TRAIN) == 12 - result.training.resumed_at_step
 
 
 def test_a_job_killed_in_evaluation_begins_again(site):
@@ -189,18 +192,18 @@ def test_a_job_killed_in_evaluation_begins_again(site):
     assert site.run(kind=JobKind.EVALUATE).scores[0].loss_records == 8
 
 
-def test_a_finished_job_answers_without_doing_it_again(site):
-    first = site.run()
+def test_a_finished_job_answers_without_doing_it_again(undisturbed):
     phases: list[Phase] = []
-    assert site.run(on_progress=lambda progress: phases.append(progress.phase)) == first
+    first = undisturbed.run()
+    assert undisturbed.run(on_progress=lambda progress: phases.append(progress.phase)) == first
     assert phases == []
 
 
-def test_another_job_in_the_same_folder_is_not_taken_for_the_finished_one(site):
-    first = site.run(kind=JobKind.EVALUATE)
-    second = site.run()
-    assert (first.training, second.job_digest != first.job_digest) == (None, True)
-    assert second.training is not None
+def test_another_job_in_the_same_folder_is_not_taken_for_the_finished_one(site, undisturbed):
+    shutil.copytree(undisturbed.folder / "job", site.folder / "job")
+    result = site.run(kind=JobKind.EVALUATE)
+    assert result.training is None
+    assert result.job_digest != undisturbed.run().job_digest
 
 
 def test_a_job_that_is_asked_to_stop_leaves_a_checkpoint_and_goes_on_from_it(site):
@@ -210,8 +213,11 @@ def test_a_job_that_is_asked_to_stop_leaves_a_checkpoint_and_goes_on_from_it(sit
         if progress.phase is Phase.TRAIN and progress.step == 4:
             stop.set()
 
-    changes = {"hyperparameters": replace(site.job.hyperparameters, steps=400)}
-    with pytest.raises(TrainingStopped, match="of 400"):
+    changes = {
+        "hyperparameters": replace(site.job.hyperparameters, steps=120),
+        "resources": replace(site.job.resources, checkpoint_every_steps=100),
+    }
+    with pytest.raises(TrainingStopped, match="of 120"):
         site.run(on_progress=stop_at_four, stop=stop, **changes)
     assert (site.folder / "job" / CHECKPOINT_FILE).is_file()
     result = site.run(**changes)
@@ -269,6 +275,15 @@ def test_a_global_adapter_of_another_shape_is_refused(site):
         site.run(adapter=replace(TINY_SPEC, rank=3))
 
 
+def test_a_global_adapter_that_is_not_finite_is_refused(site):
+    layout = TINY_SPEC.layout(basemodel.describe(site.job.base_model).layers)
+    flat = open_flat(site.folder / "global" / ADAPTER_FILE, layout, writable=True)
+    flat[5] = float("nan")
+    flat.flush()
+    with pytest.raises(ShapeMismatch, match="NaN"):
+        site.run(global_adapter_digest=file_digest(site.folder / "global" / ADAPTER_FILE))
+
+
 def test_a_target_that_the_model_lacks_is_refused(site):
     with pytest.raises(InvalidArgument, match="c_proj"):
         site.run(adapter=replace(TINY_SPEC, target_modules=("c_proj",)))
@@ -281,14 +296,17 @@ def test_data_without_a_usable_record_is_refused_with_lines(site):
         site.run(data=replace(site.job.data, train_path=bad))
 
 
-def test_data_that_never_fits_the_plans_length_is_refused_and_the_rest_is_reported(site):
-    with pytest.raises(DataInvalid, match="max_length 8; line"):
-        site.run(hyperparameters=replace(site.job.hyperparameters, max_length=8))
+def test_records_that_do_not_fit_the_plans_length_are_reported(site):
     long = site.folder / "long.jsonl"
     long.write_text((site.folder / "train.jsonl").read_text() + json.dumps({"prompt": "z" * 90, "completion": "x"}))
-    report = site.run(data=replace(site.job.data, train_path=long)).train_data
+    report = site.run(kind=JobKind.EVALUATE, data=replace(site.job.data, train_path=long)).train_data
     assert (report.read, report.used, report.bad, report.too_long) == (31, 30, 1, 1)
     assert report.bad_examples[0].line == 31
+
+
+def test_data_of_which_nothing_fits_the_plans_length_is_refused(site):
+    with pytest.raises(DataInvalid, match="max_length 8; line"):
+        site.run(hyperparameters=replace(site.job.hyperparameters, max_length=8))
 
 
 def test_a_learning_rate_that_diverges_fails_with_the_reason(site):
@@ -296,12 +314,6 @@ def test_a_learning_rate_that_diverges_fails_with_the_reason(site):
         site.run(
             hyperparameters=replace(site.job.hyperparameters, learning_rate=10.0, max_gradient_norm=1e30, steps=400)
         )
-
-
-def test_chat_form_without_a_chat_template_is_refused(site, tmp_path):
-    model = make_tiny_model(tmp_path / "base", chat_template=None)
-    with pytest.raises(PlanInvalid, match="plain form"):
-        site.run(base_model=model, base_model_digest=basemodel.describe(model).digest)
 
 
 def test_a_crash_is_told_with_the_last_words(site):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from common import basemodel
-from common.adapters import AdapterLayout
-from participant.training.model import AdaptedModel, load_model, read_adapter
+from common.adapters import ADAPTER_FILE, AdapterLayout, open_flat
+from participant.training.model import AdaptedModel, load_model
 from participant.training.tokens import load_tokenizer
 from tests.tiny_model import TINY_SPEC, make_tiny_adapter, make_tiny_model
 
@@ -41,7 +41,7 @@ def adapted(tiny_folder, layout, adapter_folder) -> AdaptedModel:
         tiny_folder,
         spec=TINY_SPEC,
         layout=layout,
-        start=read_adapter(adapter_folder, layout),
+        start=open_flat(adapter_folder / ADAPTER_FILE, layout),
         device=torch.device("cpu"),
         precision=torch.float32,
     )

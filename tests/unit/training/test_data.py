@@ -136,7 +136,7 @@ BAD_RECORDS = {
     '{"instruction": "x", "output": "  "}': "has no answer",
     '{"instruction": "x"}': "has no answer",
     '{"instruction": "x", "output": 4}': '"output" must be text, found int',
-    '{"instruction": "x", "output": "y", "task": "poetry"}': "known are instruction, classification, ner",
+    '{"instruction": "x", "output": "y", "task": "poetry"}': '"task" is none of instruction, classification, ner',
     '{"instruction": "x", "output": "y", "domain": 3}': '"domain" must be text',
     '{"instruction": "x", "input": "a", "context": "b", "output": "y"}': "mixes Alpaca's fields",
     '{"instruction": "x", "input": "abc", "output": "D: abc", "entities": [[0, 9, "D"]]}': "the input has 3 characters",
@@ -144,7 +144,7 @@ BAD_RECORDS = {
     '{"messages": []}': "must be a list",
     '{"messages": [{"role": "user", "content": "x"}]}': "last message is not the assistant's",
     '{"messages": [{"role": "assistant", "content": "x"}]}': "the assistant speaks before the user",
-    '{"messages": [{"role": "robot", "content": "x"}]}': "known are system, user, assistant",
+    '{"messages": [{"role": "robot", "content": "x"}]}': "a role that is none of system, user, assistant",
     '{"messages": [{"role": "user", "content": null}]}': "message 1 has no text",
     '{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}': "are both the user's",
 }
@@ -159,6 +159,18 @@ def test_a_bad_record_is_listed_with_its_line_and_reason(tmp_path, line):
     assert (report.read, report.used, report.bad) == (3, 2, 1)
     assert report.bad_examples[0].line == 3
     assert BAD_RECORDS[line] in report.bad_examples[0].reason
+
+
+@given(secret=st.text(min_size=12, alphabet="QXZ"))
+def test_reasons_never_quote_what_a_record_holds(tmp_path_factory, secret):
+    lines = [
+        line.replace("robot", secret).replace("poetry", secret).replace('"x"', f'"{secret}"') for line in BAD_RECORDS
+    ]
+    path = tmp_path_factory.mktemp("data") / "a.jsonl"
+    path.write_text("\n".join([json.dumps(example(1)), *lines]))
+    _, report = read_records(path)
+    assert report.bad == len(BAD_RECORDS)
+    assert not any(secret in item.reason for item in report.bad_examples)
 
 
 def test_every_bad_record_is_counted_though_only_the_first_are_shown(tmp_path):

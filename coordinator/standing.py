@@ -72,9 +72,11 @@ def standings(reader: Reader, participant: str, *, now: datetime) -> tuple[Stand
 def standing_in(reader: Reader, run: Run, participant: str) -> Standing:
     """Where the participant stands in one run."""
     member = next((m for m in reader.run_members(run.name) if m.participant == participant), None)
-    if member is None or not member.joined or run.state.is_over:
+    if member is None or not member.joined:
         return Standing(participant, run, member, None, None, None, None, frozenset())
     round_, previous = _rounds(reader, run)
+    if run.state.is_over:
+        return Standing(participant, run, member, None, previous, None, None, frozenset())
     epoch = reader.epoch(run.name, run.latest_epoch) if run.latest_epoch else None
     participation = _participation(reader, round_, participant)
     sent = _sent(reader, round_, epoch, participant)

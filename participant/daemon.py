@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import shutil
 import threading
 import time
@@ -44,6 +45,7 @@ from common.errors import (
     OutOfTurn,
     ResourceExhausted,
     StorageFailed,
+    TrainingStopped,
     Unavailable,
 )
 from common.instructions import InstructionSet
@@ -164,9 +166,13 @@ class Daemon:
         done = [self._do(task) for task in answer.tasks]
         return all(done)
 
-    def wait_for_preparation(self) -> None:
-        """Return when no round is being prepared any more."""
-        self._preparations.wait()
+    def wait_for_preparation(self, seconds: float | None = None) -> bool:
+        """Return when no round is being prepared any more; False if one still is after `seconds`."""
+        return self._preparations.wait(seconds)
+
+    def stop_preparation(self) -> None:
+        """End what is being prepared; the journal and the trainer go on from there when it is asked for again."""
+        self._preparations.stop()
 
     def _do(self, task: Assignment) -> bool:
         """True when the task is done, or not to be done at all."""
@@ -176,6 +182,9 @@ class Daemon:
                 self._metrics.assignments.labels(task=name).inc()
                 return self._dispatch(task)
             except _MOVED_ON as error:
+                if isinstance(task, UploadUpdate) and isinstance(error, AlreadyExists):
+                    # Another update of this site is there: this journal went back in time, and its update stays here.
+                    self._give_up(task.run, task.round, error)
                 log.info("task_out_of_turn", reason=error.reason, message=error.message)
                 return True
             except _TRY_AGAIN as error:
@@ -264,6 +273,8 @@ class Daemon:
         """Begin a round's work, go on with it after a restart, or say again that it is done."""
         terms = self._terms(task.run)
         key = (task.run, task.round)
+        # Asked before the journal is read: a preparation that ends in between has written its end there by then.
+        is_running = self._preparations.is_running(key)
         entry = self._journal.round(*key)
         if entry is None:
             entry = self._begin_round(task, terms)
@@ -275,7 +286,7 @@ class Daemon:
             self._client().report_prepared(task.run, task.round, adapter=task.adapter)
         elif entry.phase is RoundPhase.FAILED:
             self._client().report_failure(task.run, task.round, reason=entry.reason, message=entry.message)
-        elif entry.phase is RoundPhase.PREPARING and not self._preparations.is_running(key):
+        elif entry.phase is RoundPhase.PREPARING and not is_running:
             begun = entry
             self._preparations.start(
                 key,
@@ -316,7 +327,7 @@ class Daemon:
     def _work(self, task: PrepareUpdate, terms: RunTerms, entry: RoundEntry, stop: threading.Event) -> None:
         """Fetch the adapter, evaluate, train; runs in the preparation's thread."""
         self._report(task.run, task.round, "fetching the adapter", 0, 0)
-        adapter = self._shelf.fetch(task.adapter, terms.plan, on_bytes=self._metrics.download_bytes.inc)
+        adapter = self._fetch_adapter(task, terms.plan, stop)
         work = Preparation(
             participant=self._site.participant,
             plan=terms.plan,
@@ -341,9 +352,20 @@ class Daemon:
                 updated_at=self._clock.now(),
             )
         )
-        # Should this be lost, the coordinator still asks for the update, and the journal answers.
-        with contextlib.suppress(Unavailable, OutOfTurn):
+        # Whatever keeps this from arriving, the coordinator asks again, and the journal answers: no reason to be out.
+        with contextlib.suppress(AccordError):
             self._client().report_prepared(task.run, task.round, adapter=task.adapter)
+
+    def _fetch_adapter(self, task: PrepareUpdate, plan: Plan, stop: threading.Event) -> Path:
+        """The adapter's folder. A coordinator that is away is waited for: that is no reason to be out of the round."""
+        for pause in itertools.chain(BACKOFF_SECONDS, itertools.repeat(BACKOFF_SECONDS[-1])):
+            try:
+                return self._shelf.fetch(task.adapter, plan, on_bytes=self._metrics.download_bytes.inc)
+            except (Unavailable, ResourceExhausted) as error:
+                log.warning("adapter_not_fetched_yet", reason=error.reason, message=error.message)
+                if stop.wait(pause):
+                    raise TrainingStopped("the adapter was not fetched before the round was over") from error
+        raise AssertionError("the pauses never end")
 
     def _heard(self, task: PrepareUpdate, progress: Progress) -> None:
         """Pass the training's progress on, without its losses: those are this site's own."""
@@ -432,25 +454,27 @@ class Daemon:
         log.info("update_uploaded")
 
     def _finish_round(self, task: FinishRound) -> None:
-        """Forget a round that is over: its keys, its spool, its training folder."""
-        key = (task.run, task.round)
-        entry = self._journal.round(*key)
-        if entry is None or entry.phase is RoundPhase.OVER:
-            return
+        """Forget a round that is over, and earlier ones whose end was missed: keys, spools, training folders."""
+        for entry in self._journal.open_rounds(task.run, up_to=task.round):
+            state = task.state if entry.round == task.round else None
+            self._forget_round(entry, state)
+            self._shelf.prune(frozenset({entry.adapter, *([task.adapter] if task.adapter else [])}))
+
+    def _forget_round(self, entry: RoundEntry, state: RoundState | None) -> None:
+        """state: how the round has ended, None if this site never heard."""
+        key = (entry.run, entry.round)
         self._preparations.stop(key)
         self._desk.forget_round(*key)
         shutil.rmtree(self._job(*key), ignore_errors=True)
         was_in = entry.phase in (RoundPhase.MASKED, RoundPhase.BOUND, RoundPhase.REVEALED)
         result = RoundResult.LEFT_OUT
         if was_in:
-            result = RoundResult.SUCCEEDED if task.state is RoundState.SUCCEEDED else RoundResult.FAILED
+            result = RoundResult.SUCCEEDED if state is RoundState.SUCCEEDED else RoundResult.FAILED
         self._metrics.rounds.labels(result=result.value).inc()
+        outcome = state.value if state is not None else "unknown"
         after = self._journal.round(*key) or entry
-        self._journal.put_round(
-            replace(after, phase=RoundPhase.OVER, outcome=task.state.value, updated_at=self._clock.now())
-        )
-        self._shelf.prune(frozenset({entry.adapter, *([task.adapter] if task.adapter else [])}))
-        log.info("round_over", state=task.state.value, result=result.value)
+        self._journal.put_round(replace(after, phase=RoundPhase.OVER, outcome=outcome, updated_at=self._clock.now()))
+        log.info("round_over", round=entry.round, state=outcome, result=result.value)
 
     def _finish_run(self, task: FinishRun) -> None:
         """Fetch the final adapter for this site's own use, and forget the run's keys."""
@@ -459,7 +483,7 @@ class Daemon:
             return
         for round_ in self._journal.rounds(task.run):
             if round_.phase is not RoundPhase.OVER:
-                self._finish_round(FinishRound(task.run, round_.round, RoundState.CANCELLED, None))
+                self._forget_round(round_, None)
         self._journal.forget_keys(task.run)
         self._shelf.fetch(task.adapter, Plan.from_bytes(entry.plan), on_bytes=self._metrics.download_bytes.inc)
         shutil.rmtree(self._site.work_folder / task.run, ignore_errors=True)

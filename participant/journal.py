@@ -250,6 +250,12 @@ class Journal:
         """Newest first."""
         return self._rounds("WHERE run = ? ORDER BY round DESC", run)
 
+    def open_rounds(self, run: str, *, up_to: int) -> tuple[RoundEntry, ...]:
+        """Rounds that this site has not been told the end of, or has missed it; oldest first."""
+        return self._rounds(
+            "WHERE run = ? AND round <= ? AND phase <> ? ORDER BY round", run, up_to, RoundPhase.OVER.value
+        )
+
     def rounds_since(self, time: datetime) -> tuple[RoundEntry, ...]:
         """Rounds of all runs that began at this site since then: what a policy counts."""
         return self._rounds("WHERE started_at >= ? ORDER BY started_at", _text(time))

@@ -17,7 +17,7 @@ from typing import Final
 from common.assignments import AdvertiseKeys, CloseRound, ConfirmShares, DepositShares, UploadUpdate
 from common.charter import Charter
 from common.clock import Clock
-from common.errors import OutOfTurn, ProtocolViolation, StorageFailed
+from common.errors import OutOfTurn, ProtocolViolation, StorageFailed, UpdateLost
 from common.log import get_logger
 from common.masking import MASKED_KIND, key_epoch, pinned_members
 from common.plan import Plan
@@ -215,7 +215,7 @@ class MaskingDesk:
         spool = self.spool(entry.run, entry.round)
         sizes = chunk_sizes(masked.context.layout)
         if not spool.exists() or spool.stat().st_size != sum(sizes):
-            raise StorageFailed(f"the masked update {spool} is lost or damaged; another one is never made for a round")
+            raise UpdateLost(f"the masked update {spool} is lost or damaged; another one is never made for a round")
         state = self._client().upload_state(entry.run, entry.round)
         if not state.is_complete:
             if state.durable_chunks:

@@ -62,10 +62,13 @@ class Preparations:
         self._running = _Running(key, thread, stop)
         thread.start()
 
-    def wait(self) -> None:
-        """Return when the running preparation, if any, has ended by itself."""
-        if self._running is not None:
-            self._running.thread.join()
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until the running preparation, if any, has ended by itself. False if it has not within `seconds`."""
+        running = self._running
+        if running is None:
+            return True
+        running.thread.join(seconds)
+        return not running.thread.is_alive()
 
     def stop(self, key: RoundKey | None = None) -> None:
         """End the running preparation (if it is `key`'s, when one is named) and wait until it is gone."""

@@ -54,7 +54,7 @@ def assignments(standing: Standing) -> tuple[Assignment, ...]:
     run, member = standing.run, standing.member
     has_joined = member is not None and member.joined
     if run.state.is_over:
-        return (FinishRun(run.name, run.state, run.accepted_adapter),) if has_joined else ()
+        return (*_finishing(standing), FinishRun(run.name, run.state, run.accepted_adapter)) if has_joined else ()
     if member is not None and member.reason == MemberAtFault.reason:
         return ()
     if not has_joined:

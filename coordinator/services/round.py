@@ -196,10 +196,6 @@ class RoundServicer(round_pb2_grpc.RoundServiceServicer):
     def _join(self, request: round_pb2.JoinRunRequest, participant: str) -> None:
         with self._store.write() as writer:
             run = self._open_run(writer, request.run, participant)
-            if any(
-                m.participant == participant and m.reason == MemberAtFault.reason for m in writer.run_members(run.name)
-            ):
-                raise NotInCohort(f"{participant} was put out of runs/{run.name} for breaking the masking protocol")
             if request.plan_digest != run.plan_digest:
                 raise DigestMismatch(
                     f"runs/{run.name} has plan {run.plan_digest}, not {request.plan_digest[:64]}; fetch the plan again"
@@ -239,6 +235,10 @@ class RoundServicer(round_pb2_grpc.RoundServiceServicer):
         require_charter_member(reader, run, participant)
         if run.state.is_over:
             raise OutOfTurn(f"runs/{run.name} is {run.state.value}; nobody can join or leave it")
+        # Declining would let it forget why it is out, and join again.
+        for member in reader.run_members(run.name):
+            if member.participant == participant and member.reason == MemberAtFault.reason:
+                raise NotInCohort(f"{participant} was put out of runs/{run.name} for breaking the masking protocol")
         return run
 
     def _own_participation(

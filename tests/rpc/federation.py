@@ -10,6 +10,7 @@ import asyncio
 import concurrent.futures
 import itertools
 import json
+import math
 import random
 import socket
 import threading
@@ -165,9 +166,11 @@ class Line:
         self._before: str | None = None
         self._after: str | None = None
         self._lost: str | None = None
-        self._refused: str | None = None
+        self._refused: dict[str, float] = {}
         self._doctors: dict[str, Callable[[Any], Any]] = {}
         self.is_cut = False
+        # Of every call that the site has made: what it carried, whether or not it got through; and those that did.
+        self.attempts: dict[str, list[tuple[tuple[Any, ...], Mapping[str, Any]]]] = {}
         self.calls: list[str] = []
 
     def cut(self, *, before: str | None = None, after: str | None = None, losing_answer_to: str | None = None) -> None:
@@ -175,23 +178,31 @@ class Line:
         self._before, self._after, self._lost = before, after, losing_answer_to
         self.is_cut = before is None and after is None and losing_answer_to is None
 
-    def refuse(self, name: str) -> None:
-        """Calls of this name alone do not get through."""
-        self._refused = name
+    def refuse(self, name: str, *, times: float = math.inf) -> None:
+        """So many calls of this name alone do not get through."""
+        self._refused[name] = times
 
     def mend(self) -> None:
-        self._before = self._after = self._lost = self._refused = None
+        self._before = self._after = self._lost = None
+        self._refused.clear()
         self.is_cut = False
+
+    def forget(self) -> None:
+        """Begin the record of calls anew."""
+        self.attempts.clear()
+        self.calls.clear()
 
     def doctor(self, name: str, change: Callable[[Any], Any]) -> None:
         """Change what the coordinator answers to the calls of that name."""
         self._doctors[name] = change
 
     def carry(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.attempts.setdefault(name, []).append((args, kwargs))
         if self.is_cut or name == self._before:
             self.is_cut = True
             raise Unavailable("the line is cut")
-        if name == self._refused:
+        if self._refused.get(name, 0) > 0:
+            self._refused[name] -= 1
             raise Unavailable("the call does not get through")
         answer = call(*args, **kwargs)
         self.calls.append(name)
@@ -249,7 +260,9 @@ class Site:
         except Unavailable:
             return False
         finally:
-            self.daemon.wait_for_preparation()
+            # Without its line a site goes on trying by itself.
+            while not self.daemon.wait_for_preparation(0.05) and not self.line.is_cut:
+                pass
         self._federation.settle()
         return done
 
@@ -281,6 +294,7 @@ class Site:
             yield channel, uploads
 
     def close(self) -> None:
+        self.daemon.stop_preparation()
         self._close.close()
 
 

@@ -1,0 +1,320 @@
+"""Killed and started again: a site at every phase of its journal, the coordinator in every state of a round.
+
+A kill is a line that is cut at a call, and a daemon that is built anew over the same folder. Nothing acknowledged is
+sent again, what is sent again is the same bytes, and the run ends as it would have undisturbed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from common.errors import Unavailable, UploadIncomplete
+from coordinator.driver import rounds
+from participant.journal import RoundPhase
+from tests.rpc.federation import WINDOW, Federation, base_model, federation_in
+from tests.rpc.lab import Lab, lab_in, open_round
+from tests.rpc.lying import hold_upload, part
+
+NAME = "site-1"
+# Five chunks for three sites: four of lanes, and the tail.
+LARGE = base_model(size=150_000)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with lab_in(tmp_path_factory) as made:
+        yield made
+
+
+@pytest.fixture
+def federation(lab: Lab) -> Iterator[Federation]:
+    federation = lab.of(3)
+    for site in federation.sites.values():
+        site.line.forget()
+    yield federation
+    for site in federation.sites.values():
+        site.line.mend()
+
+
+def cut(**where: str) -> dict[str, str]:
+    return where
+
+
+# Where the site is killed: before a call, or after the coordinator has had it and before the site knows.
+KILLS = {
+    "before advertising": cut(before="advertise_keys"),
+    "advertised, answer lost": cut(losing_answer_to="advertise_keys"),
+    "roster not there": cut(before="roster"),
+    "before depositing": cut(before="deposit_shares"),
+    "deposited, answer lost": cut(losing_answer_to="deposit_shares"),
+    "shares not there": cut(before="shares"),
+    "before confirming": cut(before="confirm_shares"),
+    "confirmed, answer lost": cut(losing_answer_to="confirm_shares"),
+    "adapter not there": cut(before="adapter"),
+    "before it says that it is prepared": cut(before="report_prepared"),
+    "said that it is prepared, answer lost": cut(losing_answer_to="report_prepared"),
+    "masked, before the first byte": cut(before="upload_state"),
+    "before the upload": cut(before="upload"),
+    "uploaded, answer lost": cut(losing_answer_to="upload"),
+    "before the evidence": cut(before="evidence"),
+    "before revealing": cut(before="reveal_shares"),
+    "revealed, answer lost": cut(losing_answer_to="reveal_shares"),
+}
+
+
+@pytest.mark.parametrize("kill", KILLS)
+def test_a_site_that_is_killed_goes_on_where_it_was_and_is_in_the_sum(federation: Federation, kill: str) -> None:
+    number = open_round(federation)
+    site = federation.sites[NAME]
+    site.line.cut(**KILLS[kill])
+    federation.turn_until(lambda: site.line.is_cut)
+
+    again = federation.reopen_site(NAME)
+    found = federation.play(number)
+
+    assert found["state"] == "succeeded", found["message"]
+    assert len(found["survivors"]) == 3
+    errors, bound = federation.errors(number, sorted(federation.sites))
+    assert errors.max() <= bound
+    # Nothing that was acknowledged is sent again, nothing that was prepared is prepared again.
+    assert again.line.calls.count("upload") == (0 if "upload" in site.line.calls else 1)
+    assert again.trainer.prepared.count(number) == 1
+    # What is sent again is what was sent before, byte for byte.
+    for name in ("advertise_keys", "deposit_shares", "confirm_shares", "reveal_shares"):
+        sent = {args for line in (site.line, again.line) for args, _ in line.attempts.get(name, [])}
+        # The quorum of reveals may have been there without this site's.
+        assert len(sent) == 1 or (name == "reveal_shares" and not sent)
+    uploads = [kwargs for line in (site.line, again.line) for _, kwargs in line.attempts.get("upload", [])]
+    assert len({(upload["chunk_digests"], upload["receipt"]) for upload in uploads}) == 1
+
+
+def test_commits_and_reveals_of_a_slow_close_survive_a_kill(lab: Lab) -> None:
+    federation = lab.of(4)
+    number = open_round(federation)
+    federation.sites[NAME].line.forget()
+    lost, site = federation.sites["site-0"], federation.sites[NAME]
+    lost.line.cut(before="upload")
+    site.line.cut(losing_answer_to="commit_survivors")
+    others = [name for name in federation.sites if name != "site-0"]
+    federation.turn_until(lambda: federation.round(number)["state"] == "collecting" and lost.line.is_cut)
+    federation.turn_until(lambda: federation.participations(number)["site-3"][0] == "uploaded")
+    federation.advance(WINDOW + 1)
+    federation.turn_until(lambda: site.line.is_cut, sites=others)
+    assert site.phase(number) is RoundPhase.BOUND
+
+    again = federation.reopen_site(NAME)
+    found = federation.play(number, sites=others)
+
+    assert found["state"] == "succeeded", found["message"]
+    commits = {args for line in (site.line, again.line) for args, _ in line.attempts["commit_survivors"]}
+    assert len(commits) == 1
+    errors, bound = federation.errors(number, others)
+    assert errors.max() <= bound
+    lost.line.mend()
+
+
+def test_an_upload_goes_on_at_the_last_durable_chunk_after_a_kill(tmp_path: Path) -> None:
+    with federation_in(tmp_path, model=LARGE) as federation:
+        names = federation.add_sites(3)
+        federation.create_run()
+        held = hold_upload(federation, 1, NAME)
+        assert len(held.chunks) == 5
+        with pytest.raises(UploadIncomplete):
+            held.send([held.header(), *map(part, held.chunks[:3])])
+
+        again = federation.reopen_site(NAME)
+        federation.play(1)
+
+        assert again.client.upload_state("run", 1).durable_chunks == 5
+        ((_, sent),) = again.line.attempts["upload"]
+        assert sent["first_chunk"] == 3
+        assert federation.round(1)["state"] == "succeeded"
+        errors, bound = federation.errors(1, names)
+        assert errors.max() <= bound
+        received = federation.metric("accord_upload_bytes_total")
+        assert received == 3 * sum(map(len, held.chunks))
+
+
+def test_a_site_lost_in_the_middle_of_its_upload_is_left_out_and_its_chunks_with_it(tmp_path: Path) -> None:
+    with federation_in(tmp_path, model=LARGE) as federation:
+        names = federation.add_sites(4)
+        federation.create_run()
+        held = hold_upload(federation, 1, NAME)
+        with pytest.raises(UploadIncomplete):
+            held.send([held.header(), *map(part, held.chunks[:4])])
+
+        found = federation.play(1, sites=[name for name in names if name != NAME])
+
+        assert found["state"] == "succeeded"
+        survivors = [name for name in names if name != NAME]
+        assert found["survivors"] == [f"participants/{name}" for name in survivors]
+        errors, bound = federation.errors(1, survivors)
+        assert errors.max() <= bound
+        assert federation.participations(1)[NAME] == ("dropped", "WINDOW_PASSED")
+
+
+def test_a_site_whose_masked_update_is_lost_says_so_and_never_masks_another(tmp_path: Path) -> None:
+    with federation_in(tmp_path) as federation:
+        names = federation.add_sites(4)
+        federation.create_run()
+        held = hold_upload(federation, 1, NAME)
+        (held.site.state / "spool" / "run-1.masked").unlink()
+        began = federation.clock.now()
+
+        again = federation.reopen_site(NAME)
+        found = federation.play(1)
+
+        assert found["state"] == "succeeded"
+        assert federation.participations(1)[NAME] == ("failed", "UPDATE_LOST")
+        assert federation.clock.now() == began, "nobody waits for a site that has said that it is out"
+        assert "upload" not in again.line.calls
+        errors, bound = federation.errors(1, [name for name in names if name != NAME])
+        assert errors.max() <= bound
+
+
+def test_a_spool_with_a_flipped_bit_is_refused_and_the_site_says_that_it_is_out(tmp_path: Path) -> None:
+    with federation_in(tmp_path) as federation:
+        federation.add_sites(4)
+        federation.create_run()
+        held = hold_upload(federation, 1, NAME)
+        spool = held.site.state / "spool" / "run-1.masked"
+        spool.write_bytes(bytes([spool.read_bytes()[0] ^ 1]) + spool.read_bytes()[1:])
+
+        federation.reopen_site(NAME)
+        found = federation.play(1)
+
+        assert found["state"] == "succeeded"
+        assert federation.participations(1)[NAME] == ("failed", "UPLOAD_MISMATCH")
+
+
+def test_a_journal_that_went_back_in_time_gets_no_second_update_in(tmp_path: Path) -> None:
+    with federation_in(tmp_path) as federation:
+        federation.add_sites(4)
+        federation.create_run(rounds=2)
+        federation.play(1)
+        site = federation.sites[NAME]
+        site.line.cut(after="report_prepared")
+        federation.turn_until(lambda: site.line.is_cut)
+        site.close()
+        backup = {path: path.read_bytes() for path in site.state.glob("journal.sqlite*")}
+        federation.open_site(NAME, site.trainer)
+        held = hold_upload(federation, 2, NAME)
+        with pytest.raises(UploadIncomplete):
+            held.send([held.header(), part(held.chunks[0])])
+        held.site.close()
+        for path in site.state.glob("journal.sqlite*"):
+            path.unlink()
+        for path, content in backup.items():
+            path.write_bytes(content)
+
+        federation.open_site(NAME, site.trainer)
+        found = federation.play(2)
+
+        assert found["state"] == "succeeded"
+        assert federation.participations(2)[NAME] == ("failed", "ALREADY_EXISTS")
+        assert f"participants/{NAME}" not in found["survivors"]
+
+
+def test_a_coordinator_that_is_away_while_the_adapter_is_fetched_puts_no_site_out(federation: Federation) -> None:
+    number = open_round(federation)
+    site = federation.sites[NAME]
+    site.line.refuse("adapter", times=1)
+    site.line.refuse("adapter_chunks", times=1)
+
+    found = federation.play(number)
+
+    assert len(found["survivors"]) == 3
+    assert len(site.line.attempts["adapter"]) >= 3
+
+
+def test_a_site_that_was_away_for_rounds_forgets_all_of_them(tmp_path: Path) -> None:
+    with federation_in(tmp_path) as federation:
+        names = federation.add_sites(4)
+        federation.create_run(rounds=4)
+        site = federation.sites[NAME]
+        site.line.cut(after="upload")
+        federation.play(1)
+        assert site.phase(1) is RoundPhase.MASKED
+        for number in (2, 3):
+            federation.play(number, sites=[name for name in names if name != NAME])
+        site.line.mend()
+
+        federation.play(4)
+
+        journal = site.journal()
+        missed = journal.round("run", 1)
+        assert missed is not None
+        assert (missed.phase, missed.outcome, missed.state) == (RoundPhase.OVER, "unknown", b"")
+        journal.close()
+        assert not (site.state / "spool" / "run-1.masked").exists()
+
+
+# --- the coordinator --------------------------------------------------------------------------------------------
+
+
+def stop_reveals(federation: Federation) -> None:
+    for site in list(federation.sites.values())[1:]:
+        site.line.cut(before="reveal_shares")
+
+
+STATES: dict[str, Callable[[Federation], None]] = {
+    "forming": lambda federation: federation.sites[NAME].line.cut(before="assignments"),
+    "training": lambda federation: federation.sites[NAME].line.refuse("report_prepared"),
+    "collecting": lambda federation: federation.sites[NAME].line.cut(before="upload"),
+    "unmasking": stop_reveals,
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_the_coordinator_restarts_in_the_same_state_and_publishes_the_same_sum(lab: Lab, state: str) -> None:
+    federation = lab.of(4)
+    number = open_round(federation)
+    STATES[state](federation)
+    for _ in range(12):
+        federation.turn()
+    before = federation.round(number)
+    assert before["state"] == state
+    uploads = {name: site.line.calls.count("upload") for name, site in federation.sites.items()}
+
+    federation.restart()
+
+    assert federation.round(number) == before
+    for site in federation.sites.values():
+        site.line.mend()
+    found = federation.play(number)
+    assert found["state"] == "succeeded", found["message"]
+    assert len(found["survivors"]) == 4
+    errors, bound = federation.errors(number, sorted(federation.sites))
+    assert errors.max() <= bound
+    sent = {name: site.line.calls.count("upload") - uploads[name] for name, site in federation.sites.items()}
+    late = {"forming": set(sent), "training": set(sent), "collecting": {NAME}, "unmasking": set()}[state]
+    assert {name for name, count in sent.items() if count} == late
+
+
+def test_the_same_uploads_give_the_same_adapter_bit_for_bit(tmp_path: Path) -> None:
+    """Aggregated twice from the same stored uploads and reveals, each time by a coordinator that has just started."""
+    with federation_in(tmp_path) as federation:
+        federation.add_sites(3)
+        federation.create_run()
+        with patch.object(rounds, "make_next_adapter", side_effect=Unavailable("killed here")):
+            federation.turn_until(lambda: federation.round(1)["state"] == "aggregating")
+            federation.stop()
+        stored, copy = federation.config.data_folder, tmp_path / "copy"
+        shutil.copytree(stored, copy)
+        digests = []
+        for _ in range(2):
+            federation.start()
+            federation.settle()
+            assert federation.round(1)["state"] == "succeeded"
+            digests.append(federation.round(1)["adapter_digest"])
+            federation.stop()
+            shutil.rmtree(stored)
+            shutil.copytree(copy, stored)
+
+        assert digests[0] == digests[1]
+        federation.start()

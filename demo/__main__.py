@@ -24,12 +24,13 @@ from demo.figures import RunReport, to_json
 from demo.folders import FINISHED_FILE, end_processes, fresh_folder, point_to_latest
 from demo.progress import view_for
 from demo.settings import DemoSettings, Judging, Training
-from demo.tables import closing
+from demo.tables import closing_lines, closing_tables
 
 ROOT: Final = Path(".demo")
 CACHE: Final = Path(".cache/demo")
 FAILED: Final = 1
 INTERRUPTED: Final = 130
+PIPE_COLUMNS: Final = 120
 HTML_FILE: Final = "report.html"
 
 EPILOG: Final = """\
@@ -71,7 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     settings = settings_of(options)
-    console = Console()
+    # In a file or a pipe nobody has a width to tell us.
+    console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
     with contextlib.ExitStack() as parts:
         parts.enter_context(_interruptible())
         try:
@@ -81,7 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print("\ninterrupted: everything has ended, and what was half done is removed", markup=False)
             return INTERRUPTED
         except AccordError as error:
-            Console(stderr=True).print(f"error: {error.message}", markup=False, highlight=False, style="red")
+            Console(stderr=True).print(
+                f"error: {error.message}", markup=False, highlight=False, soft_wrap=True, style="red"
+            )
             return FAILED
 
 
@@ -119,7 +123,9 @@ def _run(folder: Path, settings: DemoSettings, console: Console) -> int:
         raise
     finally:
         end_processes(folder)
-    console.print(closing(report, html=html, json_file=json_file))
+    console.print(closing_tables(report))
+    for line in closing_lines(report, html=html, json_file=json_file):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -69,19 +69,17 @@ def example_table(examples: Sequence[Example]) -> Table:
     return table
 
 
-def closing(report: RunReport, *, html: Path, json_file: Path) -> RenderableType:
-    """All that the end of a demo shows."""
-    seconds = " · ".join(f"{name} {clock(value)}" for name, value in report.seconds.items())
-    facts = Table.grid(padding=(0, 2, 0, 0))
-    facts.add_column(style="dim", no_wrap=True)
-    facts.add_column(overflow="fold")
-    for name, value in (
-        ("time", f"{clock(sum(report.seconds.values()))} in all: {seconds}"),
-        ("sent", f"{mebibytes(report.uploaded_bytes)} of masked updates, and not one of them in the clear"),
-        ("adapter", report.adapter.path),
-        ("base model", report.base_model_path),
-        ("report", str(html)),
-        ("json", str(json_file)),
-    ):
-        facts.add_row(name, Text(value))
-    return Group(Text(), final_table(report), Text(), example_table(one_example_each(report)), Text(), facts)
+def closing_tables(report: RunReport) -> RenderableType:
+    """What was learned, and an example of it."""
+    return Group(Text(), final_table(report), Text(), example_table(one_example_each(report)), Text())
+
+
+def closing_lines(report: RunReport, *, html: Path, json_file: Path) -> Iterator[str]:
+    """Where everything is: a line each, never broken, so that paths can be taken from it."""
+    seconds = ", ".join(f"{name} {clock(value)}" for name, value in report.seconds.items())
+    yield f"time        {clock(sum(report.seconds.values()))} in all: {seconds}"
+    yield f"sent        {mebibytes(report.uploaded_bytes)} of masked updates, not one of them in the clear"
+    yield f"base model  {report.base_model_path}"
+    yield f"adapter     {report.adapter.path}"
+    yield f"report      {html}"
+    yield f"json        {json_file}"

@@ -1,12 +1,11 @@
-"""Steps of a round: closes each phase when it is due, opens the sum, and commits what came of it in one transaction."""
+"""Steps of a round: closes each phase when it is due, with those who are in it, or fails the round with the reason."""
 
 from __future__ import annotations
 
-import shutil
+import itertools
 from dataclasses import replace
 from typing import Final
 
-from common.adapters import ADAPTER_FILE
 from common.errors import (
     AccordError,
     CertificateRevoked,
@@ -18,53 +17,42 @@ from common.errors import (
     VersionConflict,
 )
 from common.masking import MASKED_KIND, model_hash
-from common.secagg import TailSums, Unmasking, check_ready, make_start, open_masks, verify_reveal
-from common.states import RoundKind, RoundState
-from coordinator.aggregation import NextAdapter, OpenSum, make_next_adapter
+from common.secagg import make_start
+from common.states import RoundState
+from coordinator.driver.aggregating import open_unmasking, step_aggregating
 from coordinator.driver.epochs import MOST_TRIES, needs_epoch, open_epoch
-from coordinator.driver.work import View, Work, audit
-from coordinator.manifests import build_manifest, sign_manifest
-from coordinator.masked import commitments_of, context_of, epoch_of, roster_of
+from coordinator.driver.work import View, Work, audit, phase_ended
+from coordinator.masked import context_of, epoch_of, roster_of
 from coordinator.rounds.decisions import (
     Close,
     Extend,
     Fail,
+    MakeKeys,
     close_collecting,
     close_forming,
     close_training,
     deadline_of,
 )
 from coordinator.rounds.events import (
-    Aggregated,
     CohortChosen,
     DeadlineExtended,
     Opened,
     RoundFailed,
-    RunFinished,
     SharesRevealed,
     SurvivorsBound,
 )
-from coordinator.rounds.figures import figures, heldout_loss
-from coordinator.rounds.gate import Verdict, judge
-from coordinator.rounds.lifecycle import advance_round, advance_run
+from coordinator.rounds.lifecycle import advance_round
 from coordinator.rounds.model import (
-    Adapter,
-    AdapterState,
     EpochState,
     MessageKind,
     ParticipantState,
     Participation,
     ParticipationState,
     Round,
-    Run,
     RunMember,
 )
-from coordinator.runs import adapter_key
-from coordinator.store.interface import Reader, Writer
-from coordinator.strategies import server_optimizer
-from coordinator.uploads import UploadReader, upload_prefix
+from coordinator.store.interface import Writer
 
-CANDIDATE_SET_ASIDE: Final = "CANDIDATE_SET_ASIDE"
 KEYS_NOT_MADE: Final = "KEYS_NOT_MADE"
 DROPPED_BY_WINDOW: Final = "WINDOW_PASSED"
 DROPPED_WITHOUT_KEYS: Final = "NO_MASKING_KEYS"
@@ -85,7 +73,7 @@ def step_round(work: Work, view: View) -> bool:
         RoundState.TRAINING: _step_training,
         RoundState.COLLECTING: _step_collecting,
         RoundState.UNMASKING: _step_unmasking,
-        RoundState.AGGREGATING: _step_aggregating,
+        RoundState.AGGREGATING: step_aggregating,
     }
     try:
         return _drop_leavers(work, view, view.round) or steps[view.round.state](work, view, view.round)
@@ -143,7 +131,7 @@ def _step_forming(work: Work, view: View, round_: Round) -> bool:
         opened = advance_round(round_, Opened(view.now, deadline_of(view.plan.phases.training, view.now)))
         writer.update_round(opened)
         audit(work, writer, "training_opened", round_.name, present=decision.participants)
-    _ended(work, round_, opened)
+    phase_ended(work, round_, opened)
     return True
 
 
@@ -157,6 +145,8 @@ def _step_training(work: Work, view: View, round_: Round) -> bool:
     decision = close_training(
         round_, view.plan, epoch=ready, floor=floor, participations=view.participations, now=view.now
     )
+    if isinstance(decision, MakeKeys):
+        return _make_keys_again(work, view, round_)
     if decision is None:
         return False
     if isinstance(decision, Fail) or ready is None:
@@ -194,7 +184,7 @@ def _step_training(work: Work, view: View, round_: Round) -> bool:
             absent = Participation(round_.run, round_.number, name, ParticipationState.PRESENT, view.now)
             _drop(work, view, writer, absent, DROPPED_ABSENT, "did not ask for work before training closed")
         audit(work, writer, "cohort_chosen", round_.name, cohort=decision.participants, epoch=ready.number)
-    _ended(work, round_, chosen)
+    phase_ended(work, round_, chosen)
     return True
 
 
@@ -206,6 +196,18 @@ def _renew_keys(work: Work, view: View, round_: Round) -> bool:
     if epoch is not None and epoch.state is EpochState.FAILED and _tries(work, view, round_) >= MOST_TRIES:
         _fail(work, view, round_, KEYS_NOT_MADE, f"{MOST_TRIES} key set-ups have failed, the last: {epoch.message}")
         return True
+    with work.store.write() as writer:
+        open_epoch(writer, work, view, first_round=round_.number)
+    return True
+
+
+def _make_keys_again(work: Work, view: View, round_: Round) -> bool:
+    """Another key epoch for those who are there; not for ever, as each of them may lose somebody else."""
+    with work.store.read() as reader:
+        epochs = (reader.epoch(view.run.name, number) for number in range(view.run.latest_epoch, 0, -1))
+        begun = sum(1 for _ in itertools.takewhile(lambda epoch: epoch.first_round == round_.number, epochs))
+    if begun >= MOST_TRIES:
+        return False
     with work.store.write() as writer:
         open_epoch(writer, work, view, first_round=round_.number)
     return True
@@ -253,7 +255,7 @@ def _step_collecting(work: Work, view: View, round_: Round) -> bool:
     if isinstance(decision, Fail):
         _fail(work, view, round_, decision.reason, decision.message)
         return True
-    _ended(work, round_, bound)
+    phase_ended(work, round_, bound)
     return True
 
 
@@ -269,179 +271,13 @@ def _step_unmasking(work: Work, view: View, round_: Round) -> bool:
                 f"{len(revealed)} of at least {context.thresholds.shares} members revealed their shares in time; "
                 f"missing: {', '.join(silent)}"
             )
-        _open_masks(reader, view.run, round_)
+        open_unmasking(reader, view.run, round_)
     with work.store.write() as writer:
         after = advance_round(round_, SharesRevealed(view.now, deadline_of(view.plan.phases.unmasking, view.now)))
         writer.update_round(after)
         audit(work, writer, "shares_revealed", round_.name, holders=revealed)
-    _ended(work, round_, after)
+    phase_ended(work, round_, after)
     return True
-
-
-def _open_masks(reader: Reader, run: Run, round_: Round) -> Unmasking:
-    """The seeds of the masks that are left in the sum; made anew whenever they are needed, and never stored."""
-    context = context_of(reader, run, round_)
-    epoch = reader.epoch(run.name, round_.epoch)
-    roster = roster_of(reader, run, epoch)
-    members = roster.members
-    survivors = tuple(sorted(members.index_of(name) for name in round_.survivors))
-    commitments = commitments_of(reader, context, round_)
-    reveals = [
-        verify_reveal(
-            context, survivors, message.body, sender=members.index_of(message.sender), commitments=commitments
-        )
-        for message in reader.messages(run.name, MessageKind.REVEAL, round_.number)
-    ]
-    readies = {
-        members.index_of(message.sender): check_ready(
-            context.epoch, members, message.body, sender=members.index_of(message.sender)
-        )
-        for message in reader.messages(run.name, MessageKind.CONFIRMATION, round_.epoch)
-        if message.sender in round_.cohort
-    }
-    return open_masks(context, roster, survivors, reveals, readies)
-
-
-# --- aggregating ------------------------------------------------------------------------------------------------
-
-
-def _step_aggregating(work: Work, view: View, round_: Round) -> bool:
-    with work.store.read() as reader:
-        unmasking = _open_masks(reader, view.run, round_)
-    layout = unmasking.context.layout
-    uploads = [
-        UploadReader(work.blobs, upload_prefix(round_.run, round_.number, name), layout) for name in round_.survivors
-    ]
-    opened = OpenSum(unmasking, uploads)
-    tail = opened.tail()
-    found = figures(tail)
-    verdict = judge(heldout_loss(found), accepted_loss=view.run.accepted_loss, gate=view.plan.gate)
-    is_set_aside = not verdict.is_accepted and view.run.candidate_adapter is not None
-    made: NextAdapter | None = None
-    size = 0
-    if round_.kind is RoundKind.TRAIN and not is_set_aside:
-        made, size = _make_adapter(work, view, round_, opened, tail)
-        found = tuple(sorted((*found, ("delta_norm", made.delta_norm))))
-    with work.store.write() as writer:
-        run = _after_gate(work, view, writer, round_, verdict, found)
-        if is_set_aside:
-            after = _set_aside(work, view, writer, run, round_, verdict)
-        else:
-            after = advance_round(round_, Aggregated(view.now, made.digest if made else None, found))
-            writer.update_round(after)
-            if made is not None:
-                run = replace(run, rounds_succeeded=run.rounds_succeeded + 1)
-            # An update of nothing but zeros leaves the adapter that is there already, and has its digest.
-            if made is not None and made.digest != round_.base_adapter:
-                _publish(work, view, writer, after, made, size)
-                run = replace(run, candidate_adapter=made.digest)
-            run = replace(run, failed_in_a_row=0, version=run.version + 1)
-            writer.update_run(run)
-            if round_.kind is RoundKind.EVALUATE:
-                writer.update_run(advance_run(run, RunFinished(view.now)))
-                audit(work, writer, "run_succeeded", f"runs/{run.name}", adapter=run.accepted_adapter)
-    _ended(work, round_, after)
-    work.observer.round_ended(after)
-    return True
-
-
-def _make_adapter(work: Work, view: View, round_: Round, opened: OpenSum, tail: TailSums) -> tuple[NextAdapter, int]:
-    """The next global adapter, in the blob store, and its size in bytes."""
-    scratch = work.scratch / round_.run / str(round_.number)
-    try:
-        scratch.mkdir(parents=True, exist_ok=True)
-        base = scratch / f"base-{ADAPTER_FILE}"
-        work.blobs.fetch(adapter_key(round_.base_adapter), base)
-        made = make_next_adapter(
-            opened,
-            tail,
-            base=base,
-            adapter_layout=view.plan.layout(),
-            optimizer=server_optimizer(view.plan.method.server_optimizer, view.plan.method.server_learning_rate),
-            max_update_norm=view.plan.masking.max_update_norm,
-            scratch=scratch,
-            still_ours=lambda: work.still_ours(round_.run),
-        )
-        size = made.path.stat().st_size
-        work.blobs.put_file(adapter_key(made.digest), made.path)
-    finally:
-        # Whatever came of it: a try that another process takes up begins anew.
-        shutil.rmtree(scratch, ignore_errors=True)
-    return made, size
-
-
-def _after_gate(
-    work: Work, view: View, writer: Writer, round_: Round, verdict: Verdict, found: tuple[tuple[str, float], ...]
-) -> Run:
-    """The run once the adapter that this round has measured is accepted or set aside; not yet written."""
-    run = writer.run(view.run.name)
-    loss = heldout_loss(found)
-    candidate = run.candidate_adapter
-    if candidate is None:
-        # The round has measured an adapter that was accepted before; its loss is what later ones are compared with.
-        return replace(run, accepted_loss=loss) if run.accepted_loss is None else run
-    if candidate != round_.base_adapter:
-        return run
-    if verdict.is_accepted:
-        writer.set_adapter_state(candidate, AdapterState.ACCEPTED, heldout_loss=loss)
-        audit(work, writer, "adapter_accepted", f"adapters/{candidate}", verdict=verdict.message)
-        return replace(run, accepted_adapter=candidate, candidate_adapter=None, accepted_loss=loss)
-    writer.set_adapter_state(candidate, AdapterState.SET_ASIDE, heldout_loss=loss)
-    audit(work, writer, "adapter_set_aside", f"adapters/{candidate}", verdict=verdict.message)
-    return replace(run, candidate_adapter=None)
-
-
-def _set_aside(work: Work, view: View, writer: Writer, run: Run, round_: Round, verdict: Verdict) -> Round:
-    """The candidate did not pass: what was trained from it is not published, the run goes back."""
-    message = f"adapter {round_.base_adapter[:12]} is set aside: {verdict.message}"
-    after = advance_round(round_, RoundFailed(view.now, CANDIDATE_SET_ASIDE, message))
-    writer.update_round(after)
-    run = replace(run, failed_in_a_row=run.failed_in_a_row + 1, version=run.version + 1)
-    writer.update_run(run)
-    audit(work, writer, "round_failed", round_.name, reason=CANDIDATE_SET_ASIDE, message=message)
-    if round_.kind is RoundKind.EVALUATE:
-        writer.update_run(advance_run(run, RunFinished(view.now)))
-        audit(work, writer, "run_succeeded", f"runs/{run.name}", adapter=run.accepted_adapter)
-    return after
-
-
-def _publish(work: Work, view: View, writer: Writer, round_: Round, made: NextAdapter, size: int) -> None:
-    manifest = sign_manifest(
-        build_manifest(
-            view.plan,
-            plan_digest=view.run.plan_digest,
-            round_number=round_.number,
-            digest=made.digest,
-            parent=round_.base_adapter,
-            survivors=round_.survivors,
-            metrics=round_.metrics,
-            instruction_set=round_.instruction_set,
-            at=view.now,
-        ),
-        work.signing_key,
-    )
-    writer.add_adapter(
-        Adapter(
-            digest=made.digest,
-            run=round_.run,
-            round=round_.number,
-            state=AdapterState.CANDIDATE,
-            size_bytes=size,
-            parent=round_.base_adapter,
-            manifest=manifest.content,
-            manifest_signature=manifest.signature,
-            created_at=view.now,
-        )
-    )
-    audit(
-        work,
-        writer,
-        "adapter_published",
-        f"adapters/{made.digest}",
-        round=round_.name,
-        survivors=round_.survivors,
-        parent=round_.base_adapter,
-    )
 
 
 # --- ends -------------------------------------------------------------------------------------------------------
@@ -483,8 +319,3 @@ def _drop(work: Work, view: View, writer: Writer, who: Participation, reason: st
         message=message,
     )
     work.observer.participant_dropped(who.participant, reason)
-
-
-def _ended(work: Work, before: Round, after: Round) -> None:
-    """Tell the observer how long a phase took."""
-    work.observer.phase_ended(before.state.value, (after.phase_started_at - before.phase_started_at).total_seconds())

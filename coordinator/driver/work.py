@@ -77,3 +77,8 @@ def look(reader: Reader, run_name: str, *, now: datetime) -> View:
 def audit(work: Work, writer: Writer, action: str, subject: str, **details: object) -> None:
     """One audit line of the coordinator itself."""
     audit_lines.append(writer, work.clock, actor=audit_lines.COORDINATOR, action=action, subject=subject, **details)
+
+
+def phase_ended(work: Work, before: Round, after: Round) -> None:
+    """Tell the observer how long a phase took."""
+    work.observer.phase_ended(before.state.value, (after.phase_started_at - before.phase_started_at).total_seconds())

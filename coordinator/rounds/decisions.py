@@ -42,6 +42,11 @@ class Fail:
 
 
 @dataclass(frozen=True, slots=True)
+class MakeKeys:
+    """Enough are prepared, and too few of them have masking keys: waiting changes nothing, another key epoch does."""
+
+
+@dataclass(frozen=True, slots=True)
 class Extend:
     """The phase goes on until `deadline`, because work is visibly under way."""
 
@@ -88,7 +93,7 @@ def close_training(
     floor: int,
     participations: Sequence[Participation],
     now: datetime,
-) -> Close | Fail | None:
+) -> Close | Fail | MakeKeys | None:
     """TRAINING closes when all who were present are prepared or out and keys are ready, or at its deadline.
 
     The cohort is who has an update ready and can mask it. epoch: the one whose keys are ready, if any. floor: least
@@ -104,7 +109,8 @@ def close_training(
     if not is_waiting and len(prepared) < quorum:
         return _missed("training", len(prepared), quorum, _out(participations), plan.phases.training, hint="failed")
     if now < round_.deadline:
-        return None
+        may_help = not is_waiting and epoch is not None and not set(prepared) <= usable
+        return MakeKeys() if may_help else None
     if len(cohort) >= quorum:
         return Close(cohort)
     if len(prepared) >= quorum:

@@ -30,7 +30,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from common.adapters import ADAPTER_FILE, AdapterLayout, FlatVector, LinearLayer, create_adapter_file, open_flat
 from common.basemodel import BaseModel
 from common.errors import Unavailable
-from common.identifiers import FederationId, OperatorIdentity, Role
+from common.identifiers import FederationId, OperatorId, OperatorIdentity, Role
 from common.plan import Plan
 from coordinator import app
 from coordinator.config import load_config
@@ -327,7 +327,7 @@ class Federation:
         pki = PkiFolder(self.config.pki_folder)
         authority = pki.create_authority(FederationId(FEDERATION), clock)
         issued = authority.issue_operator(
-            OperatorIdentity(FederationId(FEDERATION), "alice", Role.OPERATOR), now=clock.now()
+            OperatorIdentity(FederationId(FEDERATION), OperatorId("alice"), Role.OPERATOR), now=clock.now()
         )
         self._operator = admin_client.OperatorIdentity(
             issued.chain_pem.encode(), issued.key_pem, pki.trust_bundle().encode()

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 from common.adapters import ADAPTER_FILE
 from common.errors import BaseModelMismatch, DigestMismatch, NotFound, PlanInvalid, TrainingFailed
+from common.secagg import Packer, pack_tail
 from participant import daemon, masking
 from participant.journal import RoundPhase
 from participant.trainer import Preparation
@@ -134,17 +136,16 @@ def unclipped(local, base, layout, *, max_norm):
 
 def lying_tail(word: int, value: int) -> Callable[..., object]:
     """A tail chunk with one word of the liar's choice: 0 is the weight, 1 the count."""
-    honest = masking.pack_tail
 
     def tail(*args, **kwargs):
-        words = honest(*args, **kwargs)
+        words = pack_tail(*args, **kwargs)
         words[word] = value % 2**64
         return words
 
     return tail
 
 
-def lying_lanes(packer: masking.Packer, chunk: int, values: object) -> object:
+def lying_lanes(packer: Packer, chunk: int, values: object) -> object:
     """Every lane full: values far outside the clip that the plan allows."""
     start, stop = packer._layout.parameters_in(chunk)
     words, over = HONEST_LANES(packer, chunk, np.zeros(stop - start, dtype=np.float32))
@@ -152,10 +153,10 @@ def lying_lanes(packer: masking.Packer, chunk: int, values: object) -> object:
     return words, over
 
 
-HONEST_LANES = masking.Packer.pack_chunk
-LIES = {
+HONEST_LANES = Packer.pack_chunk
+LIES: dict[str, tuple[Any, str, str]] = {
     "an update over the norm": (patch.object(daemon, "open_update", unclipped), "NORM_EXCEEDED", "did not clip"),
-    "lanes over the clip": (patch.object(masking.Packer, "pack_chunk", lying_lanes), "NORM_EXCEEDED", "did not clip"),
+    "lanes over the clip": (patch.object(Packer, "pack_chunk", lying_lanes), "NORM_EXCEEDED", "did not clip"),
     "a count of two": (patch.object(masking, "pack_tail", lying_tail(1, 2)), "AGGREGATION_FAILED", "count word"),
     "a count of none": (patch.object(masking, "pack_tail", lying_tail(1, 0)), "AGGREGATION_FAILED", "count word"),
     "a weight of five": (patch.object(masking, "pack_tail", lying_tail(0, 5 << 30)), "AGGREGATION_FAILED", "weight"),

@@ -110,6 +110,34 @@ def test_a_site_that_comes_while_the_others_train_has_keys_in_the_round_after(fe
     assert len(federation.round(2)["survivors"]) == 4
 
 
+def test_keys_are_made_again_when_too_few_of_those_who_are_prepared_have_them(federation: Federation) -> None:
+    federation.add_sites(4)
+    federation.create_run(rounds=1, is_started=False)
+    federation.join_all()
+    federation.start_run()
+    late, lost = federation.sites["site-3"], federation.sites["site-0"]
+    late.line.cut(after="advertise_keys")
+    for name in ("site-1", "site-2"):
+        federation.sites[name].line.refuse("report_prepared")
+    lost.line.refuse("report_prepared")
+    federation.turn_until(lambda: late.line.is_cut)
+    for _ in range(4):
+        federation.turn()
+        federation.advance(11)
+    federation.turn_until(lambda: federation.round(1)["epoch_state"] == "ready")
+    began = federation.clock.now()
+
+    lost.client.report_failure("run", 1, reason="TRAINING_FAILED", message="out of memory")
+    for site in federation.sites.values():
+        site.line.mend()
+    found = federation.play(1, sites=["site-1", "site-2", "site-3"])
+
+    # Three are prepared, two of them with keys: the window of hours would end with the same.
+    assert found["state"] == "succeeded", found["message"]
+    assert found["survivors"] == ["participants/site-1", "participants/site-2", "participants/site-3"]
+    assert (federation.clock.now() - began).total_seconds() < 60
+
+
 def test_pause_lets_the_open_round_end_and_resume_opens_the_next(federation: Federation) -> None:
     federation.add_sites(3)
     federation.create_run(rounds=2)

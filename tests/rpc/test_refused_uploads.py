@@ -127,7 +127,6 @@ REFUSED: dict[str, tuple[Callable[[HeldUpload], list[Part]], type[AccordError], 
             Part(receipt=Signed(Signed.decode(held.receipt).body, bytes(64)).encode()),
         ],
         SignatureInvalid,
-        TooLarge,
         f"not that of {LIAR}",
     ),
     "another member's receipt": (

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import pytest
 
 from common.errors import Unavailable, UploadIncomplete
-from coordinator.driver import rounds
+from coordinator.driver import aggregating
 from participant.journal import RoundPhase
 from tests.rpc.federation import WINDOW, Federation, base_model, federation_in
 from tests.rpc.lab import Lab, lab_in, open_round
@@ -301,7 +301,7 @@ def test_the_same_uploads_give_the_same_adapter_bit_for_bit(tmp_path: Path) -> N
     with federation_in(tmp_path) as federation:
         federation.add_sites(3)
         federation.create_run()
-        with patch.object(rounds, "make_next_adapter", side_effect=Unavailable("killed here")):
+        with patch.object(aggregating, "make_next_adapter", side_effect=Unavailable("killed here")):
             federation.turn_until(lambda: federation.round(1)["state"] == "aggregating")
             federation.stop()
         stored, copy = federation.config.data_folder, tmp_path / "copy"

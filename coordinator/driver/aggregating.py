@@ -1,0 +1,193 @@
+"""The last steps of a round: opens the sum, judges the adapter that it has measured, and publishes what came of it.
+
+All of that is one transaction, so that a kill at any line leaves the round where it was; the sum is one of integers,
+so the same is made again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from typing import Final
+
+from common.adapters import ADAPTER_FILE
+from common.secagg import TailSums, Unmasking, check_ready, open_masks, verify_reveal
+from common.states import RoundKind
+from coordinator.aggregation import NextAdapter, OpenSum, make_next_adapter
+from coordinator.driver.work import View, Work, audit, phase_ended
+from coordinator.manifests import build_manifest, sign_manifest
+from coordinator.masked import commitments_of, context_of, roster_of
+from coordinator.rounds.events import Aggregated, RoundFailed, RunFinished
+from coordinator.rounds.figures import figures, heldout_loss
+from coordinator.rounds.gate import Verdict, judge
+from coordinator.rounds.lifecycle import advance_round, advance_run
+from coordinator.rounds.model import Adapter, AdapterState, MessageKind, Round, Run
+from coordinator.runs import adapter_key
+from coordinator.store.interface import Reader, Writer
+from coordinator.strategies import server_optimizer
+from coordinator.uploads import UploadReader, upload_prefix
+
+CANDIDATE_SET_ASIDE: Final = "CANDIDATE_SET_ASIDE"
+
+
+def open_unmasking(reader: Reader, run: Run, round_: Round) -> Unmasking:
+    """The seeds of the masks that are left in the sum; made anew whenever they are needed, and never stored."""
+    context = context_of(reader, run, round_)
+    epoch = reader.epoch(run.name, round_.epoch)
+    roster = roster_of(reader, run, epoch)
+    members = roster.members
+    survivors = tuple(sorted(members.index_of(name) for name in round_.survivors))
+    commitments = commitments_of(reader, context, round_)
+    reveals = [
+        verify_reveal(
+            context, survivors, message.body, sender=members.index_of(message.sender), commitments=commitments
+        )
+        for message in reader.messages(run.name, MessageKind.REVEAL, round_.number)
+    ]
+    readies = {
+        members.index_of(message.sender): check_ready(
+            context.epoch, members, message.body, sender=members.index_of(message.sender)
+        )
+        for message in reader.messages(run.name, MessageKind.CONFIRMATION, round_.epoch)
+        if message.sender in round_.cohort
+    }
+    return open_masks(context, roster, survivors, reveals, readies)
+
+
+def step_aggregating(work: Work, view: View, round_: Round) -> bool:
+    with work.store.read() as reader:
+        unmasking = open_unmasking(reader, view.run, round_)
+    layout = unmasking.context.layout
+    uploads = [
+        UploadReader(work.blobs, upload_prefix(round_.run, round_.number, name), layout) for name in round_.survivors
+    ]
+    opened = OpenSum(unmasking, uploads)
+    tail = opened.tail()
+    found = figures(tail)
+    verdict = judge(heldout_loss(found), accepted_loss=view.run.accepted_loss, gate=view.plan.gate)
+    is_set_aside = not verdict.is_accepted and view.run.candidate_adapter is not None
+    made: NextAdapter | None = None
+    size = 0
+    if round_.kind is RoundKind.TRAIN and not is_set_aside:
+        made, size = _make_adapter(work, view, round_, opened, tail)
+        found = tuple(sorted((*found, ("delta_norm", made.delta_norm))))
+    with work.store.write() as writer:
+        run = _after_gate(work, view, writer, round_, verdict, found)
+        if is_set_aside:
+            after = _set_aside(work, view, writer, run, round_, verdict)
+        else:
+            after = advance_round(round_, Aggregated(view.now, made.digest if made else None, found))
+            writer.update_round(after)
+            if made is not None:
+                run = replace(run, rounds_succeeded=run.rounds_succeeded + 1)
+            # An update of nothing but zeros leaves the adapter that is there already, and has its digest.
+            if made is not None and made.digest != round_.base_adapter:
+                _publish(work, view, writer, after, made, size)
+                run = replace(run, candidate_adapter=made.digest)
+            run = replace(run, failed_in_a_row=0, version=run.version + 1)
+            writer.update_run(run)
+            if round_.kind is RoundKind.EVALUATE:
+                writer.update_run(advance_run(run, RunFinished(view.now)))
+                audit(work, writer, "run_succeeded", f"runs/{run.name}", adapter=run.accepted_adapter)
+    phase_ended(work, round_, after)
+    work.observer.round_ended(after)
+    return True
+
+
+def _make_adapter(work: Work, view: View, round_: Round, opened: OpenSum, tail: TailSums) -> tuple[NextAdapter, int]:
+    """The next global adapter, in the blob store, and its size in bytes."""
+    scratch = work.scratch / round_.run / str(round_.number)
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        base = scratch / f"base-{ADAPTER_FILE}"
+        work.blobs.fetch(adapter_key(round_.base_adapter), base)
+        made = make_next_adapter(
+            opened,
+            tail,
+            base=base,
+            adapter_layout=view.plan.layout(),
+            optimizer=server_optimizer(view.plan.method.server_optimizer, view.plan.method.server_learning_rate),
+            max_update_norm=view.plan.masking.max_update_norm,
+            scratch=scratch,
+            still_ours=lambda: work.still_ours(round_.run),
+        )
+        size = made.path.stat().st_size
+        work.blobs.put_file(adapter_key(made.digest), made.path)
+    finally:
+        # Whatever came of it: a try that another process takes up begins anew.
+        shutil.rmtree(scratch, ignore_errors=True)
+    return made, size
+
+
+def _after_gate(
+    work: Work, view: View, writer: Writer, round_: Round, verdict: Verdict, found: tuple[tuple[str, float], ...]
+) -> Run:
+    """The run once the adapter that this round has measured is accepted or set aside; not yet written."""
+    run = writer.run(view.run.name)
+    loss = heldout_loss(found)
+    candidate = run.candidate_adapter
+    if candidate is None:
+        # The round has measured an adapter that was accepted before; its loss is what later ones are compared with.
+        return replace(run, accepted_loss=loss) if run.accepted_loss is None else run
+    if candidate != round_.base_adapter:
+        return run
+    if verdict.is_accepted:
+        writer.set_adapter_state(candidate, AdapterState.ACCEPTED, heldout_loss=loss)
+        audit(work, writer, "adapter_accepted", f"adapters/{candidate}", verdict=verdict.message)
+        return replace(run, accepted_adapter=candidate, candidate_adapter=None, accepted_loss=loss)
+    writer.set_adapter_state(candidate, AdapterState.SET_ASIDE, heldout_loss=loss)
+    audit(work, writer, "adapter_set_aside", f"adapters/{candidate}", verdict=verdict.message)
+    return replace(run, candidate_adapter=None)
+
+
+def _set_aside(work: Work, view: View, writer: Writer, run: Run, round_: Round, verdict: Verdict) -> Round:
+    """The candidate did not pass: what was trained from it is not published, the run goes back."""
+    message = f"adapter {round_.base_adapter[:12]} is set aside: {verdict.message}"
+    after = advance_round(round_, RoundFailed(view.now, CANDIDATE_SET_ASIDE, message))
+    writer.update_round(after)
+    run = replace(run, failed_in_a_row=run.failed_in_a_row + 1, version=run.version + 1)
+    writer.update_run(run)
+    audit(work, writer, "round_failed", round_.name, reason=CANDIDATE_SET_ASIDE, message=message)
+    if round_.kind is RoundKind.EVALUATE:
+        writer.update_run(advance_run(run, RunFinished(view.now)))
+        audit(work, writer, "run_succeeded", f"runs/{run.name}", adapter=run.accepted_adapter)
+    return after
+
+
+def _publish(work: Work, view: View, writer: Writer, round_: Round, made: NextAdapter, size: int) -> None:
+    manifest = sign_manifest(
+        build_manifest(
+            view.plan,
+            plan_digest=view.run.plan_digest,
+            round_number=round_.number,
+            digest=made.digest,
+            parent=round_.base_adapter,
+            survivors=round_.survivors,
+            metrics=round_.metrics,
+            instruction_set=round_.instruction_set,
+            at=view.now,
+        ),
+        work.signing_key,
+    )
+    writer.add_adapter(
+        Adapter(
+            digest=made.digest,
+            run=round_.run,
+            round=round_.number,
+            state=AdapterState.CANDIDATE,
+            size_bytes=size,
+            parent=round_.base_adapter,
+            manifest=manifest.content,
+            manifest_signature=manifest.signature,
+            created_at=view.now,
+        )
+    )
+    audit(
+        work,
+        writer,
+        "adapter_published",
+        f"adapters/{made.digest}",
+        round=round_.name,
+        survivors=round_.survivors,
+        parent=round_.base_adapter,
+    )

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,6 +137,14 @@ class AdapterSpec:
         return config_text(self.peft_config(base_model_name))
 
 
+def _check_flat(path: Path, layout: AdapterLayout) -> None:
+    header = layout.header()
+    with path.open("rb") as file:
+        found = file.read(len(header))
+    if found != header or path.stat().st_size != len(header) + layout.parameters * FLOAT32_BYTES:
+        raise ShapeMismatch(f"{path} is not an adapter of {layout.parameters} parameters in the plan's layout")
+
+
 def config_text(config: Mapping[str, Any]) -> str:
     """How this project writes `adapter_config.json`."""
     return json.dumps(config, indent=2, sort_keys=True) + "\n"
@@ -197,14 +205,37 @@ def open_flat(path: Path, layout: AdapterLayout, *, writable: bool = False) -> n
 
     Raises ShapeMismatch unless the file's header is this layout's, byte for byte, and its length fits.
     """
-    header = layout.header()
-    with path.open("rb") as file:
-        found = file.read(len(header))
-    if found != header or path.stat().st_size != len(header) + layout.parameters * FLOAT32_BYTES:
-        raise ShapeMismatch(f"{path} is not an adapter of {layout.parameters} parameters in the plan's layout")
+    _check_flat(path, layout)
     return np.memmap(
-        path, dtype=np.float32, mode="r+" if writable else "r", offset=len(header), shape=(layout.parameters,)
+        path,
+        dtype=np.float32,
+        mode="r+" if writable else "r",
+        offset=len(layout.header()),
+        shape=(layout.parameters,),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class FlatFile:
+    """The data part of an adapter file, read piece by piece: what is mapped counts as memory of who maps it."""
+
+    path: Path
+    offset_bytes: int
+    parameters: int
+
+    @classmethod
+    def open(cls, path: Path, layout: AdapterLayout) -> Self:
+        """Raises ShapeMismatch unless the file's header is this layout's, byte for byte, and its length fits."""
+        _check_flat(path, layout)
+        return cls(path, len(layout.header()), layout.parameters)
+
+    def read(self, start: int, stop: int) -> FlatVector:
+        """float32[stop - start]. Raises ShapeMismatch if the file has become shorter, or for elements outside."""
+        offset = self.offset_bytes + start * FLOAT32_BYTES
+        values = np.fromfile(self.path, dtype=np.float32, count=stop - start, offset=offset)
+        if values.size != stop - start:
+            raise ShapeMismatch(f"{self.path} ends before element {stop}")
+        return values
 
 
 def create_adapter_file(path: Path, layout: AdapterLayout) -> np.memmap[Any, np.dtype[np.float32]]:

@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from common.adapters import ADAPTER_FILE, FLOAT32_BYTES, AdapterLayout, FlatVector, open_flat
+from common.adapters import ADAPTER_FILE, FLOAT32_BYTES, AdapterLayout, FlatFile, FlatVector
 from common.errors import NormExceeded, StorageFailed, UpdateNotFinite
 from common.secagg import SecaggPlan, StreamSum, TailSums, Unmasking, VectorLayout, Words, add_into, decode_chunk
 from coordinator.strategies import ServerOptimizer
@@ -98,7 +98,7 @@ def make_next_adapter(
     base: model file of the adapter that the round trained from. still_ours: raises LeaseLost when another process has
     taken the round over. Raises UpdateNotFinite or NormExceeded instead of making something bad, and StorageFailed.
     """
-    open_flat(base, adapter_layout)  # its header is this layout's, so the flat vector begins right behind it
+    FlatFile.open(base, adapter_layout)  # its header is this layout's, so the flat vector begins right behind it
     header = adapter_layout.header()
     path = scratch / ADAPTER_FILE
     digest, squares = hashlib.sha256(header), 0.0

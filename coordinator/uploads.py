@@ -42,7 +42,7 @@ def check_chunk(layout: VectorLayout, chunk_digests: bytes, index: int, chunk: b
 
 def write_segment(blobs: BlobStore, prefix: str, first_chunk: int, chunks: Sequence[bytes]) -> None:
     """Make checked chunks durable."""
-    blobs.put(f"{prefix}/{first_chunk:08d}-{len(chunks):04d}", b"".join(chunks))
+    blobs.put(f"{prefix}/{first_chunk:08d}-{len(chunks):04d}", *chunks)
 
 
 class UploadReader:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from common import jsonform
-from common.adapters import AdapterLayout, FlatVector, open_flat
+from common.adapters import AdapterLayout, FlatFile, FlatVector
 from common.errors import UpdateNotFinite
 
 _BLOCK: Final = 1 << 20
@@ -48,15 +48,18 @@ class Contribution:
 class Update:
     """A delta between two adapter files with the factor that brings it within its L2 bound. `norm` is before that."""
 
-    local: np.memmap[Any, np.dtype[np.float32]]
-    base: np.memmap[Any, np.dtype[np.float32]]
+    local: FlatFile
+    base: FlatFile
     norm: float
     scale: float
 
     def values(self, start: int, stop: int) -> FlatVector:
         """float32[stop - start] of the update."""
-        delta = np.subtract(self.local[start:stop], self.base[start:stop], dtype=np.float32)
-        return delta if self.scale == 1.0 else delta * np.float32(self.scale)
+        delta = self.local.read(start, stop)
+        delta -= self.base.read(start, stop)
+        if self.scale != 1.0:
+            delta *= np.float32(self.scale)
+        return delta
 
 
 def open_update(local: Path, base: Path, layout: AdapterLayout, *, max_norm: float) -> Update:
@@ -65,12 +68,13 @@ def open_update(local: Path, base: Path, layout: AdapterLayout, *, max_norm: flo
     Raises ShapeMismatch if one of them is not in the plan's layout, UpdateNotFinite if the delta holds a NaN or an
     infinity: then training has diverged, and nothing of it leaves the site.
     """
-    trained, start = open_flat(local, layout), open_flat(base, layout)
+    trained, before = FlatFile.open(local, layout), FlatFile.open(base, layout)
     squares = 0.0
-    for at in range(0, layout.parameters, _BLOCK):
-        delta = np.subtract(trained[at : at + _BLOCK], start[at : at + _BLOCK], dtype=np.float64)
+    for start in range(0, layout.parameters, _BLOCK):
+        stop = min(start + _BLOCK, layout.parameters)
+        delta = np.subtract(trained.read(start, stop), before.read(start, stop), dtype=np.float64)
         squares += float(np.dot(delta, delta))
     norm = math.sqrt(squares) if squares >= 0 else math.nan
     if not math.isfinite(norm):
         raise UpdateNotFinite("the trained adapter holds a NaN or an infinity; lower the learning rate of the plan")
-    return Update(trained, start, norm, 1.0 if norm <= max_norm else max_norm / norm)
+    return Update(trained, before, norm, 1.0 if norm <= max_norm else max_norm / norm)

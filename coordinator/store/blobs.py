@@ -18,8 +18,8 @@ class BlobStore(Protocol):
     Raises NotFound for a missing key, InvalidArgument for a malformed one, StorageFailed when the store refuses.
     """
 
-    def put(self, key: str, content: bytes | memoryview) -> None:
-        """Store bytes; writing the same key again replaces it as a whole."""
+    def put(self, key: str, *content: bytes | memoryview) -> None:
+        """Store bytes, given in one piece or in several; writing the same key again replaces it as a whole."""
 
     def put_file(self, key: str, path: Path) -> None:
         """Store a file's bytes; the file may be moved away, but a kill leaves it where it was or as the blob."""

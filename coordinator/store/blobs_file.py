@@ -14,7 +14,7 @@ import secrets
 import shutil
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -55,12 +55,12 @@ class FileBlobStore:
             sync_folders(self._blobs, top=top)
             self._scratch, self._lock = self._claim_scratch()
 
-    def put(self, key: str, content: bytes | memoryview) -> None:
+    def put(self, key: str, *content: bytes | memoryview) -> None:
         path = self._path(key)
         with _storage_errors(path):
             temporary = self._temporary()
             try:
-                _write_new(temporary, memoryview(content).cast("B"))
+                _write_new(temporary, content)
                 self._publish(temporary, path, key)
             except BaseException:
                 temporary.unlink(missing_ok=True)
@@ -230,11 +230,12 @@ def _is_abandoned(folder: Path) -> bool:
         return False
 
 
-def _write_new(path: Path, content: memoryview) -> None:
+def _write_new(path: Path, content: Iterable[bytes | memoryview]) -> None:
     with io.FileIO(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _BLOB_MODE), "w") as file:
-        written = 0
-        while written < len(content):
-            written += file.write(content[written:]) or 0
+        for piece in content:
+            left = memoryview(piece).cast("B")
+            while left:
+                left = left[file.write(left) or 0 :]
         os.fsync(file.fileno())
 
 

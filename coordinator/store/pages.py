@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from sqlalchemy import Column, ColumnElement, Connection, and_, or_
+from sqlalchemy import Column, ColumnElement, Connection, Select, and_, or_
 
 from common.errors import InvalidArgument
 from coordinator.store.column_types import MAX_WHOLE, UtcTime, Whole
@@ -51,16 +51,36 @@ class Listing(Generic[Row]):
 
         Raises InvalidArgument for a negative page_size or a token that was not made for this listing.
         """
+        columns = [self.of.table.c[name] for name in self.order]
+        if page_token:
+            key = decode_token(page_token, (self.of.table.name, *scope), columns)
+            where = (*where, self._beyond(columns, key))
+        return self.fetch(
+            connection, self.statement(page_size=page_size, where=where), page_size=page_size, scope=scope
+        )
+
+    def statement(self, *, page_size: int, where: Sequence[ColumnElement[bool]]) -> Select[tuple[object, ...]]:
+        """The query of a page. What is asked all the time is better built once and handed to `fetch`.
+
+        Raises InvalidArgument for a negative page_size.
+        """
         if page_size < 0:
             raise InvalidArgument("page_size cannot be negative; 0 takes the default")
         columns = [self.of.table.c[name] for name in self.order]
         statement = self.of.all.where(*where)
-        if page_token:
-            key = decode_token(page_token, (self.of.table.name, *scope), columns)
-            statement = statement.where(self._beyond(columns, key))
         statement = statement.order_by(*(column.desc() if self.newest_first else column for column in columns))
-        if page_size:
-            statement = statement.limit(page_size + 1)  # One more, so that the last page is known for the last.
+        # One more, so that the last page is known for the last.
+        return statement.limit(page_size + 1) if page_size else statement
+
+    def fetch(
+        self,
+        connection: Connection,
+        statement: Select[tuple[object, ...]],
+        *,
+        page_size: int,
+        scope: tuple[str, ...] = (),
+    ) -> Page[Row]:
+        """The page that `statement` asks for."""
         found = tuple(map(self.of.row, connection.execute(statement)))
         if not page_size or len(found) <= page_size:
             return Page(found)

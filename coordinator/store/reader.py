@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Select, Table, bindparam, exists, or_, select
@@ -40,6 +41,7 @@ _RUNS: Final = Listing(rows.RUNS, ("created_at", "name"), newest_first=True)
 _ROUNDS: Final = Listing(rows.ROUNDS, ("number",), newest_first=True)
 _ADAPTERS: Final = Listing(rows.ADAPTERS, ("round",), newest_first=True)
 _PARTICIPANTS: Final = Listing(rows.PARTICIPANTS, ("name",), newest_first=False)
+_ALL_PARTICIPANTS: Final = _PARTICIPANTS.statement(page_size=0, where=())
 _JOIN_TOKENS: Final = Listing(rows.JOIN_TOKENS, ("created_at", "name"), newest_first=True)
 _AUDIT_EVENTS: Final = Listing(rows.AUDIT_EVENTS, ("sequence",), newest_first=False)
 
@@ -81,6 +83,16 @@ _AUDIT_AFTER: Final = (
 _AUDIT_HEAD: Final = select(tables.AUDIT_HEAD.c.sequence, tables.AUDIT_HEAD.c.chain_digest)
 
 
+def _in_states(states: Sequence[RunState]) -> list[ColumnElement[bool]]:
+    return [tables.RUNS.c.state.in_(states)] if states else []
+
+
+@lru_cache(maxsize=64)
+def _newest_runs(states: tuple[RunState, ...], page_size: int) -> Select[tuple[object, ...]]:
+    """Asked with every long poll and every turn of the driver."""
+    return _RUNS.statement(page_size=page_size, where=_in_states(states))
+
+
 class SqlReader:
     """Implements `interface.Reader` over one connection."""
 
@@ -93,12 +105,12 @@ class SqlReader:
         return self._one(rows.RUNS, {"name": name}, f"run {name!r}")
 
     def runs(self, *, states: Sequence[RunState] = (), page_size: int = 0, page_token: str = "") -> Page[Run]:
+        scope = tuple(sorted({state.value for state in states}))
+        if not page_token:
+            statement = _newest_runs(tuple(states), page_size)
+            return _RUNS.fetch(self.connection, statement, page_size=page_size, scope=scope)
         return _RUNS.page(
-            self.connection,
-            page_size=page_size,
-            page_token=page_token,
-            where=[tables.RUNS.c.state.in_(states)] if states else [],
-            scope=tuple(sorted({state.value for state in states})),
+            self.connection, page_size=page_size, page_token=page_token, where=_in_states(states), scope=scope
         )
 
     def run_members(self, run: str) -> tuple[RunMember, ...]:
@@ -149,6 +161,8 @@ class SqlReader:
         return self._one(rows.PARTICIPANTS, {"name": name}, f"participant {name!r}")
 
     def participants(self, *, page_size: int = 0, page_token: str = "") -> Page[Participant]:
+        if not page_size and not page_token:
+            return _PARTICIPANTS.fetch(self.connection, _ALL_PARTICIPANTS, page_size=0)
         return _PARTICIPANTS.page(self.connection, page_size=page_size, page_token=page_token)
 
     def certificate(self, serial: str) -> Certificate:

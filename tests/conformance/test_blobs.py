@@ -40,6 +40,11 @@ def test_a_blob_survives_the_store_that_wrote_it(blobs, blobs_url):
     assert open_blobs(blobs_url).read("key") == CONTENT
 
 
+def test_a_blob_that_is_given_in_pieces_is_one_blob(blobs):
+    blobs.put("key", b"first ", memoryview(b"second "), b"", b"third")
+    assert blobs.read("key") == b"first second third"
+
+
 def test_putting_again_replaces_the_whole_blob(blobs):
     blobs.put("key", CONTENT)
     blobs.put("key", b"short")

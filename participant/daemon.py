@@ -47,6 +47,7 @@ from common.errors import (
     StorageFailed,
     TrainingStopped,
     Unavailable,
+    UpdateLost,
 )
 from common.instructions import InstructionSet
 from common.log import bound, get_logger
@@ -424,12 +425,12 @@ class Daemon:
         return self._site.work_folder / run / str(round_)
 
     def _open_update(self, plan: Plan, entry: RoundEntry) -> Update:
-        return open_update(
-            self._job(entry.run, entry.round) / ADAPTER_FOLDER / ADAPTER_FILE,
-            self._shelf.path(entry.adapter) / ADAPTER_FILE,
-            plan.layout(),
-            max_norm=plan.masking.max_update_norm,
-        )
+        trained = self._job(entry.run, entry.round) / ADAPTER_FOLDER / ADAPTER_FILE
+        base = self._shelf.path(entry.adapter) / ADAPTER_FILE
+        try:
+            return open_update(trained, base, plan.layout(), max_norm=plan.masking.max_update_norm)
+        except OSError as error:
+            raise UpdateLost(f"the update of round {entry.round} cannot be read: {error}") from error
 
     # --- sending and finishing --------------------------------------------------------------------------------------
 
@@ -458,7 +459,8 @@ class Daemon:
         for entry in self._journal.open_rounds(task.run, up_to=task.round):
             state = task.state if entry.round == task.round else None
             self._forget_round(entry, state)
-            self._shelf.prune(frozenset({entry.adapter, *([task.adapter] if task.adapter else [])}))
+            kept = {entry.adapter, *([task.adapter] if task.adapter else [])}
+            self._shelf.prune(self._journal.adapters_in_use() | kept)
 
     def _forget_round(self, entry: RoundEntry, state: RoundState | None) -> None:
         """state: how the round has ended, None if this site never heard."""

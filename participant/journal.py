@@ -256,6 +256,11 @@ class Journal:
             "WHERE run = ? AND round <= ? AND phase <> ? ORDER BY round", run, up_to, RoundPhase.OVER.value
         )
 
+    def adapters_in_use(self) -> frozenset[str]:
+        """Digests of the adapters that rounds of any run, not yet over here, have started from."""
+        rows = self._rows("SELECT DISTINCT adapter FROM rounds WHERE phase <> ?", RoundPhase.OVER.value)
+        return frozenset(str(adapter) for (adapter,) in rows)
+
     def rounds_since(self, time: datetime) -> tuple[RoundEntry, ...]:
         """Rounds of all runs that began at this site since then: what a policy counts."""
         return self._rounds("WHERE started_at >= ? ORDER BY started_at", _text(time))

@@ -61,6 +61,7 @@ class AdapterShelf:
             raise TooLarge(
                 f"adapter {published.digest[:12]} has {published.size_bytes} bytes, the plan says {expected}"
             )
+        was_begun = path.exists() and path.stat().st_size > 0
         with path.open("ab") as file:
             for chunk in self._client().adapter_chunks(published.digest, offset=file.tell()):
                 file.write(chunk)
@@ -74,7 +75,10 @@ class AdapterShelf:
         except DigestMismatch:
             # Whatever this is, going on at its end would never make it right.
             path.unlink()
-            raise
+            if not was_begun:
+                raise
+            # What an earlier try had left behind may be what was wrong.
+            self._download(published, plan, path, on_bytes)
 
     def prune(self, keep: frozenset[str]) -> None:
         """Delete all but the newest few adapters and those that are named."""

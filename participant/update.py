@@ -72,7 +72,8 @@ def open_update(local: Path, base: Path, layout: AdapterLayout, *, max_norm: flo
     squares = 0.0
     for start in range(0, layout.parameters, _BLOCK):
         stop = min(start + _BLOCK, layout.parameters)
-        delta = np.subtract(trained.read(start, stop), before.read(start, stop), dtype=np.float64)
+        with np.errstate(over="ignore"):  # found below; in float32, because that is what is masked
+            delta = np.subtract(trained.read(start, stop), before.read(start, stop)).astype(np.float64)
         squares += float(np.dot(delta, delta))
     norm = math.sqrt(squares) if squares >= 0 else math.nan
     if not math.isfinite(norm):

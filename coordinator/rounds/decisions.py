@@ -131,9 +131,9 @@ def close_collecting(
     """
     limits = plan.phases.collecting
     uploaded = tuple(p.participant for p in participations if p.state is ParticipationState.UPLOADED)
-    if len(uploaded) == len(round_.cohort):
-        return Close(uploaded)
     quorum = max(limits.quorum, floor)
+    if len(uploaded) == len(round_.cohort) and len(uploaded) >= quorum:
+        return Close(uploaded)
     missing = [p for p in participations if p.participant in round_.cohort and p.participant not in uploaded]
     if len(round_.cohort) - sum(p.state.is_out for p in missing) < quorum:
         return _missed("collecting", len(uploaded), quorum, sorted(p.participant for p in missing), limits, hint="lost")

@@ -231,10 +231,10 @@ class SteppedDriver(Driver):
 
     def __init__(self, **parts: Any) -> None:
         super().__init__(**parts)
-        self._turn = threading.Lock()
+        self.turn = threading.Lock()
 
     def step_all(self) -> float:
-        with self._turn:
+        with self.turn:
             return super().step_all()
 
 

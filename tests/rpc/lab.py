@@ -40,8 +40,10 @@ def lab_in(folders: pytest.TempPathFactory, *, rounds_per_epoch: int = 1, **sett
                 **settings,
             )
             federation.join_all()
-            federation.admin.start_run("runs/run")
-            federation.admin.pause_run("runs/run")
+            assert federation.driver is not None
+            with federation.driver.turn:  # it opens no round in between
+                federation.admin.start_run("runs/run")
+                federation.admin.pause_run("runs/run")
             return federation
 
         yield Lab(make)

@@ -1,0 +1,79 @@
+"""Preparations: one at a time, stopped when another round begins, and every way of ending is told once."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from common.errors import AccordError, TrainingFailed, TrainingStopped
+from participant.preparation import Preparations
+
+WAIT = 10
+
+
+def until_stopped(began: threading.Event, ended: list[str], name: str):
+    def work(stop: threading.Event) -> None:
+        began.set()
+        assert stop.wait(WAIT)
+        ended.append(name)
+        raise TrainingStopped("as told")
+
+    return work
+
+
+def test_a_preparation_runs_until_its_work_is_done():
+    preparations, release, done = Preparations(), threading.Event(), []
+    preparations.start(("run", 1), lambda stop: done.append(release.wait(WAIT)), done.append)
+
+    assert preparations.is_running(("run", 1))
+    assert not preparations.is_running(("run", 2))
+    assert not preparations.wait(0.0)
+    release.set()
+    assert preparations.wait(WAIT)
+    assert done == [True]
+    assert not preparations.is_running(("run", 1))
+
+
+def test_the_next_round_ends_the_one_before_first():
+    preparations, began, ended, failures = Preparations(), threading.Event(), [], []
+    preparations.start(("run", 1), until_stopped(began, ended, "first"), failures.append)
+    assert began.wait(WAIT)
+    preparations.start(("run", 2), lambda stop: ended.append("second"), failures.append)
+    preparations.wait()
+
+    assert ended == ["first", "second"]
+    assert failures == []
+
+
+def test_stopping_another_round_leaves_the_running_one_alone():
+    preparations, began, ended = Preparations(), threading.Event(), []
+    preparations.start(("run", 1), until_stopped(began, ended, "first"), lambda error: None)
+    assert began.wait(WAIT)
+
+    preparations.stop(("run", 2))
+    assert preparations.is_running(("run", 1))
+    preparations.stop()
+    assert ended == ["first"]
+    assert not preparations.is_running(("run", 1))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (TrainingFailed("exit code 1"), "exit code 1"),
+        (ZeroDivisionError("x"), "ZeroDivisionError in the participant"),
+    ],
+)
+def test_whatever_goes_wrong_is_told_as_an_error_that_a_person_can_read(error, told):
+    preparations, failures = Preparations(), []
+
+    def work(stop: threading.Event) -> None:
+        raise error
+
+    preparations.start(("run", 1), work, failures.append)
+    preparations.wait()
+
+    (failure,) = failures
+    assert isinstance(failure, AccordError)
+    assert told in failure.message

@@ -1,0 +1,201 @@
+"""Adapters at a site: nothing is there that does not verify, and a download goes on where it broke off."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from common.adapters import ADAPTER_FILE, MANIFEST_FILE
+from common.errors import DigestMismatch, SignatureInvalid, TooLarge, Unavailable
+from common.manifest import SIGNATURE_FILE, Manifest, signed_bytes
+from common.plan import Plan
+from participant.client import PublishedAdapter
+from participant.shelf import KEPT_ADAPTERS, AdapterShelf
+from tests.unit.rounds import made
+
+KEY = Ed25519PrivateKey.generate()
+PLAN = made.plan(coordinator_public_key=KEY.public_key().public_bytes_raw().hex())
+CHUNK = 64
+
+
+def model_file(seed: int = 0) -> bytes:
+    layout = PLAN.layout()
+    values = np.random.default_rng(seed).standard_normal(layout.parameters).astype("<f4")
+    return layout.header() + values.tobytes()
+
+
+def manifest(plan: Plan, digest: str) -> Manifest:
+    return Manifest(
+        federation=plan.federation,
+        run=plan.run,
+        round=1,
+        digest=digest,
+        parent=None,
+        base_model=plan.base_model.name,
+        base_model_digest=plan.base_model.digest,
+        plan_digest="aa" * 32,
+        charter_digest=plan.charter_digest,
+        adapter=plan.adapter,
+        method=plan.method.name,
+        server_optimizer=plan.method.server_optimizer,
+        instruction_set_digest="bb" * 32,
+        survivor_count=3,
+        survivors=None,
+        metrics={},
+        privacy=None,
+        created_at="2026-03-01T12:00:00Z",
+    )
+
+
+@dataclass
+class Coordinator:
+    """Publishes one adapter; what it says and sends can be doctored."""
+
+    content: bytes = field(default_factory=model_file)
+    key: Ed25519PrivateKey = KEY
+    sends: bytes | None = None
+    breaks_after: int | None = None
+    size_bytes: int | None = None
+    plan: Plan = PLAN
+    offsets: list[int] = field(default_factory=list)
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+    def adapter(self, digest: str) -> PublishedAdapter:
+        content = manifest(self.plan, digest).to_bytes()
+        size = len(self.content) if self.size_bytes is None else self.size_bytes
+        return PublishedAdapter(digest, size, content, self.key.sign(signed_bytes(content)), "{}")
+
+    def adapter_chunks(self, digest: str, *, offset: int) -> Iterator[bytes]:
+        self.offsets.append(offset)
+        sends = self.content if self.sends is None else self.sends
+        for at in range(offset, len(sends), CHUNK):
+            if self.breaks_after is not None and at - offset >= self.breaks_after:
+                raise Unavailable("the network is gone")
+            yield sends[at : at + CHUNK]
+
+
+def shelf(folder: Path, coordinator: Coordinator) -> AdapterShelf:
+    return AdapterShelf(folder, lambda: coordinator)  # type: ignore[arg-type, return-value]
+
+
+def test_a_fetched_adapter_is_a_peft_folder_with_its_manifest(tmp_path: Path):
+    coordinator, counted = Coordinator(), []
+    folder = shelf(tmp_path, coordinator).fetch(coordinator.digest, PLAN, on_bytes=counted.append)
+
+    assert (folder / ADAPTER_FILE).read_bytes() == coordinator.content
+    assert json.loads((folder / "adapter_config.json").read_text())["r"] == PLAN.adapter.rank
+    assert json.loads((folder / MANIFEST_FILE).read_bytes())["digest"] == coordinator.digest
+    assert len(bytes.fromhex((folder / SIGNATURE_FILE).read_text())) == 64
+    assert sum(counted) == len(coordinator.content)
+
+
+def test_what_is_there_is_not_fetched_again(tmp_path: Path):
+    coordinator = Coordinator()
+    kept = shelf(tmp_path, coordinator)
+    assert kept.fetch(coordinator.digest, PLAN) == kept.fetch(coordinator.digest, PLAN)
+    assert coordinator.offsets == [0]
+
+
+def test_a_broken_download_goes_on_where_it_was_also_after_a_restart(tmp_path: Path):
+    coordinator = Coordinator(breaks_after=2 * CHUNK)
+    with pytest.raises(Unavailable):
+        shelf(tmp_path, coordinator).fetch(coordinator.digest, PLAN)
+    assert not shelf(tmp_path, coordinator).path(coordinator.digest).exists()
+
+    coordinator.breaks_after = None
+    folder = shelf(tmp_path, coordinator).fetch(coordinator.digest, PLAN)
+
+    assert coordinator.offsets == [0, 2 * CHUNK]
+    assert (folder / ADAPTER_FILE).read_bytes() == coordinator.content
+
+
+def test_tampered_bytes_are_refused_and_thrown_away(tmp_path: Path):
+    coordinator = Coordinator()
+    coordinator.sends = coordinator.content[:-1] + bytes([coordinator.content[-1] ^ 1])
+    kept = shelf(tmp_path, coordinator)
+
+    with pytest.raises(DigestMismatch):
+        kept.fetch(coordinator.digest, PLAN)
+
+    assert not kept.path(coordinator.digest).exists()
+    coordinator.sends = None
+    assert (kept.fetch(coordinator.digest, PLAN) / ADAPTER_FILE).read_bytes() == coordinator.content
+    assert coordinator.offsets == [0, 0]
+
+
+def test_a_spoilt_beginning_of_an_earlier_try_is_thrown_away_and_fetched_anew(tmp_path: Path):
+    coordinator = Coordinator(breaks_after=2 * CHUNK)
+    kept = shelf(tmp_path, coordinator)
+    with pytest.raises(Unavailable):
+        kept.fetch(coordinator.digest, PLAN)
+    (part,) = tmp_path.glob(f".{coordinator.digest}.part/{ADAPTER_FILE}")
+    part.write_bytes(bytes(part.stat().st_size))  # as a power cut leaves a file
+
+    coordinator.breaks_after = None
+    folder = kept.fetch(coordinator.digest, PLAN)
+
+    assert (folder / ADAPTER_FILE).read_bytes() == coordinator.content
+    assert coordinator.offsets == [0, 2 * CHUNK, 0]
+
+
+def test_an_endless_download_is_cut_off(tmp_path: Path):
+    coordinator = Coordinator()
+    coordinator.sends = coordinator.content + bytes(1000 * CHUNK)
+    taken: list[int] = []
+
+    with pytest.raises(DigestMismatch):
+        shelf(tmp_path, coordinator).fetch(coordinator.digest, PLAN, on_bytes=taken.append)
+
+    assert sum(taken) <= len(coordinator.content) + CHUNK
+
+
+def test_another_size_than_the_plans_layout_has_is_refused_before_a_byte_is_fetched(tmp_path: Path):
+    coordinator = Coordinator(size_bytes=10**12)
+    with pytest.raises(TooLarge, match="1000000000000 bytes"):
+        shelf(tmp_path, coordinator).fetch(coordinator.digest, PLAN)
+    assert coordinator.offsets == []
+
+
+def test_a_manifest_that_another_key_has_signed_is_refused(tmp_path: Path):
+    coordinator = Coordinator(key=Ed25519PrivateKey.generate())
+    with pytest.raises(SignatureInvalid, match="do not use this adapter"):
+        shelf(tmp_path, coordinator).fetch(coordinator.digest, PLAN)
+    assert coordinator.offsets == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(PLAN, run="another"),
+        replace(PLAN, base_model=replace(PLAN.base_model, digest="99" * 32)),
+    ],
+    ids=["another run", "another base model"],
+)
+def test_a_well_signed_adapter_of_something_else_is_refused(tmp_path: Path, other: Plan):
+    coordinator = Coordinator(plan=other)
+    with pytest.raises(DigestMismatch, match="not of run run"):
+        shelf(tmp_path, coordinator).fetch(coordinator.digest, PLAN)
+
+
+def test_only_the_newest_and_the_named_adapters_are_kept(tmp_path: Path):
+    kept = shelf(tmp_path, Coordinator())
+    for age in range(KEPT_ADAPTERS + 3):
+        folder = kept.path(f"{age:02x}" * 32)
+        folder.mkdir(parents=True)
+        os.utime(folder, (1_000_000 - age, 1_000_000 - age))
+    oldest = f"{KEPT_ADAPTERS + 2:02x}" * 32
+
+    kept.prune(frozenset({oldest}))
+
+    assert {path.name for path in tmp_path.iterdir()} == {f"{age:02x}" * 32 for age in range(KEPT_ADAPTERS)} | {oldest}

@@ -1,0 +1,90 @@
+"""The gate's verdicts, and figures from summed metric words."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import AggregationFailed
+from common.plan import METRIC_WORDS, Gate
+from common.secagg import TailSums
+from coordinator.rounds.figures import figures, heldout_loss
+from coordinator.rounds.gate import judge
+
+GATE = Gate(loss_rise=0.1, most_failed_rounds=3)
+
+
+@given(st.floats(0, 100), st.floats(0.001, 100))
+def test_a_candidate_passes_exactly_up_to_the_bound(loss, accepted):
+    assert judge(loss, accepted_loss=accepted, gate=GATE).is_accepted == (loss <= accepted * 1.1)
+
+
+def test_the_verdict_says_the_figures_that_it_is_made_from():
+    verdict = judge(2.5, accepted_loss=2.0, gate=GATE)
+    assert not verdict.is_accepted
+    assert verdict.message == "held-out loss 2.5000, accepted adapter 2.0000, bound 2.2000"
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_no_number_never_passes(loss):
+    assert not judge(loss, accepted_loss=None, gate=GATE).is_accepted
+    assert not judge(loss, accepted_loss=1.0, gate=GATE).is_accepted
+
+
+def test_what_cannot_be_compared_passes():
+    assert judge(None, accepted_loss=1.0, gate=GATE).is_accepted
+    assert judge(9.0, accepted_loss=None, gate=GATE).is_accepted
+
+
+def sums(**metrics: float) -> TailSums:
+    return TailSums(count=4, weight=2.5, metrics={name: metrics.get(name, 0.0) for name in METRIC_WORDS})
+
+
+def test_figures_without_a_denominator_are_left_out():
+    found = dict(figures(sums()))
+    assert found == {
+        "survivors": 4.0,
+        "weight": 2.5,
+        "heldout_tokens": 0.0,
+        "train_records": 0.0,
+        "clipped_elements": 0.0,
+    }
+    assert heldout_loss(figures(sums())) is None
+
+
+def test_figures_are_ratios_of_sums_by_name():
+    found = figures(
+        sums(
+            heldout_loss=30.0,
+            heldout_tokens=20.0,
+            train_loss=9.0,
+            train_steps=3.0,
+            classification_correct=3.0,
+            classification_total=4.0,
+            span_true_positives=2.0,
+            span_false_positives=1.0,
+            span_false_negatives=3.0,
+            rouge_sum=1.0,
+            rouge_total=4.0,
+        )
+    )
+    values = dict(found)
+    assert [name for name, _ in found] == sorted(values)
+    assert values["heldout_loss"] == heldout_loss(found) == 1.5
+    assert values["train_loss"] == 3.0
+    assert values["classification_accuracy"] == 0.75
+    assert values["span_f1"] == 0.5
+    assert values["rouge_l"] == 0.25
+
+
+@given(st.sampled_from(METRIC_WORDS), st.floats(-1e9, -1e-6))
+def test_a_sum_below_zero_is_refused_by_name(name, value):
+    with pytest.raises(AggregationFailed, match=f"the sum of {name} is below zero"):
+        figures(sums(**{name: value}))
+
+
+def test_a_plan_may_leave_metrics_out():
+    assert dict(figures(TailSums(3, 1.0, {"heldout_loss": 2.0, "heldout_tokens": 1.0})))["heldout_loss"] == 2.0

@@ -129,6 +129,37 @@ class Process:
             return
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One use of one of the two command lines. text: for its standard input; a join token, so nothing to be shown."""
+
+    module: str
+    arguments: tuple[str, ...]
+    text: str = field(default="", repr=False)
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start it; what it says is kept for `output_of`."""
+        pipe = subprocess.PIPE
+        command = leashed([sys.executable, "-m", self.module, *self.arguments])
+        child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
+        if child.stdin is not None:
+            # Nobody may wait for another one's turn to be heard.
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.write(self.text.encode())
+                child.stdin.close()
+            child.stdin = None
+        return child
+
+    def output_of(self, child: subprocess.Popen[bytes]) -> str:
+        """Wait for its end. Raises ProcessEnded with what it said."""
+        output, errors = child.communicate()
+        if child.returncode != 0:
+            said = (errors or output).decode(errors="replace").strip()
+            what = " ".join((self.module, *self.arguments[:2]))
+            raise ProcessEnded(f"{what} failed with exit code {child.returncode}:\n{said}")
+        return output.decode()
+
+
 class LocalFederation:
     """One federation below one folder. Use it in a `with` block: at its end no process is left."""
 
@@ -231,13 +262,16 @@ class LocalFederation:
     def site_config(self, site: str) -> Path:
         return self.site_folder(site) / "participant.toml"
 
-    def enroll(self, site: str) -> None:
-        """Exchange a fresh join token for the site's certificate; harmless if it has one."""
-        if (self.site_folder(site) / "state" / "identity" / "enrollment.json").exists():
-            return
-        token = str(self.admin.create_join_token(site, ttl_seconds=TOKEN_SECONDS)["token"])
-        config = str(self.site_config(site))
-        self.command("participant", "enroll", "--config", config, "--token-file", "-", text=token)
+    def enroll(self, *sites: str) -> None:
+        """Exchange a fresh join token for each site's certificate, at the same time; harmless where there is one."""
+        calls: list[Call] = []
+        for site in sites:
+            if (self.site_folder(site) / "state" / "identity" / "enrollment.json").exists():
+                continue
+            token = str(self.admin.create_join_token(site, ttl_seconds=TOKEN_SECONDS)["token"])
+            words = ("enroll", "--config", str(self.site_config(site)), "--token-file", "-")
+            calls.append(Call("participant", words, text=token))
+        self.commands(calls)
 
     def publish_charter(self, sites: Sequence[str], *, base_model_digests: Sequence[str] = ()) -> str:
         """Draft a charter of these sites, publish it, and return its digest, which each of them is to pin."""
@@ -267,16 +301,19 @@ class LocalFederation:
 
     def command(self, module: str, *arguments: str, text: str = "") -> str:
         """Run one of the two command lines to its end and return its output. Raises ProcessEnded with what it said."""
-        done = subprocess.run(
-            [sys.executable, "-m", module, *arguments],
-            input=text.encode(),
-            capture_output=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            said = (done.stderr or done.stdout).decode(errors="replace").strip()
-            raise ProcessEnded(f"{module} {' '.join(arguments[:2])} failed with exit code {done.returncode}:\n{said}")
-        return done.stdout.decode()
+        return self.commands([Call(module, arguments, text=text)])[0]
+
+    def commands(self, calls: Sequence[Call]) -> list[str]:
+        """The same for several at once. None of them is left when this returns or raises."""
+        running: list[subprocess.Popen[bytes]] = []
+        try:
+            running.extend(call.start() for call in calls)
+            return [call.output_of(child) for call, child in zip(calls, running, strict=True)]
+        finally:
+            for child in running:
+                if child.poll() is None:
+                    child.kill()
+                    child.wait()
 
     def require_running(self) -> None:
         """Raises ProcessEnded if any process has ended, with its last words."""

@@ -20,6 +20,7 @@ METRIC_OF: Final[Mapping[Task, str]] = {
     Task.NER: "span_f1",
     Task.INSTRUCTION: "rouge_l",
 }
+METRIC_TITLES: Final[Mapping[str, str]] = {"accuracy": "accuracy", "span_f1": "span F1", "rouge_l": "ROUGE-L"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,13 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from common.basemodel import BaseModel, describe
 from common.errors import BaseModelUnavailable
 from demo import domains
 from demo.domains import Site
-from demo.federation import LocalFederation
+from demo.federation import Call, LocalFederation
 from demo.progress import View
 from demo.settings import DemoSettings
 from demo.sites import BaseModelFolder, pin_charter, prepare_site
@@ -76,6 +76,7 @@ def _gguf_file() -> Path:
 
 def found(federation: LocalFederation, prepared: Prepared, settings: DemoSettings, view: View) -> str:
     """Coordinator, enrolled sites and a pinned charter; returns its digest. All daemons run. Raises ProcessEnded."""
+    names = [site.name for site in prepared.sites]
     with view.step("coordinator: its own CA and signing key, SQLite, an operator's certificate"):
         federation.prepare_coordinator()
         federation.start_coordinator()
@@ -83,32 +84,27 @@ def found(federation: LocalFederation, prepared: Prepared, settings: DemoSetting
         for number, site in enumerate(prepared.sites):
             folder = federation.site_folder(site.name)
             prepare_site(folder, site, model=prepared.folder, settings=settings, style=number)
-            federation.enroll(site.name)
-    with view.step("charter") as step:
-        digest = federation.publish_charter(
-            [site.name for site in prepared.sites], base_model_digests=(prepared.model.digest,)
-        )
+        federation.enroll(*names)
+    with view.step("charter drafted, published, and pinned by each site") as step:
+        digest = federation.publish_charter(names, base_model_digests=(prepared.model.digest,))
         for site in prepared.sites:
-            folder = federation.site_folder(site.name)
-            pin_charter(folder, site, digest, model=prepared.folder, settings=settings)
-            federation.pin_charter(site.name, digest)
+            pin_charter(federation.site_folder(site.name), site, digest, model=prepared.folder, settings=settings)
+        federation.commands([_of_site(federation, name, "charter", "pin", "--digest", digest) for name in names])
         step.text = f"charter drafted and published; each site has pinned its digest {digest[:12]}"
-    for site in prepared.sites:
-        with view.step(f"{site.name} looks itself over") as step:
-            checks = _check(federation, site.name)
-            warned = [check for check in checks if check["verdict"] == "warning"]
-            passed = sum(1 for check in checks if check["verdict"] == "ok")
-            step.text = f"{site.name}: {passed} preflight checks passed, {len(warned)} warnings"
-        for check in warned:
-            view.say(f"    {check['check']}: {check['found']}")
-    for site in prepared.sites:
-        federation.start_site(site.name)
+    with view.step("preflight checks at every site") as step:
+        said = federation.commands([_of_site(federation, name, "check", "--json") for name in names])
+        findings = {name: json.loads(text)["checks"] for name, text in zip(names, said, strict=True)}
+        counts = {name: sum(check["verdict"] == "ok" for check in checks) for name, checks in findings.items()}
+        step.text = "preflight checks passed: " + ", ".join(f"{name} {count}" for name, count in counts.items())
+    for name, checks in findings.items():
+        for check in checks:
+            if check["verdict"] == "warning":
+                view.say(f"    {name} should look at {check['check']}: {check['found']}")
+    for name in names:
+        federation.start_site(name)
     return digest
 
 
-def _check(federation: LocalFederation, site: str) -> list[dict[str, Any]]:
-    """The findings of the site's preflight. Raises ProcessEnded with them if a check fails."""
-    said = federation.command("participant", "check", "--json", "--config", str(federation.site_config(site)))
-    checks = json.loads(said)["checks"]
-    assert isinstance(checks, list)  # noqa: S101  (for mypy)
-    return checks
+def _of_site(federation: LocalFederation, site: str, *words: str) -> Call:
+    """A command of the site's own people. Check fails, and so does this, if one of its findings is a failure."""
+    return Call("participant", (*words, "--config", str(federation.site_config(site))))

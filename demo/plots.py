@@ -14,8 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
-from demo.figures import DomainReport, Figure, RunReport
-from demo.tables import METRIC_TITLES
+from demo.figures import METRIC_TITLES, DomainReport, Figure, RunReport
 
 # Okabe and Ito's palette: told apart also by those who see no red or green.
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -32,7 +31,7 @@ def loss_plot(report: RunReport) -> str:
         seen = summed_losses(report)
         if seen:
             axes.plot(*zip(*seen, strict=True), color="#444444", linestyle="--", linewidth=1, label="all sites (sum)")
-        axes.set_ylabel("held-out loss, nats per answer token")
+        axes.set_ylabel("nats per answer token")
         axes.set_ylim(bottom=0)
 
     return _svg(draw, title="Held-out loss")

@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from demo.figures import Figure, Stage
+from demo.figures import METRIC_TITLES, Figure, Stage
 from demo.watch import RoundView, SiteView, Snapshot
 
 MEBIBYTE: Final = 1024 * 1024
@@ -177,7 +177,7 @@ def _site_events(before: SiteView | None, after: SiteView) -> Iterator[str]:
         if after.is_out:
             yield f"{after.name} {_STATES[after.state]}{_after_colon(after.message or after.reason)}"
         elif after.state == "uploaded":
-            yield f"{after.name} has sent {mebibytes(after.uploaded_bytes)} of masked update"
+            yield f"{after.name} has sent {size(after.uploaded_bytes)} of masked update"
         elif after.state in _STATES:
             yield f"{after.name}: {_STATES[after.state]}"
     elif after.state == "present" and after.activity in _DOING and before.activity != after.activity:
@@ -249,11 +249,11 @@ def _site_table(current: RoundView | None, stages: SiteStages) -> Table:
             name,
             _doing(view),
             _bar(view),
-            mebibytes(view.uploaded_bytes) if view.uploaded_bytes else "",
+            size(view.uploaded_bytes) if view.uploaded_bytes else "",
             _course([stage.figure.heldout_loss for stage in own], ".2f"),
             _metric_course([stage.figure for stage in own]),
         )
-    table.caption = "* read from the site's own folder: the coordinator never sees them"
+    table.caption = "* read from the site's own folder; the coordinator knows sums alone"
     table.caption_justify = "left"
     return table
 
@@ -288,7 +288,7 @@ def _metric_course(figures: Sequence[Figure]) -> str:
     values = [figure.value for figure in figures]
     if all(value is None for value in values):
         return ""
-    return f"{figures[0].metric} {_course(values, '.2f')}"
+    return f"{METRIC_TITLES[figures[0].metric]} {_course(values, '.2f')}"
 
 
 def clock(seconds: float) -> str:
@@ -297,6 +297,6 @@ def clock(seconds: float) -> str:
     return f"{minutes}:{rest:02d}"
 
 
-def mebibytes(count: int) -> str:
-    """ "4.7 MiB"."""
-    return f"{count / MEBIBYTE:.1f} MiB"
+def size(count: int) -> str:
+    """ "4.7 MiB", "1.2 KiB"."""
+    return f"{count / MEBIBYTE:.1f} MiB" if count >= MEBIBYTE / 10 else f"{count / 1024:.1f} KiB"

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
 from string import Template
 from typing import Final
 
-from demo.figures import DomainReport, RunReport
+from demo.figures import METRIC_TITLES, DomainReport, RunReport
 from demo.plots import loss_plot, metric_plot, time_plot
-from demo.progress import clock, mebibytes
-from demo.tables import METRIC_TITLES, number, stage_title
+from demo.progress import clock, size
+from demo.tables import number, stage_title
 
 TEMPLATE: Final = "report.html"
+MASKED_PHASES: Final = ("collecting", "unmasking", "aggregating")
 # Names of what the coordinator gets to know of a round, as a reader understands them.
 SUMS: Final[Mapping[str, str]] = {
     "survivors": "sites in the sum",
@@ -51,6 +53,7 @@ def html_report(report: RunReport, *, finished: str) -> str:
         sites=_site_table(report.domains),
         rounds=_round_table(report),
         sums=_sum_table(report),
+        single_note=escape(_single_note(report.domains)),
         examples=_example_table(report),
         adapter=_facts(
             {
@@ -58,7 +61,7 @@ def html_report(report: RunReport, *, finished: str) -> str:
                 "digest (SHA-256)": report.adapter.digest,
                 "published by round": str(report.adapter.round),
                 "parameters": f"{report.adapter.parameters:,}",
-                "size": mebibytes(report.adapter.size_bytes),
+                "size": size(report.adapter.size_bytes),
                 "base model": f"{report.base_model} ({report.base_model_digest})",
                 "base model's folder": report.base_model_path,
             }
@@ -83,7 +86,7 @@ def _summary(report: RunReport) -> str:
     return (
         f"{succeeded} rounds of {escape(report.base_model)} with LoRA on this machine, every process on its own and "
         f"every connection under mutual TLS. {clock(seconds)} minutes in all ({steps}). "
-        f"{mebibytes(report.uploaded_bytes)} of masked updates were sent; not one of them was ever seen in the clear."
+        f"{size(report.uploaded_bytes)} of masked updates were sent; not one of them was ever seen in the clear."
     )
 
 
@@ -129,15 +132,16 @@ def _site_table(domains: Sequence[DomainReport]) -> str:
 
 def _round_table(report: RunReport) -> str:
     return table(
-        ["round", "for", "end", "in the sum", "seconds", "masked bytes by site", "adapter that came of it"],
+        ["round", "for", "end", "in the sum", "training", "masked part", "masked bytes by site", "adapter"],
         [
             [
                 str(round_.number),
                 "judging only" if round_.kind == "evaluate" else "training",
                 round_.state + (f": {round_.reason} {round_.message}" if round_.reason else ""),
                 ", ".join(round_.survivors) or "–",
-                f"{sum(round_.seconds.values()):.0f}",
-                ", ".join(f"{site} {mebibytes(count)}" for site, count in round_.uploaded_bytes.items()),
+                f"{round_.seconds.get('training', 0.0):.0f} s",
+                f"{sum(round_.seconds.get(phase, 0.0) for phase in MASKED_PHASES):.2f} s",
+                ", ".join(f"{site} {size(count)}" for site, count in round_.uploaded_bytes.items()),
                 round_.adapter_digest[:12] or "–",
             ]
             for round_ in report.rounds
@@ -151,6 +155,19 @@ def _sum_table(report: RunReport) -> str:
         ["sum over the sites", *(f"round {round_.number}" for round_ in report.rounds)],
         [[SUMS[name], *(_sum(round_.metrics.get(name)) for round_ in report.rounds)] for name in names],
         numbers=True,
+    )
+
+
+def _single_note(domains: Sequence[DomainReport]) -> str:
+    """Of a sum to which one site alone contributes, the reader should know what it gives away."""
+    counts = Counter(domain.task for domain in domains)
+    alone = [domain for domain in domains if counts[domain.task] == 1 and domain.final.figure.value is not None]
+    if not alone:
+        return ""
+    names = ", ".join(f"{METRIC_TITLES[domain.final.figure.metric]} ({domain.site})" for domain in alone)
+    return (
+        " A sum hides who contributed what, and not that one site alone did: in this federation only one site has each "
+        f"of these tasks, so the coordinator learns that site's own {names}. Losses are of all sites together."
     )
 
 

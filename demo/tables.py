@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from demo.figures import DomainReport, Example, RunReport
-from demo.progress import clock, mebibytes
-
-METRIC_TITLES: Final = {"accuracy": "accuracy", "span_f1": "span F1", "rouge_l": "ROUGE-L"}
+from demo.figures import METRIC_TITLES, DomainReport, Example, RunReport
+from demo.progress import clock, size
 
 
 def final_table(report: RunReport) -> Table:
@@ -78,7 +75,7 @@ def closing_lines(report: RunReport, *, html: Path, json_file: Path) -> Iterator
     """Where everything is: a line each, never broken, so that paths can be taken from it."""
     seconds = ", ".join(f"{name} {clock(value)}" for name, value in report.seconds.items())
     yield f"time        {clock(sum(report.seconds.values()))} in all: {seconds}"
-    yield f"sent        {mebibytes(report.uploaded_bytes)} of masked updates, not one of them in the clear"
+    yield f"sent        {size(report.uploaded_bytes)} of masked updates, not one of them in the clear"
     yield f"base model  {report.base_model_path}"
     yield f"adapter     {report.adapter.path}"
     yield f"report      {html}"

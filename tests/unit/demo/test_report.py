@@ -250,6 +250,14 @@ def test_html_is_whole_needs_nothing_beside_itself_and_escapes_what_came_from_ou
     assert "$" not in page.text
 
 
+def test_the_page_says_whose_metric_a_sum_gives_away_where_one_site_alone_has_a_task(report):
+    html = html_report(report, finished="today")
+    assert "accuracy (bank), span F1 (clinic)" in html
+    assert "ROUGE-L (desk)" not in html  # nothing of it was measured
+    alike = replace(report, domains=tuple(replace(one, task=Task.NER) for one in report.domains))
+    assert "learns that site" not in html_report(alike, finished="today")
+
+
 @pytest.mark.parametrize("plot", [loss_plot, metric_plot, time_plot])
 def test_pictures_are_svg_with_readable_text_and_the_same_every_time(plot, report):
     svg = plot(report)

@@ -36,6 +36,7 @@ from coordinator.keystore import PkiFolder
 from coordinator.manifests import public_key_hex
 from coordinator.metrics import Metrics
 from coordinator.rates import RateLimit
+from coordinator.replica import Replica
 from coordinator.runs import RunFactory
 from coordinator.services import listeners
 from coordinator.services.adapter import AdapterServicer
@@ -84,6 +85,7 @@ class Foundation:
     blobs: BlobStore
     wakeups: Wakeups
     metrics: Metrics
+    replica: Replica
 
 
 def run(config: Config) -> None:
@@ -136,6 +138,7 @@ def _lay_foundation(config: Config, clock: Clock) -> Foundation:
         blobs=open_blobs(config.blobs_url),
         wakeups=Wakeups(),
         metrics=metrics,
+        replica=Replica.claim(config.data_folder),
     )
 
 
@@ -155,6 +158,7 @@ class _Coordinator:
             signing_key=identity.signing_key,
             scratch=config.scratch_folder,
             observer=foundation.metrics,
+            holder=foundation.replica.name,
         )
         self._health = Health(
             checks={

@@ -6,7 +6,6 @@ Several processes may drive one store: a run is driven by whoever holds its leas
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -47,11 +46,13 @@ class Driver:
         signing_key: Ed25519PrivateKey,
         scratch: Path,
         observer: Observer,
+        holder: str,
     ) -> None:
+        """holder: in whose name leases are held; no two living processes have the same."""
         self._wakeups = wakeups
         self._clock = clock
         self._store = store
-        self._holder = secrets.token_hex(8)
+        self._holder = holder
         self._leases: dict[str, datetime] = {}
         self._turned_at: datetime | None = None
         self._work = Work(store, blobs, clock, signing_key, scratch, observer, self._require_lease)

@@ -23,20 +23,24 @@ def until_stopped(began: threading.Event, ended: list[str], name: str):
 
 
 def test_a_preparation_runs_until_its_work_is_done():
-    preparations, release, done = Preparations(), threading.Event(), []
-    preparations.start(("run", 1), lambda stop: done.append(release.wait(WAIT)), done.append)
+    preparations, release = Preparations(), threading.Event()
+    done: list[bool] = []
+    failures: list[AccordError] = []
+    preparations.start(("run", 1), lambda stop: done.append(release.wait(WAIT)), failures.append)
 
     assert preparations.is_running(("run", 1))
     assert not preparations.is_running(("run", 2))
     assert not preparations.wait(0.0)
     release.set()
     assert preparations.wait(WAIT)
-    assert done == [True]
+    assert (done, failures) == ([True], [])
     assert not preparations.is_running(("run", 1))
 
 
 def test_the_next_round_ends_the_one_before_first():
-    preparations, began, ended, failures = Preparations(), threading.Event(), [], []
+    preparations, began = Preparations(), threading.Event()
+    ended: list[str] = []
+    failures: list[AccordError] = []
     preparations.start(("run", 1), until_stopped(began, ended, "first"), failures.append)
     assert began.wait(WAIT)
     preparations.start(("run", 2), lambda stop: ended.append("second"), failures.append)
@@ -47,7 +51,8 @@ def test_the_next_round_ends_the_one_before_first():
 
 
 def test_stopping_another_round_leaves_the_running_one_alone():
-    preparations, began, ended = Preparations(), threading.Event(), []
+    preparations, began = Preparations(), threading.Event()
+    ended: list[str] = []
     preparations.start(("run", 1), until_stopped(began, ended, "first"), lambda error: None)
     assert began.wait(WAIT)
 
@@ -66,7 +71,8 @@ def test_stopping_another_round_leaves_the_running_one_alone():
     ],
 )
 def test_whatever_goes_wrong_is_told_as_an_error_that_a_person_can_read(error, told):
-    preparations, failures = Preparations(), []
+    preparations = Preparations()
+    failures: list[AccordError] = []
 
     def work(stop: threading.Event) -> None:
         raise error

@@ -90,7 +90,8 @@ def shelf(folder: Path, coordinator: Coordinator) -> AdapterShelf:
 
 
 def test_a_fetched_adapter_is_a_peft_folder_with_its_manifest(tmp_path: Path):
-    coordinator, counted = Coordinator(), []
+    coordinator = Coordinator()
+    counted: list[int] = []
     folder = shelf(tmp_path, coordinator).fetch(coordinator.digest, PLAN, on_bytes=counted.append)
 
     assert (folder / ADAPTER_FILE).read_bytes() == coordinator.content

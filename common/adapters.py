@@ -156,7 +156,7 @@ def natural_order(name: str) -> tuple[tuple[int, str], ...]:
 
 
 def initial_tensors(layout: AdapterLayout, *, seed: int) -> Iterator[tuple[TensorSlot, FlatVector]]:
-    """The tensors of a new adapter, float32[size] each, in the layout's order; one at a time, to be written as they come.
+    """The tensors of a new adapter, float32[size] each, in the layout's order, one at a time.
 
     lora_A uniform in ±1/sqrt(in) as PEFT's kaiming_uniform(a=sqrt 5), lora_B zero, so BA = 0.
     """

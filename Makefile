@@ -61,8 +61,8 @@ clean:  ## remove the environment, caches and the demo's state
 
 # --- demo -------------------------------------------------------------------------------------------------------------
 .PHONY: demo
-demo: venv  ## a whole federation on this machine: make demo ROUNDS=3 ARGS="--json report.json"
-	@exec $(BIN)/python -m demo --rounds $(ROUNDS) $(ARGS)
+demo: venv  ## a whole federation on this machine: make demo ROUNDS=3 JSON=report.json
+	@exec $(BIN)/python -m demo --rounds $(ROUNDS) $(if $(JSON),--json "$(JSON)") $(ARGS)
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 # Every check runs even when an earlier one failed: one visit to CI shows everything that is wrong.

@@ -13,6 +13,7 @@ import fcntl
 import itertools
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -76,7 +77,9 @@ def end_processes(folder: Path) -> tuple[int, ...]:
     for process in found:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(found, timeout=END_SECONDS)
+    give_up = time.monotonic() + END_SECONDS
+    while not all(map(_is_gone, found)) and time.monotonic() < give_up:
+        time.sleep(0.02)
     return tuple(process.pid for process in found)
 
 
@@ -88,6 +91,14 @@ def processes_below(folder: Path) -> list[psutil.Process]:
         for process in psutil.process_iter(["cmdline"])
         if process.pid != os.getpid() and _is_ours(process.info["cmdline"] or [], inside)
     ]
+
+
+def _is_gone(process: psutil.Process) -> bool:
+    """One that nobody has taken note of yet does nothing any more: whose child it was decides how long that takes."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _is_ours(command: list[str], inside: str) -> bool:

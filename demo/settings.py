@@ -18,10 +18,10 @@ class Training:
     """
 
     rounds: int = 3
-    steps_per_round: int = 16
+    steps_per_round: int = 24
     batch_size: int = 8
     learning_rate: float = 1e-3
-    server_learning_rate: float = 2.0
+    server_learning_rate: float = 1.5
     max_length: int = 192
     rank: int = 8
     alpha: float = 16.0

@@ -106,6 +106,19 @@ def command_of(process):
         return []
 
 
+def alive_after(seconds, processes):
+    """Those that still do something; init may take its time to take note of the end of an orphan."""
+    psutil.wait_procs(processes, timeout=seconds)
+    return [process for process in processes if is_alive(process)]
+
+
+def is_alive(process):
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def descendants(demo):
     return psutil.Process(demo.pid).children(recursive=True)
 
@@ -118,8 +131,7 @@ def test_a_demo_after_one_that_was_killed_ends_well_and_tells_what_it_did(place,
     assert len(family) > 4
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
-    _, alive = psutil.wait_procs(family, timeout=30)
-    assert alive == []
+    assert alive_after(30, family) == []
     left = next(root.glob("run-*"))
 
     demo = start(place, root, "--rounds", "1", "--json", str(tmp_path / "out" / "report.json"))
@@ -170,8 +182,7 @@ def test_ctrl_c_ends_everything_and_leaves_no_half_state(place, tmp_path, moment
     assert demo.returncode == 130, output
     assert "interrupted" in output
     assert "Traceback" not in output
-    _, alive = psutil.wait_procs(family, timeout=1)
-    assert alive == []
+    assert alive_after(1, family) == []
     assert list(root.glob("run-*")) == []
 
 
@@ -188,8 +199,7 @@ def test_a_process_that_crashes_ends_the_demo_with_its_last_words(place, tmp_pat
     assert f"{name} has ended with exit code -9" in output
     assert "run_joined" in output
     assert "Traceback" not in output
-    _, alive = psutil.wait_procs(family, timeout=1)
-    assert alive == []
+    assert alive_after(1, family) == []
 
 
 def test_a_base_model_that_is_not_there_is_said_at_once(place, tmp_path):

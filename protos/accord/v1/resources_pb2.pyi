@@ -370,7 +370,9 @@ class PlanSettings(_message.Message):
     @_builtins.property
     def collecting(self) -> Global___PhaseLimits: ...
     @_builtins.property
-    def unmasking(self) -> Global___PhaseLimits: ...
+    def unmasking(self) -> Global___PhaseLimits:
+        """Only the window counts: how many members must reveal follows from the masking protocol's threshold."""
+
     @_builtins.property
     def key_setup(self) -> Global___PhaseLimits:
         """Limits of each of the three steps of a key epoch."""

@@ -40,7 +40,7 @@ class CharterMember:
 class PlanBounds:
     """What a plan's fields may be at most (at least, where the name says so). Empty lists allow whatever is known.
 
-    least_lane_limit: L, the steps between zero and the clip in which an element is sent (SECAGG b.3).
+    least_lane_limit: L, the steps between zero and the clip in which an element is sent.
     allow_named_survivors: whether manifests may say who was in, beside how many.
     """
 

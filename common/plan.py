@@ -18,7 +18,7 @@ from common.errors import AccordError, PlanInvalid
 PLAN_FORM: Final = 1
 SUITE: Final = 2
 
-# Words at the end of every masked vector, each a signed fixed-point sum over the cohort (SECAGG b.3, "further words").
+# Words at the end of every masked vector, each a signed fixed-point sum over the cohort.
 METRIC_WORDS: Final = (
     "heldout_loss",
     "heldout_tokens",

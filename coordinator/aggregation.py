@@ -130,7 +130,7 @@ def make_next_adapter(
 
 
 def rounding_norm(plan: SecaggPlan, tail: TailSums) -> float:
-    """Most that the fixed point's rounding can add to the mean's L2 norm: sqrt(d) * |U3| * C / (L * A), SECAGG b.3.
+    """Most that the fixed point's rounding can add to the mean's L2 norm: sqrt(d) * |U3| * C / (L * A).
 
     Where the weights are small against their cap this is much more than the float's rounding, and nobody's fault.
     """

@@ -170,6 +170,6 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    # Every process of the demo has one thread, unless somebody knows better (see BASELINES in the Makefile).
+    # Every process of the demo has one thread, unless somebody knows better.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.exit(main())

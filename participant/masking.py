@@ -48,7 +48,7 @@ from participant.update import Contribution, Update
 DIGEST_BYTES: Final = 32
 WORD_BYTES: Final = 8
 EVIDENCE_WAIT_SECONDS: Final = 10
-# Each further sum on the same model lets an observer compare two cohorts (SECAGG a.9); a rollback needs a second one.
+# Each further sum on the same model lets an observer compare two cohorts; a rollback needs a second one.
 MOST_SUMS_ON_A_MODEL: Final = 3
 
 log = get_logger(__name__)

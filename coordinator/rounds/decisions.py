@@ -127,7 +127,7 @@ def close_collecting(
 ) -> Close | Fail | Extend | None:
     """COLLECTING closes when the whole cohort has uploaded, or at its deadline with the quorum and the floor.
 
-    floor: least number of survivors over which a sum may be opened at all (SECAGG b.5, survivor floor).
+    floor: least number of survivors over which a sum may be opened at all.
     """
     limits = plan.phases.collecting
     uploaded = tuple(p.participant for p in participations if p.state is ParticipationState.UPLOADED)

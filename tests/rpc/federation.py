@@ -570,7 +570,7 @@ class Federation:
     def errors(self, number: int, survivors: Collection[str], run: str = "run") -> tuple[FlatVector, float]:
         """How far a round's adapter is from the plaintext weighted mean over `survivors`, and the bound on that.
 
-        The bound is SECAGG b.3's |U3| * C / (L * A) for each element, with float32's rounding on top.
+        The bound is |U3| * C / (L * A) for each element, with float32's rounding on top.
         """
         found = self.round(number, run)
         plan = self.plan(run)

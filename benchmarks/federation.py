@@ -9,11 +9,13 @@ from typing import Final
 from benchmarks.made_up_site import BASE_MODEL_FILE
 from common.adapters import LinearLayer
 from common.basemodel import BaseModel
+from common.secagg import choose_lanes, lane_limit
 from demo.federation import LocalFederation, Process
 
 RANK: Final = 8
 WIDTH: Final = 2048
-ELEMENT_CLIP: Final = 0.01
+# A power of two, coarse enough for float32: a delta that is added to the weights and taken off again is the same.
+QUANTISATION_STEP: Final = 2.0**-10
 SITE: Final = (sys.executable, "-m", "benchmarks.made_up_site")
 
 CONFIG: Final = """
@@ -69,7 +71,7 @@ def found(federation: LocalFederation, names: Sequence[str], model: BaseModel, *
         (folder / BASE_MODEL_FILE).write_text(model.to_json())
         (folder / "policy.toml").write_text(POLICY)
         federation.site_config(name).write_text(CONFIG.format(digest="0" * 64, level=log_level))
-        federation.enroll(name)
+    federation.enroll(*names)
     digest = federation.publish_charter(names)
     for name in names:
         federation.pin_charter(name, digest)
@@ -80,14 +82,15 @@ def create_run(
     federation: LocalFederation, run: str, model: BaseModel, *, rounds: int, participants: int, **settings: object
 ) -> None:
     """Create a run and start it."""
+    most_participants = max(10, participants)
     federation.admin.create_run(
         run,
         {
             "base_model_json": model.to_json(),
             "rank": RANK,
             "rounds": rounds,
-            "element_clip": ELEMENT_CLIP,
-            "most_participants": max(10, participants),
+            "element_clip": QUANTISATION_STEP * lane_limit(choose_lanes(most_participants), most_participants),
+            "most_participants": most_participants,
             **settings,
         },
     )

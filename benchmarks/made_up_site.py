@@ -3,7 +3,7 @@
     python -m benchmarks.made_up_site participant.toml
 
 The base model is only described: `base-model.json` beside the configuration. Deltas are whole multiples of the
-quantisation step, so the masked sum is exact and a run's digests can be compared with those of another run.
+quantisation step: nothing is left to be rounded at random, and a round gives the same adapter whenever it is played.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class MadeUpTrainer:
 
     def prepare(self, work: Preparation, *, on_progress: OnProgress, stop: threading.Event) -> Prepared:
         if work.kind is RoundKind.TRAIN:
-            _write_trained(work)
+            write_trained(work)
         metrics = {name: 0.0 for name in work.plan.masking.metrics if name != "clipped_elements"}
         metrics |= {"heldout_loss": 100.0, "heldout_tokens": 50.0}
         return Prepared(Contribution(work.plan.masking.weight_cap, metrics), "{}")
@@ -76,7 +76,8 @@ def made_up_delta(plan: Plan, participant: str, round_: int) -> FlatVector:
     return (steps * quantisation_step(plan)).astype(np.float32)
 
 
-def _write_trained(work: Preparation) -> None:
+def write_trained(work: Preparation) -> None:
+    """The global adapter plus the delta, block by block."""
     header = work.plan.layout().header()
     delta = made_up_delta(work.plan, work.participant, work.round)
     work.trained_adapter.parent.mkdir(parents=True, exist_ok=True)

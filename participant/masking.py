@@ -17,7 +17,7 @@ from typing import Final
 from common.assignments import AdvertiseKeys, CloseRound, ConfirmShares, DepositShares, UploadUpdate
 from common.charter import Charter
 from common.clock import Clock
-from common.errors import OutOfTurn, ProtocolViolation, StorageFailed, UpdateLost
+from common.errors import OutOfTurn, ProtocolViolation, StorageFailed, Unavailable, UpdateLost, UploadMismatch
 from common.log import get_logger
 from common.masking import MASKED_KIND, key_epoch, pinned_members
 from common.plan import Plan
@@ -220,15 +220,24 @@ class MaskingDesk:
         if not state.is_complete:
             if state.durable_chunks:
                 log.info("upload_resumed", run=entry.run, round=entry.round, chunk=state.durable_chunks)
-            self._client().upload(
-                entry.run,
-                entry.round,
-                spool=spool,
-                chunk_sizes=sizes,
-                chunk_digests=entry.chunk_digests,
-                first_chunk=state.durable_chunks,
-                receipt=masked.message,
-            )
+            try:
+                self._client().upload(
+                    entry.run,
+                    entry.round,
+                    spool=spool,
+                    chunk_sizes=sizes,
+                    chunk_digests=entry.chunk_digests,
+                    first_chunk=state.durable_chunks,
+                    receipt=masked.message,
+                )
+            except UploadMismatch as error:
+                # A connection that broke may still bring chunks after the question above: no reason to be out. Where
+                # the bytes themselves are wrong, the next try gets no further than this one.
+                if self._client().upload_state(entry.run, entry.round).durable_chunks > state.durable_chunks:
+                    raise Unavailable(
+                        "more of this upload has become durable meanwhile; going on from there"
+                    ) from error
+                raise
         self._journal.put_round(self._changed(entry, uploaded_bytes=sum(sizes)))
         on_sent(sum(sizes), state.durable_chunks)
 

@@ -15,6 +15,7 @@ import pytest
 
 from common.errors import Unavailable, UploadIncomplete
 from coordinator.driver import aggregating
+from participant.client import CoordinatorClient, UploadState
 from participant.journal import RoundPhase
 from tests.rpc.federation import WINDOW, Federation, base_model, federation_in
 from tests.rpc.lab import Lab, lab_in, open_round
@@ -138,6 +139,30 @@ def test_an_upload_goes_on_at_the_last_durable_chunk_after_a_kill(tmp_path: Path
         assert errors.max() <= bound
         received = federation.metric("accord_upload_bytes_total")
         assert received == 3 * sum(map(len, held.chunks))
+
+
+def test_chunks_that_an_older_connection_still_brings_put_no_site_out(tmp_path: Path) -> None:
+    with federation_in(tmp_path, model=LARGE) as federation:
+        names = federation.add_sites(3)
+        federation.create_run()
+        held = hold_upload(federation, 1, NAME)
+        again = federation.reopen_site(NAME)
+        ask = CoordinatorClient.upload_state
+
+        def overtaken(client: CoordinatorClient, run: str, round_: int) -> UploadState:
+            state = ask(client, run, round_)
+            if not state.durable_chunks:
+                with pytest.raises(UploadIncomplete):
+                    held.send([held.header(), *map(part, held.chunks[:2])])
+            return state
+
+        with patch.object(CoordinatorClient, "upload_state", overtaken):
+            federation.play(1)
+
+        assert [sent["first_chunk"] for _, sent in again.line.attempts["upload"]] == [0, 2]
+        assert federation.round(1)["survivors"] == [f"participants/{name}" for name in names]
+        errors, bound = federation.errors(1, names)
+        assert errors.max() <= bound
 
 
 def test_a_site_lost_in_the_middle_of_its_upload_is_left_out_and_its_chunks_with_it(tmp_path: Path) -> None:

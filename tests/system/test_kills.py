@@ -36,8 +36,6 @@ SITES = tuple(faulty_site.EVENTS)
 # Five chunks of parameters and the tail's: more than one segment, so that an upload can be half durable.
 MEBIBYTES = 9.0
 CHUNKS = 6
-# So large that the rounding of float32 is nothing beside a quantisation step: each run sums the same integers.
-ELEMENT_CLIP = 4.0
 EVERYBODY = {"quorum": len(SITES), "window_seconds": 3600}
 PHASES = ("forming", "training", "collecting", "unmasking", "key_setup")
 POLL_SECONDS = 0.1
@@ -102,7 +100,7 @@ def disturbed(
         for site in SITES:
             events = Kills.text((sites or {}).get(site, ()))
             federation.start_site(site, [sys.executable, "-m", "tests.system.faulty_site", events, str(markers)])
-        settings = {"element_clip": ELEMENT_CLIP, **dict.fromkeys(PHASES, EVERYBODY)}
+        settings = dict.fromkeys(PHASES, EVERYBODY)
         # Its answer may die with the coordinator; the run is started all the same.
         with suppress(AccordError):
             create_run(federation, RUN, made_up_model(MEBIBYTES), rounds=ROUNDS, participants=len(SITES), **settings)

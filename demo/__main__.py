@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             folder = parts.enter_context(fresh_folder(settings.root, now=datetime.now(UTC)))
             return _run(folder, settings, console)
         except KeyboardInterrupt:
-            console.print("\ninterrupted: everything has ended, and what was half done is removed", markup=False)
+            console.print("interrupted: everything has ended, and what was half done is removed", markup=False)
             return INTERRUPTED
         except AccordError as error:
             Console(stderr=True).print(

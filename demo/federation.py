@@ -321,12 +321,13 @@ class LocalFederation:
             process.require_running()
 
     def stop(self, *, seconds: float = STOP_SECONDS) -> None:
-        """End every process, sites first; harmless when none runs. seconds: until SIGKILL, for each."""
+        """End every process, sites first; harmless when none runs. seconds: until SIGKILL, for all of them together."""
+        give_up = time.monotonic() + seconds
         for process in self.sites.values():
             process.terminate()
         for process in self.sites.values():
-            process.stop(seconds=seconds)
+            process.stop(seconds=max(0.0, give_up - time.monotonic()))
         if self._admin is not None:
             self._admin.close()
             self._admin = None
-        self.coordinator.stop(seconds=seconds)
+        self.coordinator.stop(seconds=max(1.0, give_up - time.monotonic()))

@@ -36,7 +36,7 @@ RUN: Final = "demo"
 LOOK_SECONDS: Final = 0.5
 JOIN_SECONDS: Final = 120.0
 END_SECONDS: Final = 60.0
-STOP_SECONDS: Final = 5.0
+STOP_SECONDS: Final = 3.0
 MOST_THREADS: Final = 4
 
 
@@ -76,6 +76,9 @@ def run_demo(folder: Path, settings: DemoSettings, view: View) -> RunReport:
             _train(federation, prepared, settings, view)
         with watch.measure("export"), view.step("final adapter exported through the admin API, audit log verified"):
             report = _collect(federation, prepared)
+    except KeyboardInterrupt:
+        view.say("interrupted: ending every process")
+        raise
     finally:
         # All that is worth keeping is on disk: nobody has to wait for half a training step.
         federation.stop(seconds=STOP_SECONDS)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import json
 
-from common.rpc.channels import RETRIED_METHODS, channel_options, server_options, upload_channel_options
+import pytest
+
+from common.rpc.channels import (
+    RETRIED_METHODS,
+    STREAM_WINDOW_BYTES,
+    channel_options,
+    server_options,
+    upload_channel_options,
+)
 
 
 def test_a_client_does_not_ping_faster_than_the_server_allows():
@@ -37,3 +45,10 @@ def test_limits_are_the_operators_to_set():
 
     assert options["grpc.max_receive_message_length"] == 1
     assert options["grpc.max_concurrent_streams"] == 2
+
+
+@pytest.mark.parametrize("options", [server_options(), channel_options(), upload_channel_options()])
+def test_what_a_slow_receiver_has_to_hold_does_not_grow_with_the_network(options):
+    values = dict(options)
+    assert values["grpc.http2.bdp_probe"] == 0
+    assert values["grpc.http2.lookahead_bytes"] == STREAM_WINDOW_BYTES

@@ -7,6 +7,7 @@ made the change. Belongs to one event loop; bells may be rung from any thread.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Final
 
 # A waiter looks at the store this often even when nobody wakes it.
@@ -36,10 +37,11 @@ class Bell:
 
     async def wait(self, ticket: asyncio.Event, *, seconds: float) -> None:
         """Return when woken, or after `seconds`, or after FALLBACK_SECONDS."""
-        try:
-            await asyncio.wait_for(ticket.wait(), min(seconds, FALLBACK_SECONDS))
-        except TimeoutError:
-            return
+        # Not wait_for: before Python 3.12 it loses a cancellation that comes in the moment of the ring, and a driver
+        # that is told to stop would never end.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(seconds, FALLBACK_SECONDS)):
+                await ticket.wait()
 
 
 class Wakeups:

@@ -91,7 +91,8 @@ class Health:
 
     async def _reason(self, name: str, check: Check) -> str | None:
         try:
-            await asyncio.wait_for(check(), CHECK_TIMEOUT_SECONDS)
+            async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
+                await check()
         except AccordError as error:
             return error.message
         except TimeoutError:

@@ -245,7 +245,7 @@ def _step_collecting(work: Work, view: View, round_: Round) -> bool:
             case Close(survivors):
                 bound = advance_round(
                     round_,
-                    SurvivorsBound(view.now, deadline_of(view.plan.phases.unmasking, view.now), survivors, b""),
+                    SurvivorsBound(view.now, deadline_of(view.plan.phases.unmasking, view.now), survivors),
                 )
                 writer.update_round(bound)
                 for p in participations:

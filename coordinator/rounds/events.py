@@ -32,7 +32,6 @@ class SurvivorsBound:
     at: datetime
     deadline: datetime
     survivors: tuple[str, ...]
-    evidence: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,8 +86,8 @@ def advance_round(round_: Round, event: RoundEvent) -> Round:
             return replace(after, phase_started_at=at, deadline=deadline)
         case CohortChosen(at, deadline, epoch, cohort, start):
             return replace(after, phase_started_at=at, deadline=deadline, epoch=epoch, cohort=cohort, start=start)
-        case SurvivorsBound(at, deadline, survivors, evidence):
-            return replace(after, phase_started_at=at, deadline=deadline, survivors=survivors, evidence=evidence)
+        case SurvivorsBound(at, deadline, survivors):
+            return replace(after, phase_started_at=at, deadline=deadline, survivors=survivors)
         case DeadlineExtended(_, deadline):
             return replace(after, deadline=deadline)
         case Aggregated(at, adapter, metrics):

@@ -112,7 +112,6 @@ class Round:
     cohort: tuple[str, ...] = ()
     survivors: tuple[str, ...] = ()
     start: bytes = field(default=b"", repr=False)
-    evidence: bytes = field(default=b"", repr=False)
     result_adapter: str | None = None
     metrics: tuple[tuple[str, float], ...] = ()
     reason: str = ""

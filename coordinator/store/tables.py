@@ -104,7 +104,6 @@ ROUNDS: Final = Table(
     _must("cohort", Names(), "JSON array: participants with an update ready when training closed"),
     _must("survivors", Names(), "JSON array: participants whose masked update is in the sum; bound once"),
     _must("start", LargeBinary(), "signed start message of the masked part"),
-    _must("evidence", LargeBinary(), "signed evidence of the set that was bound"),
     _may("result_adapter", Text(), "digest of the adapter that this round published"),
     _must("metrics", Figures(), "JSON array of [name, figure] over the survivors"),
     _must("reason", Text(), "stable reason of a failure, else empty"),

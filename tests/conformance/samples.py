@@ -64,7 +64,6 @@ ROUND = Round(
     cohort=("bank", "clinic", "news, room"),
     survivors=("bank",),
     start=BYTES,
-    evidence=BYTES[::-1],
     result_adapter="5" * 64,
     metrics=(("z_loss", 1e-300), ("accuracy", 1 / 3)),
     reason="FAILED",

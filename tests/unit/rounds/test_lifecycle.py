@@ -26,7 +26,7 @@ DEADLINE = made.NOW.replace(hour=14)
 EVENTS: dict[type, Any] = {
     events.Opened: events.Opened(LATER, DEADLINE),
     events.CohortChosen: events.CohortChosen(LATER, DEADLINE, 7, ("a", "b", "c"), b"start"),
-    events.SurvivorsBound: events.SurvivorsBound(LATER, DEADLINE, ("a", "b"), b"evidence"),
+    events.SurvivorsBound: events.SurvivorsBound(LATER, DEADLINE, ("a", "b")),
     events.SharesRevealed: events.SharesRevealed(LATER, DEADLINE),
     events.DeadlineExtended: events.DeadlineExtended(LATER, DEADLINE),
     events.Aggregated: events.Aggregated(LATER, "ff" * 32, (("loss", 1.0),)),
@@ -99,7 +99,7 @@ def test_a_rounds_row_carries_what_its_events_bring():
 
     assert (training.phase_started_at, training.deadline) == (LATER, DEADLINE)
     assert (collecting.epoch, collecting.cohort, collecting.start) == (7, ("a", "b", "c"), b"start")
-    assert (unmasking.survivors, unmasking.evidence) == (("a", "b"), b"evidence")
+    assert unmasking.survivors == ("a", "b")
     assert (done.result_adapter, done.metrics, done.ended_at) == ("ff" * 32, (("loss", 1.0),), LATER)
 
 

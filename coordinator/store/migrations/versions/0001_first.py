@@ -273,7 +273,6 @@ def upgrade() -> None:
             comment="JSON array: participants whose masked update is in the sum; bound once",
         ),
         sa.Column("start", sa.LargeBinary(), nullable=False, comment="signed start message of the masked part"),
-        sa.Column("evidence", sa.LargeBinary(), nullable=False, comment="signed evidence of the set that was bound"),
         sa.Column("result_adapter", TEXT, nullable=True, comment="digest of the adapter that this round published"),
         sa.Column("metrics", TEXT, nullable=False, comment="JSON array of [name, figure] over the survivors"),
         sa.Column("reason", TEXT, nullable=False, comment="stable reason of a failure, else empty"),

@@ -1,10 +1,14 @@
-"""Remembers what a request was answered with, so that its repeat gets the same answer and does nothing again."""
+"""Remembers what a request was answered with, so that its repeat gets the same answer and does nothing again.
+
+A week's answers are remembered: whoever repeats a request does so within minutes, and nobody asks for older ones.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Final, Protocol, TypeVar
 
 from google.protobuf.message import Message
@@ -14,6 +18,9 @@ from common.errors import AlreadyExists, InvalidArgument
 from coordinator.store.interface import Reader, Store, Writer
 
 Answer = TypeVar("Answer", bound=Message)
+
+REMEMBERED: Final = timedelta(days=7)
+PRUNED_EVERY: Final = timedelta(days=1)
 
 _REQUEST_ID: Final = re.compile(r"[!-~]{1,80}")
 _DIGEST_BYTES: Final = 32
@@ -34,6 +41,7 @@ class Answers:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
+        self._pruned_at: datetime | None = None
 
     def recall(self, caller: str, request: ChangeRequest, answer: type[Answer]) -> Answer | None:
         """What the same request was answered with before. Raises AlreadyExists if another one had this id."""
@@ -56,6 +64,7 @@ class Answers:
         Raises AlreadyExists if another request had this id, InvalidArgument for a malformed id.
         """
         _check_id(request)
+        self._prune()
         with self._store.write() as writer:
             known = _recall(writer, caller, request, answer)
             if known is not None:
@@ -65,6 +74,15 @@ class Answers:
                 content = _fingerprint(request) + keep(result).SerializeToString(deterministic=True)
                 writer.put_answer(caller, request.request_id, content, at=self._clock.now())
         return result
+
+    def _prune(self) -> None:
+        """Forget old answers: before the first request of this process, and then once a day."""
+        now = self._clock.now()
+        if self._pruned_at is not None and now - self._pruned_at < PRUNED_EVERY:
+            return
+        with self._store.write() as writer:
+            writer.delete_answers(before=now - REMEMBERED)
+        self._pruned_at = now
 
 
 def _check_id(request: ChangeRequest) -> None:

@@ -158,6 +158,9 @@ class Writer(Reader, Protocol):
         """Puts a charter in force; publishing an earlier one again puts that in force again."""
 
     def put_answer(self, caller: str, request_id: str, answer: bytes, *, at: datetime) -> None: ...
+    def delete_answers(self, *, before: datetime) -> None:
+        """Forget what was answered before that moment."""
+
     def append_audit(self, *, time: datetime, actor: str, action: str, subject: str, details: str) -> AuditEvent:
         """Appends a line and chains it: SHA-256(previous chain digest || canonical line)."""
 

@@ -74,6 +74,7 @@ _REVOKE_CERTIFICATES: Final = (
 _LAST_PUBLICATION: Final = select(func.coalesce(func.max(tables.CHARTERS.c.publication), 0))
 _PUT_CHARTER: Final = insert_or_replace(tables.CHARTERS)
 _PUT_ANSWER: Final = insert_or_replace(tables.ANSWERS)
+_DELETE_ANSWERS: Final = delete(tables.ANSWERS).where(tables.ANSWERS.c.answered_at < bindparam("before"))
 _PUT_AUDIT_HEAD: Final = insert_or_replace(tables.AUDIT_HEAD)
 
 
@@ -193,6 +194,9 @@ class SqlWriter(SqlReader):
     def put_answer(self, caller: str, request_id: str, answer: bytes, *, at: datetime) -> None:
         values = {"caller": caller, "request_id": request_id, "answer": answer, "answered_at": at}
         self.connection.execute(_PUT_ANSWER[self._dialect], values)
+
+    def delete_answers(self, *, before: datetime) -> None:
+        self.connection.execute(_DELETE_ANSWERS, {"before": before})
 
     def append_audit(self, *, time: datetime, actor: str, action: str, subject: str, details: str) -> AuditEvent:
         head = self.audit_head()

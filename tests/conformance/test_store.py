@@ -352,6 +352,16 @@ def test_put_writes_over_what_was_there(full):
         assert reader.answer("clinic", "id") == b"hers"
 
 
+def test_answers_given_before_a_moment_are_deleted_and_no_others(store):
+    with store.write() as writer:
+        writer.put_answer("bank", "early", b"one", at=NOW)
+        writer.put_answer("bank", "late", b"two", at=LATER)
+        writer.delete_answers(before=LATER)
+    with store.read() as reader:
+        assert reader.answer("bank", "early") is None
+        assert reader.answer("bank", "late") == b"two"
+
+
 # --- adapters --------------------------------------------------------------------------------------------------------
 
 

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class AdminServiceStub(object):
     """What operators do. Served on a listener of its own, with reflection. Every call that changes something is in the
-    audit log, and takes a request_id: a repeat with the same id gets the first answer and does nothing.
+    audit log, and takes a request_id: a repeat with the same id within a week gets the first answer and does nothing.
     """
 
     def __init__(self, channel):
@@ -160,7 +160,7 @@ class AdminServiceStub(object):
 
 class AdminServiceServicer(object):
     """What operators do. Served on a listener of its own, with reflection. Every call that changes something is in the
-    audit log, and takes a request_id: a repeat with the same id gets the first answer and does nothing.
+    audit log, and takes a request_id: a repeat with the same id within a week gets the first answer and does nothing.
     """
 
     def GetFederation(self, request, context):
@@ -515,7 +515,7 @@ def add_AdminServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class AdminService(object):
     """What operators do. Served on a listener of its own, with reflection. Every call that changes something is in the
-    audit log, and takes a request_id: a repeat with the same id gets the first answer and does nothing.
+    audit log, and takes a request_id: a repeat with the same id within a week gets the first answer and does nothing.
     """
 
     @staticmethod

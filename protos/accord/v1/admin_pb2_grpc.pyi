@@ -28,7 +28,7 @@ GRPC_VERSION: str
 
 class AdminServiceStub:
     """What operators do. Served on a listener of its own, with reflection. Every call that changes something is in the
-    audit log, and takes a request_id: a repeat with the same id gets the first answer and does nothing.
+    audit log, and takes a request_id: a repeat with the same id within a week gets the first answer and does nothing.
     """
 
     @_typing.overload
@@ -162,7 +162,7 @@ class AdminServiceStub:
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
     """What operators do. Served on a listener of its own, with reflection. Every call that changes something is in the
-    audit log, and takes a request_id: a repeat with the same id gets the first answer and does nothing.
+    audit log, and takes a request_id: a repeat with the same id within a week gets the first answer and does nothing.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -292,7 +292,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """What operators do. Served on a listener of its own, with reflection. Every call that changes something is in the
-    audit log, and takes a request_id: a repeat with the same id gets the first answer and does nothing.
+    audit log, and takes a request_id: a repeat with the same id within a week gets the first answer and does nothing.
     """
 
     @_abc_1.abstractmethod

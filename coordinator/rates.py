@@ -6,20 +6,17 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias, cast
+from typing import Final
 
 import grpc
 
 from common.errors import ResourceExhausted
 from common.identifiers import Role
+from common.rpc.handlers import Context, Handler, behaviour_of, with_behaviour
 from common.rpc.identity import current_caller
 
 # Anonymous callers are told apart by their address; the oldest are forgotten, so that a flood fills no memory.
 MOST_BUCKETS: Final = 10_000
-
-# Types alone: at run time the library's classes take no parameters.
-_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 @dataclass(slots=True)
@@ -59,33 +56,19 @@ class RateLimit(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> _Handler | None:
+    ) -> Handler | None:
         handler = await continuation(handler_call_details)
         return None if handler is None else self._limited(handler)
 
-    def _limited(self, handler: _Handler) -> _Handler:
+    def _limited(self, handler: Handler) -> Handler:
         """The same handler; a call is counted when it is served, which is after the guard has found its caller."""
-        makers = {
-            (False, False): (handler.unary_unary, grpc.unary_unary_rpc_method_handler),
-            (False, True): (handler.unary_stream, grpc.unary_stream_rpc_method_handler),
-            (True, False): (handler.stream_unary, grpc.stream_unary_rpc_method_handler),
-            (True, True): (handler.stream_stream, grpc.stream_stream_rpc_method_handler),
-        }
-        behaviour, make = makers[handler.request_streaming, handler.response_streaming]
-        serve = cast("Callable[[object, object], object]", behaviour)
+        serve = behaviour_of(handler)
 
-        def limited(request: object, context: _Context) -> object:
+        def limited(request: object, context: Context) -> object:
             caller = current_caller()
             self.take(context.peer().rsplit(":", 1)[0] if caller.role is Role.ANONYMOUS else caller.actor)
             return serve(request, context)
 
-        return cast(
-            "_Handler",
-            cast("Callable[..., object]", make)(
-                limited,
-                request_deserializer=handler.request_deserializer,
-                response_serializer=handler.response_serializer,
-            ),
-        )
+        return with_behaviour(handler, limited)

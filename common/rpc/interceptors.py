@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn, Protocol, TypeAlias, cast
+from typing import Any, Final, NoReturn, Protocol
 
 import grpc
 
@@ -21,6 +21,7 @@ from common.errors import AccordError, CertificateRevoked, PermissionDenied, Una
 from common.identifiers import FederationId, Role
 from common.log import bound, get_logger
 from common.rpc.channels import TIME_METADATA
+from common.rpc.handlers import Context, Handler, behaviour_of, with_behaviour
 from common.rpc.identity import ANONYMOUS, Caller, CallerReader, set_current_caller
 from common.rpc.status import status_code, to_status
 
@@ -30,10 +31,6 @@ RECHECK_SECONDS: Final = 2.0
 
 Rules = Mapping[str, frozenset[Role]]
 OnCall = Callable[[str, grpc.StatusCode, float], None]
-
-# grpc's stubs describe handlers of the sync server; what passes here are messages of any type and coroutines.
-_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class Revocations(Protocol):
@@ -94,9 +91,9 @@ class CallGuard(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> _Handler | None:
+    ) -> Handler | None:
         handler = await continuation(handler_call_details)
         if handler is None:
             return None  # the library answers UNIMPLEMENTED
@@ -121,31 +118,17 @@ class CallGuard(grpc.aio.ServerInterceptor):
 
     # --- one call ----------------------------------------------------------------------------------------------
 
-    def _guarded(self, method: str, handler: _Handler) -> _Handler:
+    def _guarded(self, method: str, handler: Handler) -> Handler:
         """The same handler, with the guard around its behaviour."""
-        makers = {
-            (False, False): (handler.unary_unary, grpc.unary_unary_rpc_method_handler),
-            (False, True): (handler.unary_stream, grpc.unary_stream_rpc_method_handler),
-            (True, False): (handler.stream_unary, grpc.stream_unary_rpc_method_handler),
-            (True, True): (handler.stream_stream, grpc.stream_stream_rpc_method_handler),
-        }
-        behaviour, make = makers[handler.request_streaming, handler.response_streaming]
-        serve = cast("Callable[[object, _Context], object]", behaviour)
+        serve = behaviour_of(handler)
         produce = _written if handler.response_streaming else _awaited
 
-        async def guarded(request: object, context: _Context) -> object:
+        async def guarded(request: object, context: Context) -> object:
             return await self._serve(method, context, lambda: produce(serve(request, context), context))
 
-        return cast(
-            "_Handler",
-            cast("Callable[..., object]", make)(
-                guarded,
-                request_deserializer=handler.request_deserializer,
-                response_serializer=handler.response_serializer,
-            ),
-        )
+        return with_behaviour(handler, guarded)
 
-    async def _serve(self, method: str, context: _Context, produce: Callable[[], Awaitable[object]]) -> object:
+    async def _serve(self, method: str, context: Context, produce: Callable[[], Awaitable[object]]) -> object:
         """Run one call and end it with the right status, whatever happens."""
         started = self._stopwatch()
         code = grpc.StatusCode.OK
@@ -170,7 +153,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
         finally:
             self._on_call(method, code, self._stopwatch() - started)
 
-    async def _answer(self, method: str, context: _Context, produce: Callable[[], Awaitable[object]]) -> object:
+    async def _answer(self, method: str, context: Context, produce: Callable[[], Awaitable[object]]) -> object:
         caller = ANONYMOUS
         try:
             caller = self._callers.read(context.auth_context())
@@ -192,7 +175,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
             log.info("rpc_refused", caller=caller.actor, reason=error.reason, error=str(error), cause=_cause(error))
             raise
 
-    async def _refuse(self, context: _Context, error: AccordError) -> NoReturn:
+    async def _refuse(self, context: Context, error: AccordError) -> NoReturn:
         await context.abort_with_status(to_status(error))
 
     def _check_rule(self, method: str, caller: Caller) -> None:
@@ -246,13 +229,13 @@ class CallGuard(grpc.aio.ServerInterceptor):
                 log.exception("recheck_failed")
 
 
-async def _awaited(result: object, context: _Context) -> object:
+async def _awaited(result: object, context: Context) -> object:
     if not isinstance(result, Awaitable):
         raise TypeError("a handler must be a coroutine function")
     return await result
 
 
-async def _written(result: object, context: _Context) -> None:
+async def _written(result: object, context: Context) -> None:
     """Write what an async generator yields; a coroutine (health's Watch) writes for itself."""
     if isinstance(result, AsyncGenerator):
         async with aclosing(result) as messages:  # its `finally` runs now, not when it is collected
@@ -264,7 +247,7 @@ async def _written(result: object, context: _Context) -> None:
         raise TypeError("a streaming handler must be an async generator function or a coroutine function")
 
 
-def _code_of(context: _Context) -> grpc.StatusCode:
+def _code_of(context: Context) -> grpc.StatusCode:
     code: object = context.code()  # the library hands out its own number, whatever the stubs say
     if isinstance(code, grpc.StatusCode):
         return code

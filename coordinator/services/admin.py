@@ -10,9 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, Final, TypeAlias, TypeVar
-
-import grpc
+from typing import Final, TypeVar
 
 from accord.v1 import admin_pb2 as pb
 from accord.v1 import admin_pb2_grpc, resources_pb2
@@ -21,6 +19,7 @@ from common.charter import LEAST_COHORT_FLOOR, Charter
 from common.clock import Clock
 from common.errors import CertificateRevoked, InvalidArgument, NotFound, OutOfTurn
 from common.rpc.assignments import timestamp
+from common.rpc.handlers import Context
 from common.rpc.identity import current_caller
 from common.states import RunState
 from common.version import software_version
@@ -38,8 +37,6 @@ from coordinator.store.interface import Reader, Store, Writer
 
 Answer = TypeVar("Answer")
 StateAnswer = TypeVar("StateAnswer", pb.StartRunResponse, pb.PauseRunResponse, pb.ResumeRunResponse)
-# A type alone: at run time the library's class takes no parameters.
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 DEFAULT_PAGE: Final = 50
 MOST_IN_A_PAGE: Final = 500

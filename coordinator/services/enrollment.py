@@ -10,9 +10,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeAlias
-
-import grpc
+from typing import Final
 
 from accord.v1 import enrollment_pb2, enrollment_pb2_grpc
 from common import identifiers
@@ -22,14 +20,12 @@ from common.errors import AccordError, CertificateRevoked, InvalidArgument, Join
 from common.identifiers import ParticipantId
 from common.join_token import secret_sha256
 from common.rpc.assignments import timestamp
+from common.rpc.handlers import Context
 from common.rpc.identity import Caller, current_caller
 from coordinator import audit_lines
 from coordinator.pki import PARTICIPANT_LIFE, CertificateAuthority, LeafPublicKey, requested_key
 from coordinator.rounds.model import Certificate, JoinToken, Participant, ParticipantState
 from coordinator.store.interface import Store, Writer
-
-# A type alone: at run time the library's class takes no parameters.
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 MOST_SECRET_CHARACTERS: Final = 200
 

@@ -1,48 +1,21 @@
-"""`accord-participant`: reads the command line, runs one command, and turns its end into an exit code."""
+"""`accord-participant`, the program."""
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import sys
 from collections.abc import Sequence
+from typing import Final
 
+from common.cli.program import Program
+from participant.cli.exits import exit_of
 from participant.cli.parser import build_parser
+
+PROGRAM: Final = Program("accord-participant", "participant.cli", build_parser, exit_of)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code of the command. Errors that a person can act on are printed, never shown as a traceback."""
-    parser = build_parser()
-    options = parser.parse_args(arguments)
-    if options.version:
-        from common.version import software_version
-
-        sys.stdout.write(f"accord-participant {software_version()}\n")
-        return 0
-    if not hasattr(options, "command"):
-        # "accord-participant" or "accord-participant charter" alone: the help is the answer.
-        words = list(sys.argv[1:] if arguments is None else arguments)
-        parser.parse_args([*words, "--help"])
-    return _run(options)
-
-
-def _run(options: argparse.Namespace) -> int:
-    from common.errors import AccordError
-    from participant.cli.exits import Exit, exit_of
-    from participant.cli.output import print_error
-
-    module = importlib.import_module(f"participant.cli.{options.command}")
-    try:
-        return int(module.execute(options))
-    except AccordError as error:
-        print_error(error, as_json=getattr(options, "json", False))
-        return exit_of(error)
-    except KeyboardInterrupt:
-        return Exit.INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read the output has gone (| head); the interpreter must not complain about it at its end.
-        sys.stdout = None
-        return Exit.OK
+    """The exit code of the command that `arguments`, or else the process's own, ask for."""
+    return PROGRAM.run(arguments)
 
 
 if __name__ == "__main__":

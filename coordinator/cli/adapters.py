@@ -7,13 +7,14 @@ import os
 from pathlib import Path
 
 from common.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, MANIFEST_FILE, check_file_digest
+from common.cli.output import print_json, print_table
 from common.durable import write_durably
 from common.errors import InvalidArgument, NotFound, SignatureInvalid, StorageFailed
 from common.identifiers import parse_digest, run_name
 from common.manifest import SIGNATURE_FILE, read_manifest, verify_manifest
 from coordinator.cli.connection import open_client
 from coordinator.cli.exits import Exit
-from coordinator.cli.output import bare, moment, print_facts, print_json, print_table, short
+from coordinator.cli.facts import bare, moment, print_facts, short
 from coordinator.services.admin_client import AdminClient, ExportHead
 
 PART_SUFFIX = ".part"

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+from common.cli.output import print_json, print_note, print_table
 from common.errors import InvalidArgument
 from coordinator.cli.connection import open_client
 from coordinator.cli.exits import Exit
-from coordinator.cli.output import Plain, moment, print_facts, print_json, print_note, print_table
+from coordinator.cli.facts import moment, print_facts
 from coordinator.rounds.model import AuditEvent
-from coordinator.services.admin_client import AdminClient
+from coordinator.services.admin_client import AdminClient, Plain
 from coordinator.store.audit import AuditHead, verify
 
 

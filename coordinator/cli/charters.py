@@ -7,11 +7,12 @@ import json
 import sys
 from pathlib import Path
 
+from common.cli.output import print_json, print_note, print_text
 from common.durable import write_durably
 from common.errors import InvalidArgument
 from coordinator.cli.connection import open_client
 from coordinator.cli.exits import Exit
-from coordinator.cli.output import print_facts, print_json, print_note, print_text
+from coordinator.cli.facts import print_facts
 from coordinator.services.admin_client import AdminClient
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from common.cli.output import print_json
 from common.errors import AccordError, ConfigInvalid
 from coordinator.cli.exits import Exit
+from coordinator.cli.facts import print_facts
 from coordinator.cli.files import find_config
-from coordinator.cli.output import print_facts, print_json
 from coordinator.config import Config, PkiMode, load_config
 
 

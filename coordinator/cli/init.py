@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from common.cli.output import print_json, print_note, print_text
 from common.clock import SystemClock
 from common.durable import write_durably
 from common.errors import ConfigInvalid
@@ -12,7 +13,6 @@ from common.identifiers import FederationId, Role, parse_operator_id
 from coordinator.cli.exits import Exit
 from coordinator.cli.files import CONFIG_FILE
 from coordinator.cli.operators import make_operator
-from coordinator.cli.output import print_json, print_note, print_text
 from coordinator.cli.template import render
 from coordinator.config import Config, PkiMode, load_config, parse_config
 from coordinator.keystore import PkiFolder, ensure_signing_key

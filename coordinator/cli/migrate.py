@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from common.cli.output import print_json, print_text
 from coordinator.cli.exits import Exit
 from coordinator.cli.files import find_config
-from coordinator.cli.output import print_json, print_text
 from coordinator.config import load_config
 from coordinator.store.schema import migrate
 

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from common.certificates import parse_certificates, serial_text, to_pem
+from common.cli.output import print_json, print_table
 from common.clock import SystemClock
 from common.durable import OWNER_ONLY, write_durably
 from common.errors import AlreadyExists, ConfigInvalid, NotFound, StorageFailed
@@ -20,8 +21,8 @@ from common.identifiers import (
     parse_operator_role,
 )
 from coordinator.cli.exits import Exit
+from coordinator.cli.facts import print_facts
 from coordinator.cli.files import OPERATOR_CA, OPERATOR_CERTIFICATE, OPERATOR_KEY, find_config
-from coordinator.cli.output import Plain, print_facts, print_json, print_table
 from coordinator.config import Config, PkiMode, load_config
 from coordinator.keystore import PkiFolder
 
@@ -37,7 +38,7 @@ def execute(options: argparse.Namespace) -> Exit:
             return _revoke(config, options)
 
 
-def make_operator(config: Config, operator: OperatorId, role: Role, folder: Path) -> Plain:
+def make_operator(config: Config, operator: OperatorId, role: Role, folder: Path) -> dict[str, str]:
     """Write a new key, its certificate and the CA into `folder`. Raises AlreadyExists rather than overwrite a key."""
     if config.certificates.mode is PkiMode.FILES:
         raise ConfigInvalid('certificates.mode is "files": operators\' certificates come from your own PKI')
@@ -92,7 +93,7 @@ def _list(config: Config, options: argparse.Namespace) -> Exit:
     return Exit.OK
 
 
-def _described(path: Path, revoked: frozenset[str], now: datetime) -> Plain:
+def _described(path: Path, revoked: frozenset[str], now: datetime) -> dict[str, str]:
     from cryptography import x509
 
     certificate = parse_certificates(path.read_bytes(), what=str(path))[0]

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Final
 
+from common.cli.parser import Commands, Parser
 from coordinator.cli.exits import MEANINGS
 
 _DESCRIPTION: Final = """Accord's coordinator: leads a federation whose members tune one language model
@@ -21,25 +22,11 @@ The first hour:
   6. accord-coordinator status"""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Keeps the line breaks of descriptions and examples, and never guesses an abbreviated option."""
-
-    def __init__(self, **settings: object) -> None:
-        super().__init__(
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-            **settings,  # type: ignore[arg-type]
-        )
-
-
-_Commands = argparse._SubParsersAction
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; `command` in the result names the module of `coordinator.cli` that does it."""
-    parser = _Parser(prog="accord-coordinator", description=_DESCRIPTION, epilog=MEANINGS)
+    parser = Parser(prog="accord-coordinator", description=_DESCRIPTION, epilog=MEANINGS)
     parser.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
     _add_local(commands)
     _add_operator(commands)
     _add_status(commands)
@@ -56,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
 # --- on the coordinator's host ----------------------------------------------------------------------------------------
 
 
-def _add_local(commands: _Commands[_Parser]) -> None:
+def _add_local(commands: Commands[Parser]) -> None:
     init = _local(
         commands,
         "init",
@@ -104,7 +91,7 @@ examples:
     )
 
 
-def _add_operator(commands: _Commands[_Parser]) -> None:
+def _add_operator(commands: Commands[Parser]) -> None:
     actions = _group(
         commands,
         "operator",
@@ -155,7 +142,7 @@ examples:
 # --- through the admin listener ---------------------------------------------------------------------------------------
 
 
-def _add_status(commands: _Commands[_Parser]) -> None:
+def _add_status(commands: Commands[Parser]) -> None:
     _remote(
         commands,
         "status",
@@ -168,7 +155,7 @@ examples:
     )
 
 
-def _add_token(commands: _Commands[_Parser]) -> None:
+def _add_token(commands: Commands[Parser]) -> None:
     actions = _group(commands, "token", "single-use invitations for participants", "Join tokens.")
     create = _remote(
         actions,
@@ -192,7 +179,7 @@ examples:
     revoke.add_argument("token", metavar="TOKEN", help="its name, as `token list` shows it")
 
 
-def _add_participant(commands: _Commands[_Parser]) -> None:
+def _add_participant(commands: Commands[Parser]) -> None:
     actions = _group(commands, "participant", "who is enrolled", "Enrolled participants.")
     _remote(actions, "list", "list participants", "By name.", command="participants", action="list")
     show = _remote(
@@ -215,7 +202,7 @@ examples:
     revoke.add_argument("--reason", required=True, help="kept in the audit log and shown to the participant")
 
 
-def _add_charter(commands: _Commands[_Parser]) -> None:
+def _add_charter(commands: Commands[Parser]) -> None:
     actions = _group(
         commands, "charter", "who the members are and what bounds hold", "The document that every member pins."
     )
@@ -256,7 +243,7 @@ examples:
     show.add_argument("--out", type=Path, metavar="FILE", help="also write it there")
 
 
-def _add_run(commands: _Commands[_Parser]) -> None:
+def _add_run(commands: Commands[Parser]) -> None:
     actions = _group(commands, "run", "training efforts", "A run is one training effort with a fixed plan.")
     create = _remote(
         actions,
@@ -322,7 +309,7 @@ examples:
     rollback.add_argument("adapter", metavar="ADAPTER", help="its digest, or enough of the beginning")
 
 
-def _add_round(commands: _Commands[_Parser]) -> None:
+def _add_round(commands: Commands[Parser]) -> None:
     actions = _group(commands, "round", "who was in, who was out, and why", "Rounds of a run.")
     listing = _remote(actions, "list", "list a run's rounds", "Newest first.", command="rounds", action="list")
     listing.add_argument("run", metavar="RUN")
@@ -333,7 +320,7 @@ def _add_round(commands: _Commands[_Parser]) -> None:
     show.add_argument("number", type=int, metavar="NUMBER")
 
 
-def _add_adapter(commands: _Commands[_Parser]) -> None:
+def _add_adapter(commands: Commands[Parser]) -> None:
     actions = _group(commands, "adapter", "published global adapters", "Global adapters, named by their digest.")
     listing = _remote(actions, "list", "list a run's adapters", "Newest first.", command="adapters", action="list")
     listing.add_argument("run", metavar="RUN")
@@ -355,7 +342,7 @@ examples:
     export.add_argument("--digest", metavar="SHA256", help="this adapter")
 
 
-def _add_audit(commands: _Commands[_Parser]) -> None:
+def _add_audit(commands: Commands[Parser]) -> None:
     actions = _group(commands, "audit", "who did what, hash-chained", "The append-only audit log.")
     listing = _remote(actions, "list", "show the newest events", "Oldest first.", command="audit", action="list")
     listing.add_argument("--last", type=int, default=50, metavar="N", help="at most so many (default: 50)")
@@ -391,20 +378,20 @@ examples:
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def _group(commands: _Commands[_Parser], name: str, summary: str, description: str) -> _Commands[_Parser]:
+def _group(commands: Commands[Parser], name: str, summary: str, description: str) -> Commands[Parser]:
     parser = commands.add_parser(name, help=summary, description=description)
-    return parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+    return parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
 
 
 def _local(
-    commands: _Commands[_Parser],
+    commands: Commands[Parser],
     name: str,
     summary: str,
     description: str,
     *,
     command: str | None = None,
     action: str | None = None,
-) -> _Parser:
+) -> Parser:
     """A command that works on the coordinator's host without a running coordinator."""
     parser = commands.add_parser(name, help=summary, description=description, epilog=MEANINGS)
     parser.set_defaults(command=command or name, action=action)
@@ -417,14 +404,14 @@ def _local(
 
 
 def _remote(
-    commands: _Commands[_Parser],
+    commands: Commands[Parser],
     name: str,
     summary: str,
     description: str,
     *,
     command: str | None = None,
     action: str | None = None,
-) -> _Parser:
+) -> Parser:
     """A command that asks the admin listener."""
     parser = _local(commands, name, summary, description, command=command, action=action)
     reach = parser.add_argument_group("how to reach the coordinator (on its own host the configuration says it)")

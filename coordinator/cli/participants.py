@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 
+from common.cli.output import print_json, print_table
 from common.identifiers import participant_name
 from coordinator.cli.connection import open_client
 from coordinator.cli.exits import Exit
-from coordinator.cli.output import Plain, bare, moment, print_facts, print_json, print_table
-from coordinator.services.admin_client import AdminClient
+from coordinator.cli.facts import bare, moment, print_facts
+from coordinator.services.admin_client import AdminClient, Plain
 
 
 def execute(options: argparse.Namespace) -> Exit:

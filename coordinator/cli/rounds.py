@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 
+from common.cli.output import print_json, print_table, print_text
 from common.identifiers import round_name, run_name
 from coordinator.cli.connection import open_client
 from coordinator.cli.exits import Exit
-from coordinator.cli.output import Plain, bare, moment, print_facts, print_json, print_table, print_text, short
-from coordinator.services.admin_client import AdminClient
+from coordinator.cli.facts import bare, moment, print_facts, short
+from coordinator.services.admin_client import AdminClient, Plain
 
 
 def execute(options: argparse.Namespace) -> Exit:
@@ -61,6 +62,13 @@ def _show(row: Plain, options: argparse.Namespace) -> Exit:
             ("cohort", [bare(name) for name in row["cohort"]]),
             ("survivors", [bare(name) for name in row["survivors"]]),
             *((metric["name"], metric["value"]) for metric in row["metrics"]),
+            *(
+                (
+                    f"{group['name']} figures",
+                    f"not shared: the cohort has {group['contributors']} contributors, it takes {group['needed']}",
+                )
+                for group in row["closed_metric_groups"]
+            ),
         ]
     )
     if row["participations"]:

@@ -7,12 +7,13 @@ import json
 import tomllib
 from pathlib import Path
 
+from common.cli.output import print_json, print_table, print_text
 from common.errors import ConfigInvalid, InvalidArgument
 from common.identifiers import parse_digest, run_name
 from coordinator.cli.connection import open_client
 from coordinator.cli.exits import Exit
-from coordinator.cli.output import Plain, bare, moment, print_facts, print_json, print_table, print_text, short
-from coordinator.services.admin_client import AdminClient
+from coordinator.cli.facts import bare, moment, print_facts, short
+from coordinator.services.admin_client import AdminClient, Plain
 
 # Flags of `run create` that are settings of the same name.
 SETTING_FLAGS = ("rounds", "rank", "alpha", "learning_rate", "steps_per_round", "batch_size", "max_length", "seed")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+from common.cli.output import print_json, print_table, print_text
 from common.identifiers import round_name
 from coordinator.cli.connection import open_client
 from coordinator.cli.exits import Exit
-from coordinator.cli.output import bare, moment, print_facts, print_json, print_table, print_text, short
+from coordinator.cli.facts import bare, moment, print_facts, short
 
 OPEN_STATES = ("created", "running", "paused")
 

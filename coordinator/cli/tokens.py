@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 
+from common.cli.output import print_json, print_note, print_table, print_text
 from common.errors import InvalidArgument, OutOfTurn
 from common.identifiers import join_token_name
 from coordinator.cli.connection import open_client
 from coordinator.cli.exits import Exit
-from coordinator.cli.output import bare, moment, print_json, print_note, print_table, print_text
+from coordinator.cli.facts import bare, moment
 from coordinator.services.admin_client import AdminClient
 
 _LIFE = re.compile(r"(\d+)([smhd])")

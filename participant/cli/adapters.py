@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, MANIFEST_FILE, check_file_digest
+from common.cli.output import print_json, print_note, print_table, print_text
 from common.errors import AlreadyExists, InvalidArgument, NotFound, StorageFailed
 from common.manifest import SIGNATURE_FILE, Manifest, read_manifest
 from participant.cli.exits import Exit
-from participant.cli.output import print_json, print_note, print_table, print_text
 from participant.config import load_unpinned_config
 
 _SHOWN_DIGITS = 16

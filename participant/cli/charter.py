@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from common.charter import Charter
+from common.cli.output import print_json, print_note, print_table, print_text
 from common.durable import write_durably
 from common.errors import CharterInvalid, NotFound, StorageFailed
 from common.version import software_version
 from participant.cli.exits import Exit
-from participant.cli.output import print_json, print_note, print_table, print_text
 from participant.client import CoordinatorClient
 from participant.config import ParticipantConfig, load_unpinned_config
 from participant.enrollment import dial

@@ -7,21 +7,13 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Final
 
+from common.cli.output import print_json, print_note, print_table
 from common.clock import SystemClock
 from common.errors import InvalidArgument
 from participant.cli.exits import Exit
-from participant.cli.output import print_json, print_note, print_table
 from participant.preflight import CHECK_NAMES, Finding, Site, Verdict, preflight
 from participant.training.result import Progress
-
-_COLOURS: Final = {
-    Verdict.OK.value: "green",
-    Verdict.WARNING.value: "yellow",
-    Verdict.FAILED.value: "bold red",
-    Verdict.SKIPPED.value: "dim",
-}
 
 
 def execute(options: argparse.Namespace) -> Exit:
@@ -57,7 +49,6 @@ def _print(findings: Sequence[Finding]) -> None:
             [finding.check, finding.verdict.value, finding.found + (f"\n→ {finding.action}" if finding.action else "")]
             for finding in findings
         ],
-        colours=_COLOURS,
     )
     counts = Counter(finding.verdict for finding in findings)
     print_note(", ".join(f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict]))

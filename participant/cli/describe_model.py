@@ -8,9 +8,9 @@ import os
 from pathlib import Path
 
 from common.basemodel import describe
+from common.cli.output import print_json, print_note, print_text
 from common.errors import StorageFailed
 from participant.cli.exits import Exit
-from participant.cli.output import print_json, print_note, print_text
 from participant.config import load_unpinned_config
 from participant.preflight.content import base_model_folder
 from participant.toml_file import HUB_PREFIX

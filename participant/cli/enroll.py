@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from common.certificates import spki_sha256
+from common.cli.output import print_json, print_note, print_text
 from common.clock import SystemClock
 from common.errors import JoinTokenInvalid, StorageFailed
 from participant.cli.exits import Exit
-from participant.cli.output import print_json, print_note, print_text
 from participant.config import CharterMode, load_unpinned_config
 from participant.enrollment import enroll
 from participant.identity import IdentityFolder

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import Final
 
+from common.cli import program
 from common.errors import (
     AccordError,
     BaseModelMismatch,
@@ -34,7 +35,7 @@ class Exit(IntEnum):
     UNAVAILABLE = 5  # try again later
     CONTENT = 6  # base model or data
     STORAGE = 7  # disk full, no permission
-    INTERRUPTED = 130  # as shells count Ctrl-C
+    INTERRUPTED = program.INTERRUPTED
 
 
 MEANINGS: Final = """exit codes:

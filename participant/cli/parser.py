@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Final
 
+from common.cli.parser import Commands, Parser
 from participant.cli.exits import MEANINGS
 
 DEFAULT_CONFIG: Final = Path("/etc/accord/participant.toml")
@@ -23,9 +24,9 @@ The first hour:
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; `command` in the result names the module of `participant.cli` that does it."""
-    parser = _Parser(prog="accord-participant", description=_DESCRIPTION, epilog=MEANINGS)
+    parser = Parser(prog="accord-participant", description=_DESCRIPTION, epilog=MEANINGS)
     parser.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
     _add_enroll(commands)
     _add_check(commands)
     _add_run(commands)
@@ -36,18 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Parser(argparse.ArgumentParser):
-    """Keeps the lines of descriptions as they are written."""
-
-    def __init__(self, *args: object, **options: object) -> None:
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(*args, **options)  # type: ignore[arg-type]
-
-
-Commands = argparse._SubParsersAction  # the type that argparse gives, and gives no name to
-
-
-def _add_enroll(commands: Commands[_Parser]) -> None:
+def _add_enroll(commands: Commands[Parser]) -> None:
     parser = _command(
         commands,
         "enroll",
@@ -67,7 +57,7 @@ examples:
     token.add_argument("--token-file", type=Path, metavar="FILE", help='file that holds the join token, "-" for stdin')
 
 
-def _add_check(commands: Commands[_Parser]) -> None:
+def _add_check(commands: Commands[Parser]) -> None:
     parser = _command(
         commands,
         "check",
@@ -84,7 +74,7 @@ examples:
     parser.add_argument("--skip", action="append", metavar="CHECK", help="leave this check out; may be repeated")
 
 
-def _add_run(commands: Commands[_Parser]) -> None:
+def _add_run(commands: Commands[Parser]) -> None:
     _command(
         commands,
         "run",
@@ -95,7 +85,7 @@ May be killed at any time: it goes on where it was. Logs to standard error; see 
     )
 
 
-def _add_describe_model(commands: Commands[_Parser]) -> None:
+def _add_describe_model(commands: Commands[Parser]) -> None:
     parser = _command(
         commands,
         "describe-model",
@@ -119,14 +109,14 @@ examples:
     parser.add_argument("--digest-only", action="store_true", help="print the digest alone")
 
 
-def _add_charter(commands: Commands[_Parser]) -> None:
+def _add_charter(commands: Commands[Parser]) -> None:
     group = commands.add_parser(
         "charter",
         help="show or pin the federation's charter",
         description="""The charter says who the members are and what bounds hold. A pinned copy keeps a coordinator from
 adding members of its own, swapping keys, or lowering a threshold.""",
     )
-    actions = group.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+    actions = group.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
     show = _command(
         actions,
         "show",
@@ -155,7 +145,7 @@ examples:
     )
 
 
-def _add_status(commands: Commands[_Parser]) -> None:
+def _add_status(commands: Commands[Parser]) -> None:
     _command(
         commands,
         "status",
@@ -165,13 +155,13 @@ Reads the state directory alone: works without the coordinator, and while the da
     )
 
 
-def _add_adapters(commands: Commands[_Parser]) -> None:
+def _add_adapters(commands: Commands[Parser]) -> None:
     group = commands.add_parser(
         "adapters",
         help="list or export the global adapters that this site has",
         description="Global adapters that this site has fetched and verified.",
     )
-    actions = group.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+    actions = group.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
     _command(actions, "list", "list them, newest first", "List them, newest first.", command="adapters", action="list")
     export = _command(
         actions,
@@ -192,7 +182,7 @@ examples:
 
 
 def _command(
-    commands: Commands[_Parser],
+    commands: Commands[Parser],
     name: str,
     summary: str,
     description: str,

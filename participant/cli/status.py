@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+from common.cli.output import print_json, print_table, print_text
 from common.clock import SystemClock
 from common.errors import AccordError, StorageFailed
 from participant.cli.exits import Exit
-from participant.cli.output import print_json, print_table, print_text
 from participant.config import load_unpinned_config
 from participant.identity import IdentityFolder, SiteIdentity
 from participant.journal import Journal, RoundEntry, RunEntry, RunStanding
 
 _SHOWN_ROUNDS: Final = 10
-_COLOURS: Final[Mapping[str, str]] = {"joined": "green", "declined": "bold red", "failed": "bold red"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +154,6 @@ def _print_runs(runs: Sequence[RunStatus]) -> None:
             ]
             for status in runs
         ],
-        colours=_COLOURS,
     )
     rounds = [entry for status in runs if status.run.standing is not RunStanding.DECLINED for entry in status.rounds]
     if rounds:
@@ -174,7 +172,6 @@ def _print_runs(runs: Sequence[RunStatus]) -> None:
                 ]
                 for entry in rounds
             ],
-            colours=_COLOURS,
         )
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from common.errors import AccordError
-
-Plain = dict[str, Any]
 
 _PIPE_WIDTH: Final = 160
 _COLOURS: Final = {
@@ -23,6 +21,8 @@ _COLOURS: Final = {
     "joined": "green",
     "paused": "yellow",
     "candidate": "yellow",
+    "warning": "yellow",
+    "skipped": "dim",
     "dropped": "red",
     "failed": "red",
     "cancelled": "red",
@@ -64,35 +64,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column == columns[0])
     for row in rows:
-        table.add_row(*(Text(_cell(cell), style=_COLOURS.get(_cell(cell), "")) for cell in row))
+        table.add_row(*(Text(cell(value), style=_COLOURS.get(cell(value), "")) for value in row))
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     console.print(table)
 
 
-def print_facts(facts: Iterable[tuple[str, object]]) -> None:
-    """Names and values below each other; empty values are left out."""
-    shown = [(name, _cell(value)) for name, value in facts if value not in (None, "", [], ())]
-    width = max((len(name) for name, _ in shown), default=0)
-    for name, value in shown:
-        print_text(f"{name:<{width}}  {value}")
-
-
-def short(digest: str) -> str:
-    """Enough of a digest to tell one from another."""
-    return digest[:12]
-
-
-def moment(time: str | None) -> str:
-    """An RFC 3339 time without its fraction, "-" where there is none."""
-    return "-" if not time else time.split(".")[0].rstrip("Z").replace("T", " ") + "Z"
-
-
-def bare(name: str) -> str:
-    """ "participants/bank" as "bank"."""
-    return name.rsplit("/", 1)[-1]
-
-
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """A value as a person reads it in a table: "-" for nothing, four digits of a number, lists with commas."""
     match value:
         case None | "":
             return "-"

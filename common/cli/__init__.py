@@ -1,0 +1,1 @@
+"""What both command lines are made of."""

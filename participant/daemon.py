@@ -488,6 +488,7 @@ class Daemon:
                 self._forget_round(round_, None)
         self._journal.forget_keys(task.run)
         self._shelf.fetch(task.adapter, Plan.from_bytes(entry.plan), on_bytes=self._metrics.download_bytes.inc)
+        self._shelf.prune(self._journal.adapters_in_use() | {task.adapter})
         shutil.rmtree(self._site.work_folder / task.run, ignore_errors=True)
         self._journal.put_run(
             replace(

@@ -41,7 +41,7 @@ class AdapterShelf:
             published.manifest, published.manifest_signature, public_key=plan.coordinator_public_key, digest=digest
         )
         _check_belongs(manifest, plan)
-        arriving = self._folder / f".{digest}.part"
+        arriving = self._arriving(digest)
         try:
             arriving.mkdir(parents=True, exist_ok=True)
             self._download(published, plan, arriving / ADAPTER_FILE, on_bytes)
@@ -81,13 +81,27 @@ class AdapterShelf:
             self._download(published, plan, path, on_bytes)
 
     def prune(self, keep: frozenset[str]) -> None:
-        """Delete all but the newest few adapters and those that are named."""
-        folders = sorted(
-            (folder for folder in self._folder.glob("[!.]*") if folder.name not in keep),
-            key=lambda folder: folder.stat().st_mtime,
-        )
-        for folder in folders[:-KEPT_ADAPTERS]:
+        """Delete all but the newest few adapters and those that are named, and downloads that were given up.
+
+        A download that is not named is given up when another adapter has arrived since its last byte: whoever wanted
+        this one would have gone on with it by then.
+        """
+        arrived = sorted(self._folder.glob("[!.]*"), key=lambda folder: folder.stat().st_mtime)
+        old = [folder for folder in arrived if folder.name not in keep][:-KEPT_ADAPTERS]
+        if arrived:
+            last_arrival = arrived[-1].stat().st_mtime
+            named = {self._arriving(digest) for digest in keep}
+            parts = [part for part in self._folder.glob(".*.part") if part not in named]
+            old.extend(part for part in parts if _written_at(part) < last_arrival)
+        for folder in old:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _arriving(self, digest: str) -> Path:
+        return self._folder / f".{digest}.part"
+
+
+def _written_at(part: Path) -> float:
+    return max(path.stat().st_mtime for path in (part, *part.iterdir()))
 
 
 def _check_belongs(manifest: Manifest, plan: Plan) -> None:

@@ -279,6 +279,24 @@ def test_a_site_that_was_away_for_rounds_forgets_all_of_them(tmp_path: Path) -> 
         assert not (site.state / "spool" / "run-1.masked").exists()
 
 
+def test_a_download_that_broke_off_in_a_round_leaves_nothing_behind_when_the_run_is_over(tmp_path: Path) -> None:
+    with federation_in(tmp_path) as federation:
+        names = federation.add_sites(4)
+        others = [name for name in names if name != NAME]
+        federation.create_run(rounds=1)
+        site = federation.sites[NAME]
+        site.line.cut(before="adapter_chunks")
+        federation.play(1)
+        federation.play(2, sites=others)
+        assert federation.state() == "succeeded"
+        assert len(list((site.state / "adapters").glob(".*.part"))) == 1
+
+        federation.reopen_site(NAME).turn()
+
+        shelf = {path.name for path in (site.state / "adapters").iterdir()}
+        assert shelf == {federation.run()["accepted_adapter_digest"]}
+
+
 # --- the coordinator --------------------------------------------------------------------------------------------
 
 

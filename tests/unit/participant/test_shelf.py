@@ -189,6 +189,48 @@ def test_a_well_signed_adapter_of_something_else_is_refused(tmp_path: Path, othe
         shelf(tmp_path, coordinator).fetch(coordinator.digest, PLAN)
 
 
+def broken_download(folder: Path, seed: int, *, at: float) -> Path:
+    """What is left of a download that broke off at a time, in seconds."""
+    coordinator = Coordinator(content=model_file(seed), breaks_after=2 * CHUNK)
+    with pytest.raises(Unavailable):
+        shelf(folder, coordinator).fetch(coordinator.digest, PLAN)
+    part = folder / f".{coordinator.digest}.part"
+    # The folder itself is as old as its first byte; the file in it is what tells.
+    os.utime(part, (0, 0))
+    os.utime(part / ADAPTER_FILE, (at, at))
+    return part
+
+
+def arrived(folder: Path, *, at: float) -> Path:
+    coordinator = Coordinator()
+    whole = shelf(folder, coordinator).fetch(coordinator.digest, PLAN)
+    os.utime(whole, (at, at))
+    return whole
+
+
+def test_a_download_that_nobody_goes_on_with_is_deleted_once_another_adapter_has_arrived(tmp_path: Path):
+    part = broken_download(tmp_path, 1, at=1000)
+    kept = shelf(tmp_path, Coordinator())
+
+    kept.prune(frozenset())
+    assert part.exists()
+
+    whole = arrived(tmp_path, at=2000)
+    kept.prune(frozenset())
+
+    assert list(tmp_path.iterdir()) == [whole]
+
+
+def test_a_download_that_may_go_on_is_kept(tmp_path: Path):
+    of_an_open_round = broken_download(tmp_path, 1, at=1000)
+    whole = arrived(tmp_path, at=2000)
+    just_broken_off = broken_download(tmp_path, 2, at=3000)
+
+    shelf(tmp_path, Coordinator()).prune(frozenset({of_an_open_round.name.split(".")[1]}))
+
+    assert set(tmp_path.iterdir()) == {whole, of_an_open_round, just_broken_off}
+
+
 def test_only_the_newest_and_the_named_adapters_are_kept(tmp_path: Path):
     kept = shelf(tmp_path, Coordinator())
     for age in range(KEPT_ADAPTERS + 3):

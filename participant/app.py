@@ -35,6 +35,7 @@ from participant.policy_file import load_policy
 from participant.preflight.content import read_pinned
 from participant.shelf import AdapterShelf
 from participant.trainer import Trainer, WorkerTrainer
+from participant.workbench import Workbench
 
 logger = log.get_logger(__name__)
 
@@ -86,18 +87,31 @@ def serving(
             clock=clock,
             random_bytes=secrets.token_bytes,
         )
+        shelf = AdapterShelf(state / "adapters", connection.client)
+        workbench = Workbench(
+            participant=connection.identity.participant,
+            policy=policy,
+            folder=state / "work",
+            least_free_bytes=config.least_free_mebibytes * MEBIBYTE,
+            client=connection.client,
+            journal=journal,
+            shelf=shelf,
+            trainer=trainer,
+            base_models=base_models,
+            metrics=metrics,
+            clock=clock,
+        )
         daemon = Daemon(
             site=Site(
                 participant=connection.identity.participant,
                 policy=policy,
                 charter=lambda client: charter_for(config.charter, client),
-                work_folder=state / "work",
-                least_free_bytes=config.least_free_mebibytes * MEBIBYTE,
             ),
             client=connection.client,
             journal=journal,
             desk=desk,
-            shelf=AdapterShelf(state / "adapters", connection.client),
+            shelf=shelf,
+            workbench=workbench,
             trainer=trainer,
             base_models=base_models,
             metrics=metrics,

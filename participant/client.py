@@ -30,6 +30,8 @@ CALL_SECONDS: Final = 30.0
 STREAM_SECONDS: Final = 24 * 3600.0
 # Added to the wait of a long poll, for the way there and back.
 POLL_MARGIN_SECONDS: Final = 15.0
+# Pauses between tries while the coordinator is away; the last one goes on and on.
+BACKOFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,19 +7,12 @@ policy, adapters against digests and signatures, and masks against the journal.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import itertools
-import shutil
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Final
 
-from common.adapters import ADAPTER_FILE
 from common.assignments import (
     AdvertiseKeys,
     Assignment,
@@ -45,35 +38,26 @@ from common.errors import (
     OutOfTurn,
     ResourceExhausted,
     StorageFailed,
-    TrainingStopped,
     Unavailable,
-    UpdateLost,
 )
-from common.instructions import InstructionSet
 from common.log import bound, get_logger
-from common.masking import model_hash
 from common.plan import Plan
-from common.states import RoundKind, RoundState
+from common.states import RoundState
 from participant import guard
 from participant.base_models import BaseModels
-from participant.client import CoordinatorClient
-from participant.guard import DayLedger
+from participant.client import BACKOFF_SECONDS, CoordinatorClient
 from participant.journal import Journal, RoundEntry, RoundPhase, RunEntry, RunStanding
 from participant.masking import MaskingDesk, RunTerms
 from participant.metrics import ParticipantMetrics, RoundResult
 from participant.policy import Policy
-from participant.preflight.machine import free_bytes
-from participant.preparation import Preparations
 from participant.shelf import AdapterShelf
-from participant.trainer import ADAPTER_FOLDER, Preparation, Trainer
-from participant.training.result import Progress
-from participant.update import Contribution, Update, open_update
+from participant.trainer import Trainer
+from participant.update import Contribution
+from participant.workbench import Workbench
 
 log = get_logger(__name__)
 
 POLL_SECONDS: Final = 40
-BACKOFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
-PROGRESS_SECONDS: Final = 1.0
 
 # The state has moved on, or what was sent is there already: nothing is lost, and the next answer says what is next.
 _MOVED_ON: Final = (OutOfTurn, NotFound, NotInCohort, AlreadyExists)
@@ -88,8 +72,6 @@ class Site:
     participant: str
     policy: Policy
     charter: Callable[[CoordinatorClient], Charter]
-    work_folder: Path
-    least_free_bytes: int = 0
 
 
 class Daemon:
@@ -103,6 +85,7 @@ class Daemon:
         journal: Journal,
         desk: MaskingDesk,
         shelf: AdapterShelf,
+        workbench: Workbench,
         trainer: Trainer,
         base_models: BaseModels,
         metrics: ParticipantMetrics,
@@ -115,15 +98,14 @@ class Daemon:
         self._journal = journal
         self._desk = desk
         self._shelf = shelf
+        self._workbench = workbench
         self._trainer = trainer
         self._base_models = base_models
         self._metrics = metrics
         self._clock = clock
         self._before_turn = before_turn
         self._interrupt = interrupt
-        self._preparations = Preparations()
         self._tag = ""
-        self._reported_at = 0.0
 
     # --- the loop -------------------------------------------------------------------------------------------------
 
@@ -151,7 +133,7 @@ class Daemon:
                     self._tag = ""
                     stop.wait(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS)) - 1])
         finally:
-            self._preparations.stop()
+            self._workbench.stop()
 
     def _interrupt_when(self, stop: threading.Event) -> None:
         """End the long poll that the loop may be waiting in."""
@@ -169,11 +151,11 @@ class Daemon:
 
     def wait_for_preparation(self, seconds: float | None = None) -> bool:
         """Return when no round is being prepared any more; False if one still is after `seconds`."""
-        return self._preparations.wait(seconds)
+        return self._workbench.wait(seconds)
 
     def stop_preparation(self) -> None:
         """End what is being prepared; the journal and the trainer go on from there when it is asked for again."""
-        self._preparations.stop()
+        self._workbench.stop()
 
     def _do(self, task: Assignment) -> bool:
         """True when the task is done, or not to be done at all."""
@@ -185,7 +167,7 @@ class Daemon:
             except _MOVED_ON as error:
                 if isinstance(task, UploadUpdate) and isinstance(error, AlreadyExists):
                     # Another update of this site is there: this journal went back in time, and its update stays here.
-                    self._give_up(task.run, task.round, error)
+                    self._workbench.give_up(task.run, task.round, error)
                 log.info("task_out_of_turn", reason=error.reason, message=error.message)
                 return True
             except _TRY_AGAIN as error:
@@ -197,7 +179,7 @@ class Daemon:
                 log.error("task_failed", reason=error.reason, message=error.message)
                 self._metrics.failed(error)
                 if isinstance(task, UploadUpdate):
-                    self._give_up(task.run, task.round, error)
+                    self._workbench.give_up(task.run, task.round, error)
                 return True
 
     def _dispatch(self, task: Assignment) -> bool:
@@ -211,7 +193,7 @@ class Daemon:
             case ConfirmShares():
                 self._desk.confirm(task)
             case PrepareUpdate():
-                self._prepare(task)
+                self._workbench.prepare(task, self._terms(task.run))
             case UploadUpdate():
                 self._upload(task)
             case CloseRound():
@@ -268,170 +250,6 @@ class Daemon:
             Plan.from_bytes(entry.plan), bytes.fromhex(entry.plan_digest), Charter.from_bytes(entry.charter)
         )
 
-    # --- preparing ------------------------------------------------------------------------------------------------
-
-    def _prepare(self, task: PrepareUpdate) -> None:
-        """Begin a round's work, go on with it after a restart, or say again that it is done."""
-        terms = self._terms(task.run)
-        key = (task.run, task.round)
-        # Asked before the journal is read: a preparation that ends in between has written its end there by then.
-        is_running = self._preparations.is_running(key)
-        entry = self._journal.round(*key)
-        if entry is None:
-            entry = self._begin_round(task, terms)
-        if entry.adapter != task.adapter:
-            raise DigestMismatch(
-                f"round {task.round} started from adapter {entry.adapter}, and now from {task.adapter}"
-            )
-        if entry.phase is RoundPhase.PREPARED:
-            self._client().report_prepared(task.run, task.round, adapter=task.adapter)
-        elif entry.phase is RoundPhase.FAILED:
-            self._client().report_failure(task.run, task.round, reason=entry.reason, message=entry.message)
-        elif entry.phase is RoundPhase.PREPARING and not is_running:
-            begun = entry
-            self._preparations.start(
-                key,
-                lambda stop: self._work(task, terms, begun, stop),
-                lambda error: self._give_up(task.run, task.round, error),
-            )
-
-    def _begin_round(self, task: PrepareUpdate, terms: RunTerms) -> RoundEntry:
-        now = self._clock.now()
-        entry = RoundEntry(
-            run=task.run,
-            round=task.round,
-            kind=task.kind.value,
-            phase=RoundPhase.PREPARING,
-            adapter=task.adapter,
-            model_hash=model_hash(terms.plan, adapter=task.adapter, instruction_set=task.instruction_set),
-            started_at=now,
-            updated_at=now,
-        )
-        try:
-            self._check_disk()
-            guard.may_take_part_now(
-                self._site.policy, now=now, today=self._ledger(now, terms.plan), transfer=guard.transfer_of(terms.plan)
-            )
-            guard.review_round(
-                terms.plan,
-                policy=self._site.policy,
-                charter=terms.charter,
-                instruction_set=InstructionSet.from_json(task.instruction_set),
-            )
-        except AccordError as error:
-            log.warning("round_refused", reason=error.reason, message=error.message)
-            self._metrics.refused(error)
-            entry = replace(entry, phase=RoundPhase.FAILED, reason=error.reason, message=error.message)
-        self._journal.put_round(entry)
-        return entry
-
-    def _work(self, task: PrepareUpdate, terms: RunTerms, entry: RoundEntry, stop: threading.Event) -> None:
-        """Fetch the adapter, evaluate, train; runs in the preparation's thread."""
-        self._report(task.run, task.round, "fetching the adapter", 0, 0)
-        adapter = self._fetch_adapter(task, terms.plan, stop)
-        work = Preparation(
-            participant=self._site.participant,
-            plan=terms.plan,
-            round=task.round,
-            kind=task.kind,
-            base_model=self._base_models.folder(terms.plan.base_model.digest),
-            global_adapter=adapter,
-            global_adapter_digest=task.adapter,
-            instruction_set=task.instruction_set,
-            job=self._job(task.run, task.round),
-        )
-        prepared = self._trainer.prepare(work, on_progress=lambda progress: self._heard(task, progress), stop=stop)
-        if task.kind is RoundKind.TRAIN:
-            # Looked at now, so that a NaN is a failure of training and not a surprise once the cohort is fixed.
-            self._open_update(terms.plan, entry)
-        self._journal.put_round(
-            replace(
-                entry,
-                phase=RoundPhase.PREPARED,
-                contribution=prepared.contribution.to_json(),
-                scores=prepared.scores_json,
-                updated_at=self._clock.now(),
-            )
-        )
-        # Whatever keeps this from arriving, the coordinator asks again, and the journal answers: no reason to be out.
-        with contextlib.suppress(AccordError):
-            self._client().report_prepared(task.run, task.round, adapter=task.adapter)
-
-    def _fetch_adapter(self, task: PrepareUpdate, plan: Plan, stop: threading.Event) -> Path:
-        """The adapter's folder. A coordinator that is away is waited for: that is no reason to be out of the round."""
-        for pause in itertools.chain(BACKOFF_SECONDS, itertools.repeat(BACKOFF_SECONDS[-1])):
-            try:
-                return self._shelf.fetch(task.adapter, plan, on_bytes=self._metrics.download_bytes.inc)
-            except (Unavailable, ResourceExhausted) as error:
-                log.warning("adapter_not_fetched_yet", reason=error.reason, message=error.message)
-                if stop.wait(pause):
-                    raise TrainingStopped("the adapter was not fetched before the round was over") from error
-        raise AssertionError("the pauses never end")
-
-    def _heard(self, task: PrepareUpdate, progress: Progress) -> None:
-        """Pass the training's progress on, without its losses: those are this site's own."""
-        if progress.tokens_per_second is not None:
-            self._metrics.training_tokens_per_second.set(progress.tokens_per_second)
-        if time.monotonic() - self._reported_at >= PROGRESS_SECONDS or progress.step == progress.total_steps:
-            self._reported_at = time.monotonic()
-            self._report(task.run, task.round, progress.phase.value, progress.step, progress.total_steps)
-
-    def _report(self, run: str, round_: int, activity: str, done: int, total: int) -> None:
-        """For operators to look at; nothing depends on it."""
-        with contextlib.suppress(AccordError):
-            self._client().report_progress(run, round_, activity=activity, done=done, total=total)
-
-    def _give_up(self, run: str, round_: int, error: AccordError) -> None:
-        """This site is out of the round; it says why, and the round goes on without it."""
-        log.error("round_given_up", run=run, round=round_, reason=error.reason, message=error.message)
-        self._metrics.failed(error)
-        entry = self._journal.round(run, round_)
-        if entry is not None and entry.phase is RoundPhase.PREPARING:
-            self._journal.put_round(
-                replace(
-                    entry,
-                    phase=RoundPhase.FAILED,
-                    reason=error.reason,
-                    message=error.message,
-                    updated_at=self._clock.now(),
-                )
-            )
-        with contextlib.suppress(AccordError):
-            self._client().report_failure(run, round_, reason=error.reason, message=error.message)
-
-    def _check_disk(self) -> None:
-        """Raises StorageFailed rather than begin a round that would end in a full disk."""
-        free = free_bytes(self._site.work_folder)
-        self._metrics.free_disk_bytes.set(free)
-        if free < self._site.least_free_bytes:
-            raise StorageFailed(f"{free >> 20} MiB are free here, least_free_mebibytes asks for more; free some space")
-
-    def _ledger(self, now: datetime, plan: Plan) -> DayLedger:
-        """What this site has given today, in its own time zone."""
-        day = self._site.policy.hours.day(now)
-        today = [
-            entry
-            for entry in self._journal.rounds_since(now - timedelta(days=2))
-            if self._site.policy.hours.day(entry.started_at) == day and entry.phase is not RoundPhase.FAILED
-        ]
-        return DayLedger(
-            day=day,
-            rounds=len(today),
-            upload_bytes=sum(entry.uploaded_bytes for entry in today),
-            download_bytes=len(today) * guard.transfer_of(plan).download_bytes,
-        )
-
-    def _job(self, run: str, round_: int) -> Path:
-        return self._site.work_folder / run / str(round_)
-
-    def _open_update(self, plan: Plan, entry: RoundEntry) -> Update:
-        trained = self._job(entry.run, entry.round) / ADAPTER_FOLDER / ADAPTER_FILE
-        base = self._shelf.path(entry.adapter) / ADAPTER_FILE
-        try:
-            return open_update(trained, base, plan.layout(), max_norm=plan.masking.max_update_norm)
-        except OSError as error:
-            raise UpdateLost(f"the update of round {entry.round} cannot be read: {error}") from error
-
     # --- sending and finishing --------------------------------------------------------------------------------------
 
     def _upload(self, task: UploadUpdate) -> None:
@@ -449,7 +267,7 @@ class Daemon:
             task,
             terms,
             Contribution.from_json(entry.contribution),
-            lambda: self._open_update(terms.plan, entry),
+            lambda: self._workbench.open_update(terms.plan, entry),
             sent,
         )
         log.info("update_uploaded")
@@ -465,9 +283,8 @@ class Daemon:
     def _forget_round(self, entry: RoundEntry, state: RoundState | None) -> None:
         """state: how the round has ended, None if this site never heard."""
         key = (entry.run, entry.round)
-        self._preparations.stop(key)
+        self._workbench.clear(*key)
         self._desk.forget_round(*key)
-        shutil.rmtree(self._job(*key), ignore_errors=True)
         was_in = entry.phase in (RoundPhase.MASKED, RoundPhase.BOUND, RoundPhase.REVEALED)
         result = RoundResult.LEFT_OUT
         if was_in:
@@ -489,7 +306,7 @@ class Daemon:
         self._journal.forget_keys(task.run)
         self._shelf.fetch(task.adapter, Plan.from_bytes(entry.plan), on_bytes=self._metrics.download_bytes.inc)
         self._shelf.prune(self._journal.adapters_in_use() | {task.adapter})
-        shutil.rmtree(self._site.work_folder / task.run, ignore_errors=True)
+        self._workbench.clear_run(task.run)
         self._journal.put_run(
             replace(
                 entry,

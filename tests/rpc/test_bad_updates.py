@@ -15,7 +15,7 @@ import pytest
 from common.adapters import ADAPTER_FILE
 from common.errors import BaseModelMismatch, DigestMismatch, NotFound, PlanInvalid, TrainingFailed
 from common.secagg import Packer, pack_tail
-from participant import daemon, masking
+from participant import masking, workbench
 from participant.journal import RoundPhase
 from participant.trainer import Preparation
 from participant.update import open_update
@@ -155,7 +155,7 @@ def lying_lanes(packer: Packer, chunk: int, values: object) -> object:
 
 HONEST_LANES = Packer.pack_chunk
 LIES: dict[str, tuple[Any, str, str]] = {
-    "an update over the norm": (patch.object(daemon, "open_update", unclipped), "NORM_EXCEEDED", "did not clip"),
+    "an update over the norm": (patch.object(workbench, "open_update", unclipped), "NORM_EXCEEDED", "did not clip"),
     "lanes over the clip": (patch.object(Packer, "pack_chunk", lying_lanes), "NORM_EXCEEDED", "did not clip"),
     "a count of two": (patch.object(masking, "pack_tail", lying_tail(1, 2)), "AGGREGATION_FAILED", "count word"),
     "a count of none": (patch.object(masking, "pack_tail", lying_tail(1, 0)), "AGGREGATION_FAILED", "count word"),

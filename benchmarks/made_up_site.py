@@ -22,7 +22,7 @@ from common import log
 from common.adapters import ADAPTER_FILE, FLOAT32_BYTES, FlatVector
 from common.basemodel import BaseModel
 from common.clock import SystemClock
-from common.plan import Plan
+from common.plan import HELD_OUT_GROUP, Plan
 from common.secagg import lane_limit
 from common.states import RoundKind
 from participant.app import serving
@@ -54,10 +54,13 @@ class MadeUpTrainer:
     def check(self) -> None:
         """There are no records."""
 
+    def metric_groups(self) -> frozenset[str]:
+        return frozenset((HELD_OUT_GROUP,))
+
     def prepare(self, work: Preparation, *, on_progress: OnProgress, stop: threading.Event) -> Prepared:
         if work.kind is RoundKind.TRAIN:
             write_trained(work)
-        metrics = {name: 0.0 for name in work.plan.masking.metrics if name != "clipped_elements"}
+        metrics = {name: 0.0 for name in work.plan.masking.metric_words if name != "clipped_elements"}
         metrics |= {"heldout_loss": 100.0, "heldout_tokens": 50.0}
         return Prepared(Contribution(work.plan.masking.weight_cap, metrics), "{}")
 

@@ -33,6 +33,7 @@ def secagg_plan(plan: Plan, digest: bytes) -> SecaggPlan:
         metrics=masking.metrics,
         lanes=masking.lanes,
         colluders=masking.colluders,
+        metric_groups=masking.metric_groups,
     )
 
 

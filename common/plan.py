@@ -14,25 +14,23 @@ from common import jsonform
 from common.adapters import AdapterLayout, AdapterSpec
 from common.basemodel import BaseModel
 from common.errors import AccordError, PlanInvalid
+from common.instructions import Task
+from common.secagg import MetricGroup
 
 PLAN_FORM: Final = 1
 SUITE: Final = 2
 
-# Words at the end of every masked vector, each a signed fixed-point sum over the cohort.
-METRIC_WORDS: Final = (
-    "heldout_loss",
-    "heldout_tokens",
-    "train_loss",
-    "train_steps",
-    "train_records",
-    "classification_correct",
-    "classification_total",
-    "span_true_positives",
-    "span_false_positives",
-    "span_false_negatives",
-    "rouge_sum",
-    "rouge_total",
-    "clipped_elements",
+# Words at the end of every masked vector, each a signed fixed-point sum over the survivors. To these every member
+# contributes, because every member trains.
+METRIC_WORDS: Final = ("train_loss", "train_steps", "train_records", "clipped_elements")
+# To these only some do, and a sum over too few would show one site's own figures (common/secagg/README.md): who has
+# held-out records, and who has any of a task, each group named by what its contributors have.
+HELD_OUT_GROUP: Final = "held_out"
+METRIC_GROUPS: Final = (
+    MetricGroup(HELD_OUT_GROUP, ("heldout_loss", "heldout_tokens")),
+    MetricGroup(Task.CLASSIFICATION.value, ("classification_correct", "classification_total")),
+    MetricGroup(Task.NER.value, ("span_true_positives", "span_false_positives", "span_false_negatives")),
+    MetricGroup(Task.INSTRUCTION.value, ("rouge_sum", "rouge_total")),
 )
 
 
@@ -83,6 +81,7 @@ class Masking:
 
     element_clip: bound on one element of a delta; max_update_norm: bound on its L2 norm; weight_cap: number of training
     records that counts as weight 1; most_participants: n_max, which sizes the lanes; colluders: c, None for (n-1)//3.
+    metrics: words that every member fills; metric_groups: words that are summed where enough members fill them.
     """
 
     least_cohort: int
@@ -95,6 +94,12 @@ class Masking:
     colluders: int | None = None
     suite: int = SUITE
     metrics: tuple[str, ...] = METRIC_WORDS
+    metric_groups: tuple[MetricGroup, ...] = METRIC_GROUPS
+
+    @property
+    def metric_words(self) -> tuple[str, ...]:
+        """Everyone's metric words and those of the groups, in the order in which they are masked."""
+        return (*self.metrics, *(word for group in self.metric_groups for word in group.words))
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +171,15 @@ class Plan:
             (masking.most_participants < masking.least_cohort, "most_participants is smaller than least_cohort"),
             (not 1 <= masking.lanes <= 8, "lanes must be 1 to 8"),
             (masking.weight_cap < 1, "weight_cap must be at least 1"),
-            (not masking.metrics or len(set(masking.metrics)) < len(masking.metrics), "metrics must be distinct names"),
+            (
+                not masking.metric_words or len(set(masking.metric_words)) < len(masking.metric_words),
+                "metrics must be distinct names",
+            ),
+            (
+                len({group.name for group in masking.metric_groups}) < len(masking.metric_groups)
+                or any(not group.name or not group.words for group in masking.metric_groups),
+                "metric_groups must have distinct names and words of their own",
+            ),
             (not 1 <= masking.rounds_per_epoch <= 256, "rounds_per_epoch must be 1 to 256"),
             (not _is_positive(masking.element_clip), "element_clip must be a positive number"),
             (not _is_positive(masking.max_update_norm), "max_update_norm must be a positive number"),

@@ -263,7 +263,7 @@ def _masking_mistakes(plan: Plan, charter: Charter) -> list[str]:
 def _size_mistakes(plan: Plan, parameters: int, most_upload_bytes: int) -> list[str]:
     if not parameters:
         return []
-    tail_words = HEAD_WORDS + len(plan.masking.metrics)
+    tail_words = HEAD_WORDS + len(plan.masking.metric_words)
     size = VectorLayout(parameters=parameters, lanes=plan.masking.lanes, tail_words=tail_words).bytes
     if size <= most_upload_bytes:
         return []

@@ -84,6 +84,7 @@ def serving(
             identity=lambda: _signing_identity(connection),
             journal=journal,
             spools=state / "spool",
+            metric_groups=trainer.metric_groups,
             clock=clock,
             random_bytes=secrets.token_bytes,
         )

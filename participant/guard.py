@@ -163,7 +163,7 @@ def may_take_part_now(policy: Policy, *, now: datetime, today: DayLedger, transf
 def transfer_of(plan: Plan) -> Transfer:
     """What one training round of this plan moves. Raises InvalidArgument if its adapter does not fit its base model."""
     parameters = plan.layout().parameters
-    tail = HEAD_WORDS + len(plan.masking.metrics)
+    tail = HEAD_WORDS + len(plan.masking.metric_words)
     return Transfer(
         upload_bytes=VectorLayout(parameters=parameters, lanes=plan.masking.lanes, tail_words=tail).bytes,
         download_bytes=parameters * _FLOAT32_BYTES,

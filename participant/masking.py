@@ -17,7 +17,15 @@ from typing import Final
 from common.assignments import AdvertiseKeys, CloseRound, ConfirmShares, DepositShares, UploadUpdate
 from common.charter import Charter
 from common.clock import Clock
-from common.errors import OutOfTurn, ProtocolViolation, StorageFailed, Unavailable, UpdateLost, UploadMismatch
+from common.errors import (
+    DataInvalid,
+    OutOfTurn,
+    ProtocolViolation,
+    StorageFailed,
+    Unavailable,
+    UpdateLost,
+    UploadMismatch,
+)
 from common.log import get_logger
 from common.masking import MASKED_KIND, key_epoch, pinned_members
 from common.plan import Plan
@@ -37,13 +45,12 @@ from common.secagg import (
     VectorLayout,
     begin_epoch,
     fixed_weight,
-    pack_tail,
     upload_hash,
 )
 from common.states import RoundKind as Kind
 from participant.client import CoordinatorClient, Evidence
 from participant.journal import EpochEntry, EpochPhase, Journal, RoundEntry, RoundPhase
-from participant.update import Contribution, Update
+from participant.update import CLIPPED_ELEMENTS, Contribution, Update
 
 DIGEST_BYTES: Final = 32
 WORD_BYTES: Final = 8
@@ -77,7 +84,10 @@ OnSent = Callable[[int, int], None]
 
 
 class MaskingDesk:
-    """Does the masking tasks. For one thread; `spools` is a folder for masked updates on their way."""
+    """Does the masking tasks. For one thread.
+
+    spools: a folder for masked updates on their way. metric_groups: names of those that this site has figures for.
+    """
 
     def __init__(
         self,
@@ -86,6 +96,7 @@ class MaskingDesk:
         identity: Callable[[], Identity],
         journal: Journal,
         spools: Path,
+        metric_groups: Callable[[], frozenset[str]],
         clock: Clock,
         random_bytes: RandomBytes,
     ) -> None:
@@ -93,6 +104,7 @@ class MaskingDesk:
         self._identity = identity
         self._journal = journal
         self._spools = spools
+        self._metric_groups = metric_groups
         self._clock = clock
         self._random_bytes = random_bytes
 
@@ -109,6 +121,7 @@ class MaskingDesk:
                 org_id=identity.participant,
                 certificate_chain=identity.certificate_chain,
                 identity_signer=identity.signer,
+                metric_groups=self._measured(),
                 random_bytes=self._random_bytes,
             )
             entry = EpochEntry(task.run, task.epoch, EpochPhase.ADVERTISING, state.to_bytes())
@@ -116,6 +129,14 @@ class MaskingDesk:
         if entry.phase is EpochPhase.ADVERTISING:
             message = Advertising.from_bytes(entry.state).message
             self._client().advertise_keys(task.run, task.epoch, message)
+
+    def _measured(self) -> frozenset[str]:
+        """What this site declares. Records that cannot be read fail the round, which says so; keys are made anyway."""
+        try:
+            return self._metric_groups()
+        except DataInvalid as error:
+            log.warning("metric_groups_unknown", reason=error.reason, message=error.message)
+            return frozenset()
 
     def deposit(self, task: DepositShares, terms: RunTerms) -> None:
         """Check the roster against the charter and deal this site's secrets to it, once."""
@@ -334,11 +355,8 @@ def write_masked(
                     masker.add_into(chunk, words)
                     digests.append(hashlib.sha256(words.data).digest())
                     file.write(words.data)
-            counted = {
-                **metrics,
-                **({"clipped_elements": float(clipped)} if "clipped_elements" in plan.metrics else {}),
-            }
-            tail = pack_tail(plan, fixed_alpha=fixed_weight(alpha), metrics=counted)
+            counted = metrics | ({CLIPPED_ELEMENTS: float(clipped)} if CLIPPED_ELEMENTS in plan.metrics else {})
+            tail = masking.pack_tail(fixed_alpha=fixed_weight(alpha), metrics=counted)
             masker.add_into(layout.tail_chunk, tail)
             digests.append(hashlib.sha256(tail.data).digest())
             file.write(tail.astype("<u8").data)

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 from common.adapters import ADAPTER_FILE
-from common.instructions import InstructionSet
-from common.plan import Plan
+from common.instructions import InstructionSet, Task
+from common.plan import HELD_OUT_GROUP, Plan
 from common.states import RoundKind
 from participant.training import data
+from participant.training.asked import Asked, asked_of
 from participant.training.job import (
     DataSettings,
     EvaluationSettings,
@@ -29,9 +30,10 @@ from participant.training.job import (
 )
 from participant.training.process import run_worker
 from participant.training.result import JobResult, Progress, total_scores
-from participant.update import Contribution
+from participant.update import CLIPPED_ELEMENTS, Contribution
 
 ADAPTER_FOLDER: Final = "adapter"
+_ANSWERED_TASKS: Final = (Task.NER, Task.INSTRUCTION)
 OnProgress = Callable[[Progress], None]
 
 
@@ -76,6 +78,13 @@ class Trainer(Protocol):
         """Raises DataInvalid if this site's records cannot be trained on: better said before a run than in a round."""
         ...
 
+    def metric_groups(self) -> frozenset[str]:
+        """Names of metric groups that this site's records give figures for; others may hear them, by name.
+
+        Raises DataInvalid.
+        """
+        ...
+
     def prepare(self, work: Preparation, *, on_progress: OnProgress, stop: threading.Event) -> Prepared:
         """Leaves the trained adapter at `work.trained_adapter` in a training round. Raises TrainingStopped and what
         `run_worker` raises."""
@@ -92,6 +101,9 @@ class WorkerTrainer:
 
     def check(self) -> None:
         data.load(self.data)
+
+    def metric_groups(self) -> frozenset[str]:
+        return metric_groups_of(asked_of(data.load(self.data).held_out, self.evaluation))
 
     def prepare(self, work: Preparation, *, on_progress: OnProgress, stop: threading.Event) -> Prepared:
         write_job(work.job, self._job(work))
@@ -124,23 +136,45 @@ class WorkerTrainer:
         )
 
 
+def metric_groups_of(asked: Iterable[Asked]) -> frozenset[str]:
+    """Names of the plan's metric groups that answers to these fill: held-out loss, and tasks whose metric is measured.
+
+    A site that declared more than it fills would be counted as cover for the others while it gives none.
+    """
+    found: set[str] = set()
+    for one in asked:
+        if one.has_loss:
+            found.add(HELD_OUT_GROUP)
+        if one.is_answered if one.record.task in _ANSWERED_TASKS else one.has_loss:
+            found.add(one.record.task.value)
+    return frozenset(found)
+
+
 def contribution_of(result: JobResult, plan: Plan) -> Contribution:
-    """The plan's metric words from a job's result; a name that this version does not know counts nothing."""
+    """The plan's metric words from a job's result.
+
+    A word counts nothing where this version does not know it, and also where the plan puts it anywhere but in its own
+    group: a coordinator could call every member's what only one site has.
+    """
     total = total_scores(result.scores)
     training = result.training
-    known = {
-        "heldout_loss": total.loss_sum,
-        "heldout_tokens": total.loss_tokens,
+    everyones = {
         "train_loss": sum(training.losses) if training is not None else 0.0,
         "train_steps": len(training.losses) if training is not None else 0,
         "train_records": training.distinct_records if training is not None else 0,
-        "classification_correct": total.correct,
-        "classification_total": total.classified,
-        "span_true_positives": total.true_positives,
-        "span_false_positives": total.false_positives,
-        "span_false_negatives": total.false_negatives,
-        "rouge_sum": total.rouge_sum,
-        "rouge_total": total.rouge_records,
     }
-    metrics = {name: float(known.get(name, 0.0)) for name in plan.masking.metrics if name != "clipped_elements"}
+    grouped: dict[str, dict[str, float]] = {
+        HELD_OUT_GROUP: {"heldout_loss": total.loss_sum, "heldout_tokens": total.loss_tokens},
+        Task.CLASSIFICATION.value: {"classification_correct": total.correct, "classification_total": total.classified},
+        Task.NER.value: {
+            "span_true_positives": total.true_positives,
+            "span_false_positives": total.false_positives,
+            "span_false_negatives": total.false_negatives,
+        },
+        Task.INSTRUCTION.value: {"rouge_sum": total.rouge_sum, "rouge_total": total.rouge_records},
+    }
+    metrics = {name: float(everyones.get(name, 0.0)) for name in plan.masking.metrics if name != CLIPPED_ELEMENTS}
+    for group in plan.masking.metric_groups:
+        known = grouped.get(group.name, {})
+        metrics |= {name: float(known.get(name, 0.0)) for name in group.words}
     return Contribution(training.distinct_records if training is not None else 0, metrics)

@@ -17,6 +17,7 @@ from common import jsonform
 from common.adapters import AdapterLayout, FlatFile, FlatVector
 from common.errors import UpdateNotFinite
 
+CLIPPED_ELEMENTS: Final = "clipped_elements"
 _BLOCK: Final = 1 << 20
 
 
@@ -24,8 +25,8 @@ _BLOCK: Final = 1 << 20
 class Contribution:
     """What a prepared round gives to the sum beside the delta itself.
 
-    records: training records at this site, which weigh its update. metrics: the plan's metric words but
-    `clipped_elements`, which masking counts.
+    records: training records at this site, which weigh its update. metrics: the plan's metric words, those too that
+    masking will keep back; but not every member's `clipped_elements`, which masking counts.
     """
 
     records: int

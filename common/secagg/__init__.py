@@ -33,14 +33,14 @@ from common.secagg.identity import (
     verify_identity,
 )
 from common.secagg.messages import Advertisement, Commit, Deposit, Ready, Receipt, Reveal, SealedShare, Signed, Start
-from common.secagg.packing import Packer, TailSums, decode_chunk, fixed_weight, pack_tail, read_tail
+from common.secagg.packing import Packer, TailSums, decode_chunk, fixed_weight
 from common.secagg.participant_epoch import Advertising, Dealt, EpochKeys, RandomBytes, Refusal, begin_epoch
 from common.secagg.participant_round import Bound, Masked, Masking, Revealed
-from common.secagg.plan import ClipSlot, KeyEpoch, RoundKind, SecaggPlan, Thresholds
+from common.secagg.plan import ClipSlot, KeyEpoch, MetricGroup, RoundKind, SecaggPlan, Thresholds
 from common.secagg.prg import StreamSum
 from common.secagg.ring import CHUNK_WORDS, VectorLayout, Words, add_into, choose_lanes, lane_limit
 from common.secagg.roster import Members, Roster, assemble_roster, check_advertisement, check_roster, read_roster
-from common.secagg.round_context import RoundContext
+from common.secagg.round_context import ClosedGroup, RoundContext
 from common.secagg.unmask import Unmasking, open_masks
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "CheckedReveal",
     "ClipSlot",
     "CloseKind",
+    "ClosedGroup",
     "Commit",
     "Dealt",
     "Deposit",
@@ -61,6 +62,7 @@ __all__ = [
     "Masking",
     "MemberVerifier",
     "Members",
+    "MetricGroup",
     "Packer",
     "PinnedMember",
     "PinnedMembers",
@@ -101,9 +103,7 @@ __all__ = [
     "lane_limit",
     "make_start",
     "open_masks",
-    "pack_tail",
     "read_roster",
-    "read_tail",
     "settle_epoch",
     "share_commitments",
     "sign_as_identity",

@@ -7,7 +7,7 @@ the end of the input are checked, and any failure is MalformedMessage. Knows no 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from typing import Final
 
@@ -84,6 +84,11 @@ class Writer:
         for value in values:
             self.blob(value)
 
+    def texts(self, values: Sequence[str]) -> None:
+        self.u32(len(values))
+        for value in values:
+            self.text(value)
+
     def indices(self, values: Iterable[int], members: int) -> None:
         """A set of roster indices as a bitmap of `members` bits."""
         self.u32(members)
@@ -147,6 +152,21 @@ class Reader:
     def blobs(self, count: int, limit: int = MAX_MESSAGE_BYTES) -> tuple[bytes, ...]:
         """At most `count` blobs of at most `limit` bytes each."""
         return tuple(self.blob(limit) for _ in range(self.u32(count)))
+
+    def texts(self, count: int) -> tuple[str, ...]:
+        """At most `count` texts."""
+        return tuple(self.text() for _ in range(self.u32(count)))
+
+    def by_index(self, value: Callable[[], bytes]) -> dict[int, bytes]:
+        """Values under roster indices, which ascend: in another order, or twice, one value would have two encodings."""
+        found: dict[int, bytes] = {}
+        last = -1
+        for _ in range(self.u32(MAX_MEMBERS)):
+            index = self.u32(MAX_MEMBERS)
+            if index <= last:
+                raise MalformedMessage(f"{self._name}: index {index} follows {last}")
+            found[index], last = value(), index
+        return found
 
     def indices(self) -> tuple[tuple[int, ...], int]:
         """A set of roster indices, ascending, and the roster's size."""

@@ -24,7 +24,7 @@ from common.secagg.encoding import (
 )
 from common.secagg.hashing import DIGEST_BYTES, digest
 from common.secagg.identity import signature_input
-from common.secagg.plan import RoundKind
+from common.secagg.plan import MAX_METRIC_GROUPS, RoundKind
 from common.secagg.sealing import PUBLIC_BYTES
 from common.secagg.shamir import SHARE_BYTES
 
@@ -74,7 +74,8 @@ class Advertisement:
     """A member's keys for one epoch. Signed as "advertise" by the identity key of its certificate.
 
     signing_key: Ed25519. kem_key: ML-KEM-768 + X25519. self_commitments, escrow_commitments: one digest a round of
-    b[r] and K[r]. nonce makes two epochs' rosters differ.
+    b[r] and K[r]. nonce makes two epochs' rosters differ. metric_groups: those of the plan's to which the member
+    contributes in this epoch, in the plan's order.
     """
 
     epoch_hash: bytes
@@ -85,6 +86,7 @@ class Advertisement:
     kem_key: bytes
     self_commitments: tuple[bytes, ...]
     escrow_commitments: tuple[bytes, ...]
+    metric_groups: tuple[str, ...]
 
     def encode(self) -> bytes:
         writer = Writer(Kind.ADVERTISEMENT)
@@ -98,6 +100,7 @@ class Advertisement:
         for one, other in zip(self.self_commitments, self.escrow_commitments, strict=True):
             writer.fixed(one, DIGEST_BYTES)
             writer.fixed(other, DIGEST_BYTES)
+        writer.texts(self.metric_groups)
         return writer.done()
 
     @classmethod
@@ -107,6 +110,7 @@ class Advertisement:
         chain = reader.blobs(MAX_CERTIFICATES, MAX_CERTIFICATE_BYTES)
         nonce, signing_key, kem_key = (reader.fixed(n) for n in (NONCE_BYTES, SIGNING_KEY_BYTES, PUBLIC_BYTES))
         commitments = [(reader.fixed(DIGEST_BYTES), reader.fixed(DIGEST_BYTES)) for _ in range(reader.u32(MAX_ROUNDS))]
+        metric_groups = reader.texts(MAX_METRIC_GROUPS)
         reader.done()
         return cls(
             epoch_hash=epoch_hash,
@@ -117,6 +121,7 @@ class Advertisement:
             kem_key=kem_key,
             self_commitments=tuple(one for one, _ in commitments),
             escrow_commitments=tuple(other for _, other in commitments),
+            metric_groups=metric_groups,
         )
 
 

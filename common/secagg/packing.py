@@ -2,7 +2,7 @@
 
 Each element is clipped to its slot's C, multiplied by the weight alpha and by L / C, rounded at random to an integer
 q in [-L, L] with mean exactly that value, and stored as q + L in a lane. Sums of lanes never carry. The tail words are
-weight (round(alpha * 2**30)), count (1) and metrics (signed, value * 2**20, two's complement).
+weight (round(alpha * 2**30)), count (1) and metrics (signed, value * 2**20, two's complement; zero in closed groups).
 Knows nothing of masks.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -80,9 +80,8 @@ class Packer:
         self._layout = plan.layout(RoundKind.TRAINING)
         self._limit = plan.lane_limit
         self._fraction = fraction_bits(self._limit)
-        self._fixed_weight = fixed_weight(alpha)
         # The weight that is summed is the weight that is applied, to the last bit.
-        self._alpha = self._fixed_weight / (1 << WEIGHT_BITS)
+        self._alpha = fixed_weight(alpha) / (1 << WEIGHT_BITS)
         self._cipher = AESGCM(rounding_key)
         most = min(self._layout.parameters_per_chunk, plan.parameters)
         self._keystream = Keystream(2 * most)
@@ -154,26 +153,25 @@ class Packer:
         np.clip(scaled, -most, most, out=scaled)
         return clipped
 
-    def pack_tail(self, metrics: Mapping[str, float]) -> Words:
-        """The tail chunk: weight, count and the plan's metrics in their order."""
-        return pack_tail(self._plan, fixed_alpha=self._fixed_weight, metrics=metrics)
 
+def pack_tail(plan: SecaggPlan, *, fixed_alpha: int, metrics: Mapping[str, float], groups: Collection[str]) -> Words:
+    """uint64[tail_words]; all that an evaluation round packs. Called by `Masking.pack_tail`, which knows `groups`.
 
-def pack_tail(plan: SecaggPlan, *, fixed_alpha: int, metrics: Mapping[str, float]) -> Words:
-    """uint64[tail_words]; all that an evaluation round packs.
-
-    fixed_alpha: `fixed_weight` of the member's weight. Raises InvalidArgument for a name the plan has not, one that is
-    missing, or a value that could overflow the sum of members_limit members.
+    fixed_alpha: `fixed_weight` of the member's weight. metrics: a value for every metric word of the plan. groups:
+    metric groups whose words are filled; those of all others are zero, whatever `metrics` says.
+    Raises InvalidArgument for a name the plan has not, one that is missing, or a value that could overflow the sum of
+    members_limit members.
     """
-    if set(metrics) != set(plan.metrics):
-        odd = ", ".join(sorted(set(metrics) ^ set(plan.metrics)))
+    if set(metrics) != set(plan.metric_words):
+        odd = ", ".join(sorted(set(metrics) ^ set(plan.metric_words)))
         raise InvalidArgument(f"the plan's metrics and the given ones differ in: {odd}")
     if not 1 <= fixed_alpha <= (1 << WEIGHT_BITS):
         raise InvalidArgument("the weight word is outside (0, 1]")
     most = (2**63 - 1) // plan.members_limit
     words = [fixed_alpha, 1]
-    for name in plan.metrics:
-        value = metrics[name]
+    withheld = {word for group in plan.metric_groups if group.name not in groups for word in group.words}
+    for name in plan.metric_words:
+        value = 0.0 if name in withheld else metrics[name]
         if not math.isfinite(value) or abs(fixed := round(value * (1 << METRIC_BITS))) > most:
             raise InvalidArgument(f"metric {name} is not a number that fits its word")
         words.append(fixed % 2**64)
@@ -182,15 +180,23 @@ def pack_tail(plan: SecaggPlan, *, fixed_alpha: int, metrics: Mapping[str, float
 
 @dataclass(frozen=True, slots=True)
 class TailSums:
-    """What the tail words of the sum say: survivors, total weight A, and the sum of each metric."""
+    """What the tail words of the sum say: survivors, total weight A, and the sum of each metric that is shared.
+
+    ignored_groups: closed metric groups whose words are not the zeros that they must be. A member broke the protocol,
+    at its own cost; what they say is nobody's to use.
+    """
 
     count: int
     weight: float
     metrics: Mapping[str, float]
+    ignored_groups: tuple[str, ...] = ()
 
 
-def read_tail(plan: SecaggPlan, words: Words, *, survivors: int) -> TailSums:
-    """Decode the unmasked tail chunk. Raises AggregationFailed if count or weight cannot be, ShapeMismatch."""
+def read_tail(plan: SecaggPlan, words: Words, *, survivors: int, groups: Collection[str]) -> TailSums:
+    """Decode the unmasked tail chunk. groups: the open ones; of the others' words nothing is decoded.
+
+    Raises AggregationFailed if count or weight cannot be, ShapeMismatch.
+    """
     if words.shape != (plan.tail_words,) or words.dtype != np.uint64:
         raise ShapeMismatch(f"the tail is uint64[{plan.tail_words}], not {words.dtype}{list(words.shape)}")
     weight, count = int(words[0]), int(words[1])
@@ -198,11 +204,14 @@ def read_tail(plan: SecaggPlan, words: Words, *, survivors: int) -> TailSums:
         raise AggregationFailed("the count word is not the number of survivors: the sum is not what it should be")
     if not 0 < weight <= survivors << WEIGHT_BITS:
         raise AggregationFailed("the weight word is impossible for this many survivors: a member lied about its weight")
-    sums = words[HEAD_WORDS:].view(np.int64)
+    sums = dict(zip(plan.metric_words, words[HEAD_WORDS:].view(np.int64), strict=True))
+    closed = tuple(group for group in plan.metric_groups if group.name not in groups)
+    withheld = {word for group in closed for word in group.words}
     return TailSums(
         count=count,
         weight=weight / (1 << WEIGHT_BITS),
-        metrics={name: int(total) / (1 << METRIC_BITS) for name, total in zip(plan.metrics, sums, strict=True)},
+        metrics={name: int(total) / (1 << METRIC_BITS) for name, total in sums.items() if name not in withheld},
+        ignored_groups=tuple(group.name for group in closed if any(sums[word] for word in group.words)),
     )
 
 

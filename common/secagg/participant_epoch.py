@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.errors import MalformedMessage, OutOfTurn, ProtocolViolation
 from common.secagg import hashing, sealing, shamir
-from common.secagg.encoding import MAX_MEMBERS, Kind, Reader, Writer
+from common.secagg.encoding import Kind, Reader, Writer
 from common.secagg.graph import holders, neighbours, pair
 from common.secagg.hashing import KEY_BYTES
 from common.secagg.identity import IdentitySigner, MemberVerifier
@@ -61,10 +61,13 @@ def begin_epoch(
     org_id: str,
     certificate_chain: Iterable[bytes],
     identity_signer: IdentitySigner,
+    metric_groups: Collection[str],
     random_bytes: RandomBytes,
 ) -> Advertising:
     """Make an epoch's keys and the Advertise message. certificate_chain: DER, leaf first.
 
+    metric_groups: those that this site has figures for; of no other does anything leave it while the epoch lasts.
+    Names that the plan has not are left out.
     Bonawitz et al. 2017, round 0 (AdvertiseKeys), for all rounds of the epoch at once.
     """
     master, signing_seed = random_bytes(KEY_BYTES), random_bytes(KEY_BYTES)
@@ -86,6 +89,7 @@ def begin_epoch(
             hashing.commit_escrow_key(epoch_hash, org_id, round_, key)
             for round_, key in zip(epoch.rounds, secrets.escrow_keys, strict=True)
         ),
+        metric_groups=epoch.plan.groups_named(metric_groups),
     )
     signed = sign_advertisement(advertisement, identity_signer)
     return Advertising(epoch, org_id, master, signing_seed, kem_seed, signed.encode())
@@ -339,7 +343,7 @@ class Dealt:
             reader.fixed(KEY_BYTES),
             reader.fixed(sealing.SEED_BYTES),
             reader.fixed(KEY_BYTES),
-            _read_map(reader),
+            reader.by_index(reader.blob),
             reader.blob(),
         )
         reader.done()
@@ -462,8 +466,8 @@ class EpochKeys:
             reader.u32(),
             reader.fixed(KEY_BYTES),
             reader.fixed(KEY_BYTES),
-            _read_map(reader),
-            _read_map(reader),
+            reader.by_index(reader.blob),
+            reader.by_index(reader.blob),
             reader.blob(),
         )
         reader.done()
@@ -477,7 +481,3 @@ def _write_map(writer: Writer, values: Mapping[int, bytes]) -> None:
     for key in sorted(values):
         writer.u32(key)
         writer.blob(values[key])
-
-
-def _read_map(reader: Reader) -> dict[int, bytes]:
-    return {reader.u32(MAX_MEMBERS): reader.blob() for _ in range(reader.u32(MAX_MEMBERS))}

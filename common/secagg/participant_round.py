@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from common.errors import ProtocolViolation, SecondSurvivorSet
-from common.secagg import hashing
+from common.secagg import hashing, packing
 from common.secagg.encoding import MAX_MEMBERS, Kind, Reader, Writer
 from common.secagg.hashing import DIGEST_BYTES, KEY_BYTES
 from common.secagg.messages import Commit, OpenedShare, Receipt, Reveal, Signed
 from common.secagg.prg import StreamSum
+from common.secagg.ring import Words
 from common.secagg.round_context import RoundContext
 from common.secagg.shamir import SHARE_BYTES
 
@@ -40,6 +41,16 @@ class Masking:
         plus = [self.self_seed, *(seed for other, seed in self.pair_seeds.items() if self.index < other)]
         minus = [seed for other, seed in self.pair_seeds.items() if self.index > other]
         return StreamSum(self.context.layout, plus=plus, minus=minus)
+
+    def pack_tail(self, *, fixed_alpha: int, metrics: Mapping[str, float]) -> Words:
+        """The tail chunk, uint64[tail_words]: weight, count, and of the metrics what this site shares in this round.
+
+        That is every word of the plan's `metrics`, and those of open groups that this site has declared; the others
+        are zeros, whatever `metrics` says. A coordinator has no say in it: plan, declarations and cohort are under the
+        context hash. fixed_alpha, metrics and errors as in `packing.pack_tail`.
+        """
+        groups = self.context.groups_filled_by(self.index)
+        return packing.pack_tail(self.context.epoch.plan, fixed_alpha=fixed_alpha, metrics=metrics, groups=groups)
 
     def seal(self, upload_hash: bytes) -> Masked:
         """Name the one masked update of the round by `hashing.upload_hash` of its chunks' SHA-256; make the receipt.
@@ -69,7 +80,7 @@ class Masking:
         reader = Reader(data, Kind.STATE_MASKING)
         context, index, signing_seed, shares = _read_common(reader)
         self_seed = reader.fixed(KEY_BYTES)
-        pair_seeds = {reader.u32(MAX_MEMBERS): reader.fixed(KEY_BYTES) for _ in range(reader.u32(MAX_MEMBERS))}
+        pair_seeds = reader.by_index(lambda: reader.fixed(KEY_BYTES))
         reader.done()
         return cls(context, index, signing_seed, self_seed, pair_seeds, shares)
 
@@ -248,5 +259,5 @@ def _write_common(
 def _read_common(reader: Reader) -> tuple[RoundContext, int, bytes, dict[int, bytes]]:
     context, index = RoundContext.decode(reader.blob()), reader.u32(MAX_MEMBERS)
     signing_seed = reader.fixed(KEY_BYTES)
-    shares = {reader.u32(MAX_MEMBERS): reader.fixed(2 * SHARE_BYTES) for _ in range(reader.u32(MAX_MEMBERS))}
+    shares = reader.by_index(lambda: reader.fixed(2 * SHARE_BYTES))
     return context, index, signing_seed, shares

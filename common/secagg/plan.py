@@ -6,6 +6,7 @@ Knows nothing of the rest of the plan (that is `plan_hash`, given from outside) 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -20,6 +21,7 @@ RUN_ID_BYTES: Final = 32
 HEAD_WORDS: Final = 2
 """Tail words before the metrics: weight, count."""
 MAX_METRICS: Final = 4096
+MAX_METRIC_GROUPS: Final = 64
 MAX_SLOTS: Final = 65536
 MAX_PARAMETERS: Final = 2**32 - 1
 UNSET: Final = 2**32 - 1
@@ -41,12 +43,24 @@ class ClipSlot:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricGroup:
+    """Tail words that only some members have figures for: summed where enough of them are in the sum, else zeros.
+
+    A member says in its Advertise which groups it contributes to; `RoundContext.open_groups` says what is summed.
+    """
+
+    name: str
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Thresholds:
     """The numbers of members that decide, for a roster of `members`.
 
     shares (t): shares that open a secret. commits (T): signed commits that bind a survivor set. survivors: least size
-    of a survivor set, max(t, T, n_min, c + 2). With 2t > n + c and 2T > n + c the coordinator and `colluders` members
-    open at most one sum a round.
+    of a survivor set, max(t, T, n_min, c + 2). contributors: least contributors to a metric group that is summed,
+    max(n_min, c + 2). With 2t > n + c and 2T > n + c the coordinator and `colluders` members open at most one sum a
+    round.
     """
 
     members: int
@@ -54,6 +68,7 @@ class Thresholds:
     shares: int
     commits: int
     survivors: int
+    contributors: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +79,8 @@ class SecaggPlan:
     run_id: 32 bytes, never used for another run.
     members_floor: n_min, least members that are summed, at least 3. members_limit: n_max, which sizes the lanes.
     colluders: c, members assumed to work with the coordinator; None means floor((n - 1) / 3).
-    rounds_per_epoch: R. slots: the adapter's parameters in order. metrics: names of the further tail words.
+    rounds_per_epoch: R. slots: the adapter's parameters in order. metrics: further tail words, to which every member
+    contributes. metric_groups: tail words after those, to which some do.
     Raises PlanInvalid from the constructor.
     """
 
@@ -78,6 +94,7 @@ class SecaggPlan:
     lanes: int
     colluders: int | None = None
     chunk_words: int = CHUNK_WORDS
+    metric_groups: tuple[MetricGroup, ...] = ()
 
     def __post_init__(self) -> None:
         problems = [text for broken, text in self._rules() if broken]
@@ -101,11 +118,21 @@ class SecaggPlan:
             ),
             (self.colluders is not None and self.colluders < 0, "colluders must not be negative"),
             (
-                not HEAD_WORDS + len(self.metrics) <= self.chunk_words <= CHUNK_WORDS,
+                not self.tail_words <= self.chunk_words <= CHUNK_WORDS,
                 f"chunk_words must hold the tail words and be at most {CHUNK_WORDS}",
             ),
-            (len(set(self.metrics)) != len(self.metrics), "metrics must have different names"),
-            (len(self.metrics) > MAX_METRICS or len(self.slots) > MAX_SLOTS, "too many metrics or slots"),
+            (len(set(self.metric_words)) != len(self.metric_words), "metrics must have different names"),
+            (
+                len({group.name for group in self.metric_groups}) != len(self.metric_groups),
+                "metric groups must have different names",
+            ),
+            (any(not group.name or not group.words for group in self.metric_groups), "a metric group is empty"),
+            (
+                len(self.metric_words) > MAX_METRICS
+                or len(self.metric_groups) > MAX_METRIC_GROUPS
+                or len(self.slots) > MAX_SLOTS,
+                "too many metrics, metric groups or slots",
+            ),
             (
                 any(slot.size < 1 or not (0 < slot.clip < math.inf) for slot in self.slots),
                 "every slot needs a size of at least 1 and a finite clip above 0",
@@ -125,6 +152,7 @@ class SecaggPlan:
         slots: tuple[ClipSlot, ...],
         metrics: tuple[str, ...],
         colluders: int | None = None,
+        metric_groups: tuple[MetricGroup, ...] = (),
     ) -> SecaggPlan:
         """A plan with the densest lanes that leave L >= 512 for `members_limit` members."""
         return cls(
@@ -137,6 +165,7 @@ class SecaggPlan:
             metrics=metrics,
             lanes=choose_lanes(members_limit),
             colluders=colluders,
+            metric_groups=metric_groups,
         )
 
     @property
@@ -150,8 +179,17 @@ class SecaggPlan:
         return lane_limit(self.lanes, self.members_limit)
 
     @property
+    def metric_words(self) -> tuple[str, ...]:
+        """Names of the tail words after weight and count, in their order: everyone's, then group by group."""
+        return (*self.metrics, *(word for group in self.metric_groups for word in group.words))
+
+    def groups_named(self, names: Collection[str]) -> tuple[str, ...]:
+        """Those of `names` that are metric groups of the plan, each once and in the plan's order."""
+        return tuple(group.name for group in self.metric_groups if group.name in names)
+
+    @property
     def tail_words(self) -> int:
-        return HEAD_WORDS + len(self.metrics)
+        return HEAD_WORDS + len(self.metric_words)
 
     def layout(self, kind: RoundKind) -> VectorLayout:
         """Chunks and words of a round's vector."""
@@ -168,10 +206,19 @@ class SecaggPlan:
             raise PlanInvalid(f"{members} members, the plan asks for {self.members_floor} to {self.members_limit}")
         colluders = (members - 1) // 3 if self.colluders is None else self.colluders
         quorum = (members + colluders) // 2 + 1
-        survivors = max(quorum, self.members_floor, colluders + 2)
+        # In both the colluders may be counted: two honest members are what is left, and their sum shows neither.
+        contributors = max(self.members_floor, colluders + 2)
+        survivors = max(quorum, contributors)
         if survivors > members:
             raise PlanInvalid(f"{members} members cannot withstand {colluders} colluders: {survivors} must survive")
-        return Thresholds(members=members, colluders=colluders, shares=quorum, commits=quorum, survivors=survivors)
+        return Thresholds(
+            members=members,
+            colluders=colluders,
+            shares=quorum,
+            commits=quorum,
+            survivors=survivors,
+            contributors=contributors,
+        )
 
     def encode(self) -> bytes:
         writer = Writer(Kind.PLAN)
@@ -187,9 +234,11 @@ class SecaggPlan:
         for slot in self.slots:
             writer.u32(slot.size)
             writer.f64(slot.clip)
-        writer.u32(len(self.metrics))
-        for name in self.metrics:
-            writer.text(name)
+        writer.texts(self.metrics)
+        writer.u32(len(self.metric_groups))
+        for group in self.metric_groups:
+            writer.text(group.name)
+            writer.texts(group.words)
         return writer.done()
 
     @classmethod
@@ -200,7 +249,9 @@ class SecaggPlan:
         floor, limit, colluders = reader.u32(), reader.u32(), reader.u32()
         rounds, lanes, chunk_words = reader.u32(), reader.u32(), reader.u32()
         slots = tuple(ClipSlot(reader.u32(), reader.f64()) for _ in range(reader.u32(MAX_SLOTS)))
-        metrics = tuple(reader.text() for _ in range(reader.u32(MAX_METRICS)))
+        metrics = reader.texts(MAX_METRICS)
+        count = reader.u32(MAX_METRIC_GROUPS)
+        groups = tuple(MetricGroup(reader.text(), reader.texts(MAX_METRICS)) for _ in range(count))
         reader.done()
         return cls(
             plan_hash=plan_hash,
@@ -213,6 +264,7 @@ class SecaggPlan:
             lanes=lanes,
             colluders=None if colluders == UNSET else colluders,
             chunk_words=chunk_words,
+            metric_groups=groups,
         )
 
 

@@ -15,7 +15,7 @@ from common.secagg.encoding import MAX_MEMBERS, Kind, Reader, Writer
 from common.secagg.hashing import DIGEST_BYTES, digest
 from common.secagg.identity import IdentitySigner, MemberVerifier, verify_identity
 from common.secagg.messages import SIGNING_KEY_BYTES, Advertisement, Signed
-from common.secagg.plan import KeyEpoch
+from common.secagg.plan import MAX_METRIC_GROUPS, KeyEpoch
 from common.secagg.sealing import check_public_key
 
 
@@ -36,17 +36,23 @@ def check_advertisement(epoch: KeyEpoch, message: bytes, verifier: MemberVerifie
     verify_identity(key, "advertise", digest("advertise", epoch_hash, signed.body), signed.signature)
     if len(found.self_commitments) != epoch.plan.rounds_per_epoch:
         raise MalformedMessage(f"{found.org_id} commits to {len(found.self_commitments)} rounds")
+    if found.metric_groups != epoch.plan.groups_named(found.metric_groups):
+        raise MalformedMessage(f"{found.org_id} contributes to metric groups that the plan has not, or names one twice")
     check_public_key(found.kem_key)
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """What a member's index means after the roster: name and signing key. The rest of the roster is not kept."""
+    """What a member's index means after the roster: name, signing key and the metric groups that it contributes to.
+
+    The rest of the roster is not kept.
+    """
 
     roster_hash: bytes
     org_ids: tuple[str, ...]
     signing_keys: tuple[bytes, ...]
+    metric_groups: tuple[tuple[str, ...], ...]
 
     def __len__(self) -> int:
         return len(self.org_ids)
@@ -71,18 +77,27 @@ class Members:
         writer = Writer(Kind.MEMBERS)
         writer.fixed(self.roster_hash, DIGEST_BYTES)
         writer.u32(len(self))
-        for org_id, key in zip(self.org_ids, self.signing_keys, strict=True):
+        for org_id, key, groups in zip(self.org_ids, self.signing_keys, self.metric_groups, strict=True):
             writer.text(org_id)
             writer.fixed(key, SIGNING_KEY_BYTES)
+            writer.texts(groups)
         return writer.done()
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
         reader = Reader(data, Kind.MEMBERS)
         roster_hash = reader.fixed(DIGEST_BYTES)
-        rows = [(reader.text(), reader.fixed(SIGNING_KEY_BYTES)) for _ in range(reader.u32(MAX_MEMBERS))]
+        rows = [
+            (reader.text(), reader.fixed(SIGNING_KEY_BYTES), reader.texts(MAX_METRIC_GROUPS))
+            for _ in range(reader.u32(MAX_MEMBERS))
+        ]
         reader.done()
-        return cls(roster_hash, tuple(org_id for org_id, _ in rows), tuple(key for _, key in rows))
+        return cls(
+            roster_hash,
+            tuple(org_id for org_id, _, _ in rows),
+            tuple(key for _, key, _ in rows),
+            tuple(groups for _, _, groups in rows),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +145,12 @@ def read_roster(epoch: KeyEpoch, message: bytes) -> Roster:
     bodies = [Signed.decode(one).body for one in _read_messages(epoch, message)]
     found = tuple(Advertisement.decode(body) for body in bodies)
     roster_hash = digest("roster", epoch.hash, *(digest("body", body) for body in bodies))
-    members = Members(roster_hash, tuple(one.org_id for one in found), tuple(one.signing_key for one in found))
+    members = Members(
+        roster_hash,
+        tuple(one.org_id for one in found),
+        tuple(one.signing_key for one in found),
+        tuple(one.metric_groups for one in found),
+    )
     return Roster(message, found, members)
 
 

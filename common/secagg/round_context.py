@@ -21,6 +21,15 @@ from common.secagg.roster import Members
 
 
 @dataclass(frozen=True, slots=True)
+class ClosedGroup:
+    """A metric group of which nothing is summed: it has `contributors` in the cohort, and `needed` it would take."""
+
+    name: str
+    contributors: int
+    needed: int
+
+
+@dataclass(frozen=True, slots=True)
 class RoundContext:
     """A started round. Make it with `of`, which checks; `hash` is ctx of every derivation and signature."""
 
@@ -68,6 +77,40 @@ class RoundContext:
     def round_offset(self) -> int:
         """Place of the round in the epoch's lists."""
         return self.start.round - self.epoch.first_round
+
+    @property
+    def contributors_needed(self) -> int:
+        """Contributors in the cohort from which on a metric group is summed.
+
+        Where as many as may drop out after masking, all of them contributors, those that are left are still enough. So
+        nothing has to be decided when the sum is opened, and no dropout closes what was open. A group to which every
+        member contributes is always open: the least survivors are never fewer than the least contributors.
+        """
+        thresholds = self.thresholds
+        return thresholds.contributors + len(self.cohort) - thresholds.survivors
+
+    @property
+    def open_groups(self) -> tuple[str, ...]:
+        """Metric groups whose contributors fill their words in this round; of every other there are only zeros.
+
+        Follows from what the context hash covers: plan, roster with its declarations, cohort. Both sides ask here.
+        """
+        closed = {group.name for group in self.closed_groups}
+        return tuple(group.name for group in self.epoch.plan.metric_groups if group.name not in closed)
+
+    @property
+    def closed_groups(self) -> tuple[ClosedGroup, ...]:
+        """The others, with the reason."""
+        declared, needed = self.members.metric_groups, self.contributors_needed
+        counts = {
+            group.name: sum(group.name in declared[index] for index in self.cohort)
+            for group in self.epoch.plan.metric_groups
+        }
+        return tuple(ClosedGroup(name, count, needed) for name, count in counts.items() if count < needed)
+
+    def groups_filled_by(self, index: int) -> tuple[str, ...]:
+        """Open groups that a member has declared: the only ones whose words it may fill."""
+        return tuple(name for name in self.open_groups if name in self.members.metric_groups[index])
 
     def check_survivors(self, survivors: Iterable[int]) -> tuple[int, ...]:
         """The set in ascending order. Raises ProtocolViolation: a name twice, outside the cohort, below the floor."""

@@ -36,12 +36,12 @@ class Unmasking:
         return StreamSum(self.context.layout, plus=self.added, minus=self.subtracted)
 
     def check_tail(self, words: Words) -> TailSums:
-        """Decode the unmasked tail chunk.
+        """Decode the unmasked tail chunk; of closed metric groups nothing.
 
         Raises AggregationFailed unless its count word is the number of survivors and 0 < A <= that number: a wrong
         unmask shows here with certainty up to 2**-64.
         """
-        return read_tail(self.context.epoch.plan, words, survivors=len(self.survivors))
+        return read_tail(self.context.epoch.plan, words, survivors=len(self.survivors), groups=self.context.open_groups)
 
 
 def open_masks(

@@ -62,6 +62,13 @@ def _show(row: Plain, options: argparse.Namespace) -> Exit:
             ("cohort", [bare(name) for name in row["cohort"]]),
             ("survivors", [bare(name) for name in row["survivors"]]),
             *((metric["name"], metric["value"]) for metric in row["metrics"]),
+            *(
+                (
+                    f"{group['name']} figures",
+                    f"not shared: the cohort has {group['contributors']} contributors, it takes {group['needed']}",
+                )
+                for group in row["closed_metric_groups"]
+            ),
         ]
     )
     if row["participations"]:

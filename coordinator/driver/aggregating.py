@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Final
 
 from common.adapters import ADAPTER_FILE
+from common.log import get_logger
 from common.secagg import TailSums, Unmasking, check_ready, open_masks, verify_reveal
 from common.states import RoundKind
 from coordinator.aggregation import NextAdapter, OpenSum, make_next_adapter
@@ -28,6 +29,8 @@ from coordinator.strategies import server_optimizer
 from coordinator.uploads import UploadReader, upload_prefix
 
 CANDIDATE_SET_ASIDE: Final = "CANDIDATE_SET_ASIDE"
+
+log = get_logger(__name__)
 
 
 def open_unmasking(reader: Reader, run: Run, round_: Round) -> Unmasking:
@@ -72,6 +75,10 @@ def step_aggregating(work: Work, view: View, round_: Round) -> bool:
         made, size = _make_adapter(work, view, round_, opened, tail)
         found = tuple(sorted((*found, ("delta_norm", made.delta_norm))))
     with work.store.write() as writer:
+        if tail.ignored_groups:
+            # A member has filled words that all leave zero. Nobody looks at them, and the rest of the sum is right.
+            audit(work, writer, "closed_groups_ignored", round_.name, groups=tail.ignored_groups)
+            log.warning("closed_groups_ignored", round=round_.name, groups=tail.ignored_groups)
         run = _after_gate(work, view, writer, round_, verdict, found)
         if is_set_aside:
             after = _set_aside(work, view, writer, run, round_, verdict)

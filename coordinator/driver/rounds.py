@@ -170,6 +170,7 @@ def _step_training(work: Work, view: View, round_: Round) -> bool:
                 deadline_of(view.plan.phases.collecting, view.now),
                 ready.number,
                 decision.participants,
+                context.closed_groups,
                 context.start.encode(),
             ),
         )
@@ -183,7 +184,15 @@ def _step_training(work: Work, view: View, round_: Round) -> bool:
         for name in sorted(set(view.joined) - {p.participant for p in view.participations}):
             absent = Participation(round_.run, round_.number, name, ParticipationState.PRESENT, view.now)
             _drop(work, view, writer, absent, DROPPED_ABSENT, "did not ask for work before training closed")
-        audit(work, writer, "cohort_chosen", round_.name, cohort=decision.participants, epoch=ready.number)
+        audit(
+            work,
+            writer,
+            "cohort_chosen",
+            round_.name,
+            cohort=decision.participants,
+            epoch=ready.number,
+            closed_groups=tuple(group.name for group in context.closed_groups),
+        )
     phase_ended(work, round_, chosen)
     return True
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from common.secagg import ClosedGroup
+
 
 @dataclass(frozen=True, slots=True)
 class Opened:
@@ -16,12 +18,16 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class CohortChosen:
-    """TRAINING is over: exactly these have an update ready and keys in `epoch`."""
+    """TRAINING is over: exactly these have an update ready and keys in `epoch`.
+
+    closed_groups: metric groups for which this cohort has too few contributors.
+    """
 
     at: datetime
     deadline: datetime
     epoch: int
     cohort: tuple[str, ...]
+    closed_groups: tuple[ClosedGroup, ...]
     start: bytes = field(repr=False)
 
 

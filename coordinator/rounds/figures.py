@@ -1,4 +1,7 @@
-"""From summed metric words to the figures that operators see: means over the cohort, never one site's."""
+"""From summed metric words to the figures that operators see: means over many sites, never one site's.
+
+A `TailSums` holds nothing of closed metric groups, so there is nothing of them to tell.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from common.secagg import TailSums
 
 
 def figures(tail: TailSums) -> tuple[tuple[str, float], ...]:
-    """(name, value), by name. Losses in nats per answer token; a figure without a denominator is left out.
+    """(name, value), by name. Losses in nats per answer token; without its sums or a denominator a figure is left out.
 
     Raises AggregationFailed for a sum that no honest cohort has: every metric is a loss or a count.
     """
@@ -40,14 +43,15 @@ def heldout_loss(found: tuple[tuple[str, float], ...]) -> float | None:
 
 
 def _ratio(sums: Mapping[str, float], numerator: str, denominator: str) -> float | None:
-    over = sums.get(denominator, 0.0)
-    return sums[numerator] / over if over > 0 else None
+    top, over = sums.get(numerator), sums.get(denominator, 0.0)
+    return top / over if top is not None and over > 0 else None
 
 
 def _f1(sums: Mapping[str, float]) -> float | None:
     """Micro-averaged span F1: 2 TP / (2 TP + FP + FN)."""
-    if "span_true_positives" not in sums:
+    names = ("span_true_positives", "span_false_positives", "span_false_negatives")
+    if any(name not in sums for name in names):
         return None
-    hits = sums["span_true_positives"]
-    over = 2 * hits + sums["span_false_positives"] + sums["span_false_negatives"]
+    hits, wrong, missed = (sums[name] for name in names)
+    over = 2 * hits + wrong + missed
     return 2 * hits / over if over > 0 else None

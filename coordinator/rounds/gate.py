@@ -19,10 +19,11 @@ class Verdict:
 def judge(loss: float | None, *, accepted_loss: float | None, gate: Gate) -> Verdict:
     """Compare a candidate's mean held-out loss with the accepted adapter's; both in nats per answer token.
 
-    loss: None when the cohort had no held-out record; then there is nothing to judge by, and the candidate passes.
+    loss: None when too few of the cohort have held-out records; then there is nothing to judge by, and the candidate
+    passes.
     """
     if loss is None:
-        return Verdict(True, "no held-out records in the cohort")
+        return Verdict(True, "no held-out loss to judge by: too few of the cohort have held-out records")
     if not math.isfinite(loss):
         return Verdict(False, f"held-out loss is {loss}")
     if accepted_loss is None:

@@ -84,8 +84,9 @@ def advance_round(round_: Round, event: RoundEvent) -> Round:
     match event:
         case Opened(at, deadline) | SharesRevealed(at, deadline):
             return replace(after, phase_started_at=at, deadline=deadline)
-        case CohortChosen(at, deadline, epoch, cohort, start):
-            return replace(after, phase_started_at=at, deadline=deadline, epoch=epoch, cohort=cohort, start=start)
+        case CohortChosen(at, deadline, epoch, cohort, closed, start):
+            chosen = replace(after, epoch=epoch, cohort=cohort, closed_groups=closed, start=start)
+            return replace(chosen, phase_started_at=at, deadline=deadline)
         case SurvivorsBound(at, deadline, survivors):
             return replace(after, phase_started_at=at, deadline=deadline, survivors=survivors)
         case DeadlineExtended(_, deadline):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
+from common.secagg import ClosedGroup
 from common.states import RoundKind, RoundState, RunState
 
 
@@ -97,7 +98,10 @@ class RunMember:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round. `start` is the signed start message of its masked part, `survivors` the set that was bound."""
+    """One round. `start` is the start message of its masked part, `survivors` the set that was bound.
+
+    closed_groups: metric groups that are not summed, as its cohort has too few contributors; no figure of them exists.
+    """
 
     run: str
     number: int
@@ -114,6 +118,7 @@ class Round:
     start: bytes = field(default=b"", repr=False)
     result_adapter: str | None = None
     metrics: tuple[tuple[str, float], ...] = ()
+    closed_groups: tuple[ClosedGroup, ...] = ()
     reason: str = ""
     message: str = ""
     ended_at: datetime | None = None

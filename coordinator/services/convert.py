@@ -94,6 +94,10 @@ def round_(
         reason=row.reason,
         message=row.message,
         metrics=[resources_pb2.Metric(name=name, value=value) for name, value in row.metrics],
+        closed_metric_groups=[
+            resources_pb2.ClosedMetricGroup(name=group.name, contributors=group.contributors, needed=group.needed)
+            for group in row.closed_groups
+        ],
         create_time=timestamp(row.created_at),
         end_time=_optional(row.ended_at),
         participations=[participation(entry) for entry in participations],

@@ -20,6 +20,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 
 from common.errors import InvalidArgument, StorageFailed
+from common.secagg import ClosedGroup
 
 Member = TypeVar("Member", bound=Enum)
 
@@ -152,6 +153,26 @@ class Figures(TypeDecorator[tuple[tuple[str, float], ...]]):
             return None if value is None else tuple((str(name), float(figure)) for name, figure in json.loads(value))
         except (ValueError, TypeError) as error:
             raise _unreadable("list of figures", value or "") from error
+
+
+class ClosedGroups(TypeDecorator[tuple[ClosedGroup, ...]]):
+    """Metric groups that a round does not sum, as a JSON array of [name, contributors, needed]."""
+
+    impl = TEXT
+    cache_ok = True
+
+    def process_bind_param(self, value: Sequence[ClosedGroup] | None, dialect: Dialect) -> str | None:
+        if value is None:
+            return None
+        return json.dumps([[one.name, one.contributors, one.needed] for one in value], separators=(",", ":"))
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> tuple[ClosedGroup, ...] | None:
+        try:
+            if value is None:
+                return None
+            return tuple(ClosedGroup(str(name), int(count), int(needed)) for name, count, needed in json.loads(value))
+        except (ValueError, TypeError) as error:
+            raise _unreadable("list of metric groups", value or "") from error
 
 
 def _unreadable(what: str, value: str) -> StorageFailed:

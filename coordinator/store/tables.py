@@ -19,7 +19,7 @@ from coordinator.rounds.model import (
     ParticipantState,
     ParticipationState,
 )
-from coordinator.store.column_types import Figures, Finite, Names, OneOf, Text, UtcTime, Whole
+from coordinator.store.column_types import ClosedGroups, Figures, Finite, Names, OneOf, Text, UtcTime, Whole
 
 Value = TypeVar("Value")
 
@@ -106,6 +106,11 @@ ROUNDS: Final = Table(
     _must("start", LargeBinary(), "signed start message of the masked part"),
     _may("result_adapter", Text(), "digest of the adapter that this round published"),
     _must("metrics", Figures(), "JSON array of [name, figure] over the survivors"),
+    _must(
+        "closed_groups",
+        ClosedGroups(),
+        "JSON array of [metric group that is not summed, its contributors in the cohort, what it takes]",
+    ),
     _must("reason", Text(), "stable reason of a failure, else empty"),
     _must("message", Text(), "the same for a person"),
     _may("ended_at", UtcTime(), "UTC; NULL while the round is open"),

@@ -18,7 +18,8 @@ from transformers.cache_utils import Cache
 
 from common.errors import TrainingStopped
 from common.instructions import Task
-from participant.training.data import Exchange, Record, choose
+from participant.training.asked import asked_of
+from participant.training.data import Exchange, Record
 from participant.training.job import EvaluationSettings
 from participant.training.loop import HEAD_ROWS, answer_flags, answer_states
 from participant.training.model import AdaptedModel
@@ -63,28 +64,27 @@ class _Pass:
 def questions(
     held_out: Sequence[Encoded], *, known: Sequence[Encoded], encoder: Encoder, settings: EvaluationSettings
 ) -> tuple[Question, ...]:
-    """What to ask: by record hash, so many of every domain and task, the same in every round.
+    """What to ask, as `asked_of` chooses it.
 
     known: all of the site's records; the labels of a domain are the answers that occur there, unless the plan has them.
     """
     by_record = {id(item.record): item for item in held_out}
+    choices: dict[str, Choices] = {}
     chosen: list[Question] = []
-    for domain, task in sorted({(item.record.domain, item.record.task) for item in held_out}):
-        group = [item.record for item in held_out if (item.record.domain, item.record.task) == (domain, task)]
-        answered = {Task.NER: settings.ner_records, Task.INSTRUCTION: settings.instruction_records}.get(task, 0)
-        choices: Choices | None = None
-        if task is Task.CLASSIFICATION:
-            labels = encoder.labels(group[0]) or _site_labels(known, domain)
-            choices = label_choices([encoder.encode_answer(group[0], label) for label in labels])
-        for rank, record in enumerate(choose(group, max(settings.loss_records, answered))):
-            chosen.append(
-                Question(
-                    by_record[id(record)],
-                    has_loss=rank < settings.loss_records,
-                    is_answered=rank < answered and isinstance(record.content, Exchange),
-                    choices=choices,
-                )
+    for asked in asked_of([item.record for item in held_out], settings):
+        record, domain = asked.record, asked.record.domain
+        is_choice = record.task is Task.CLASSIFICATION
+        if is_choice and domain not in choices:
+            labels = encoder.labels(record) or _site_labels(known, domain)
+            choices[domain] = label_choices([encoder.encode_answer(record, label) for label in labels])
+        chosen.append(
+            Question(
+                by_record[id(record)],
+                has_loss=asked.has_loss,
+                is_answered=asked.is_answered,
+                choices=choices[domain] if is_choice else None,
             )
+        )
     return tuple(chosen)
 
 

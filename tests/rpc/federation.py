@@ -31,7 +31,7 @@ from common.adapters import ADAPTER_FILE, AdapterLayout, FlatVector, LinearLayer
 from common.basemodel import BaseModel
 from common.errors import Unavailable
 from common.identifiers import FederationId, OperatorId, OperatorIdentity, Role
-from common.plan import Plan
+from common.plan import HELD_OUT_GROUP, Plan
 from coordinator import app
 from coordinator.config import load_config
 from coordinator.driver import Driver
@@ -120,17 +120,24 @@ def delta_of(seed: int, *, size: float = 0.3) -> Callable[[int, AdapterLayout], 
 
 @dataclass
 class MadeUpTrainer:
-    """ "Trains" by adding a delta of the test's choice; `loss` is what it finds on held-out records, by round."""
+    """ "Trains" by adding a delta of the test's choice; `loss` is what it finds on held-out records, by round.
+
+    groups: the metric groups that it declares, whatever figures it has.
+    """
 
     delta: Callable[[int, AdapterLayout], FlatVector]
     records: int = 100
     loss: Callable[[int], float] = lambda round_: 2.0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    groups: frozenset[str] = frozenset((HELD_OUT_GROUP,))
     spoil: Callable[[Preparation], None] = lambda work: None
     prepared: list[int] = field(default_factory=list)
 
     def check(self) -> None:
         """There are no records."""
+
+    def metric_groups(self) -> frozenset[str]:
+        return self.groups
 
     def prepare(self, work: Preparation, *, on_progress: OnProgress, stop: threading.Event) -> Prepared:
         layout = work.plan.layout()
@@ -142,7 +149,7 @@ class MadeUpTrainer:
             mapped.flush()
         self.spoil(work)
         self.prepared.append(work.round)
-        metrics = {name: 0.0 for name in work.plan.masking.metrics if name != "clipped_elements"}
+        metrics = {name: 0.0 for name in work.plan.masking.metric_words if name != "clipped_elements"}
         metrics |= {"heldout_loss": self.loss(work.round) * 50, "heldout_tokens": 50.0}
         metrics |= {"train_records": float(self.records), **self.metrics}
         return Prepared(Contribution(self.records, metrics), "{}")

@@ -14,8 +14,8 @@ import pytest
 
 from common.adapters import ADAPTER_FILE
 from common.errors import BaseModelMismatch, DigestMismatch, NotFound, PlanInvalid, TrainingFailed
-from common.secagg import Packer, pack_tail
-from participant import masking, workbench
+from common.secagg import Masking, Packer
+from participant import workbench
 from participant.journal import RoundPhase
 from participant.trainer import Preparation
 from participant.update import open_update
@@ -135,10 +135,10 @@ def unclipped(local, base, layout, *, max_norm):
 
 
 def lying_tail(word: int, value: int) -> Callable[..., object]:
-    """A tail chunk with one word of the liar's choice: 0 is the weight, 1 the count."""
+    """A tail chunk with one word of the liar's choice: 0 is the weight, 1 the count, 2 the training loss."""
 
     def tail(*args, **kwargs):
-        words = pack_tail(*args, **kwargs)
+        words = HONEST_TAIL(*args, **kwargs)
         words[word] = value % 2**64
         return words
 
@@ -153,15 +153,15 @@ def lying_lanes(packer: Packer, chunk: int, values: object) -> object:
     return words, over
 
 
-HONEST_LANES = Packer.pack_chunk
+HONEST_LANES, HONEST_TAIL = Packer.pack_chunk, Masking.pack_tail
 LIES: dict[str, tuple[Any, str, str]] = {
     "an update over the norm": (patch.object(workbench, "open_update", unclipped), "NORM_EXCEEDED", "did not clip"),
     "lanes over the clip": (patch.object(Packer, "pack_chunk", lying_lanes), "NORM_EXCEEDED", "did not clip"),
-    "a count of two": (patch.object(masking, "pack_tail", lying_tail(1, 2)), "AGGREGATION_FAILED", "count word"),
-    "a count of none": (patch.object(masking, "pack_tail", lying_tail(1, 0)), "AGGREGATION_FAILED", "count word"),
-    "a weight of five": (patch.object(masking, "pack_tail", lying_tail(0, 5 << 30)), "AGGREGATION_FAILED", "weight"),
-    "a negative weight": (patch.object(masking, "pack_tail", lying_tail(0, -5 << 30)), "AGGREGATION_FAILED", "weight"),
-    "a negative loss": (patch.object(masking, "pack_tail", lying_tail(2, -(1 << 40))), "AGGREGATION_FAILED", "loss"),
+    "a count of two": (patch.object(Masking, "pack_tail", lying_tail(1, 2)), "AGGREGATION_FAILED", "count word"),
+    "a count of none": (patch.object(Masking, "pack_tail", lying_tail(1, 0)), "AGGREGATION_FAILED", "count word"),
+    "a weight of five": (patch.object(Masking, "pack_tail", lying_tail(0, 5 << 30)), "AGGREGATION_FAILED", "weight"),
+    "a negative weight": (patch.object(Masking, "pack_tail", lying_tail(0, -5 << 30)), "AGGREGATION_FAILED", "weight"),
+    "a negative loss": (patch.object(Masking, "pack_tail", lying_tail(2, -(1 << 40))), "AGGREGATION_FAILED", "loss"),
 }
 
 

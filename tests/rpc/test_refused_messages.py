@@ -99,6 +99,7 @@ def another_advertisement(federation: Federation, site: Site, number: int) -> by
         org_id=identity.participant,
         certificate_chain=identity.certificate_chain,
         identity_signer=identity.signer,
+        metric_groups=(),
         random_bytes=secrets.token_bytes,
     ).message
 

@@ -428,4 +428,4 @@ def test_a_ledger_of_another_day_is_a_mistake_of_the_caller():
 
 def test_a_rounds_bytes_are_those_of_its_vector_and_its_adapter():
     # 8 * 16 + 16 * 8 = 256 parameters in four lanes a word, and two tail words beside the metrics.
-    assert Transfer(upload_bytes=8 * (64 + 2 + len(PLAN.masking.metrics)), download_bytes=1024) == TRANSFER
+    assert Transfer(upload_bytes=8 * (64 + 2 + len(PLAN.masking.metric_words)), download_bytes=1024) == TRANSFER

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from common.secagg import (
+    Advertisement,
     ClipSlot,
     KeyEpoch,
     Members,
+    MetricGroup,
     Packer,
     RoundContext,
     RoundKind,
@@ -24,6 +26,7 @@ from common.secagg import (
     hashing,
     shamir,
 )
+from common.secagg.packing import pack_tail
 
 A, B, C = (bytes([value]) * 32 for value in (0xA1, 0xB2, 0xC3))
 
@@ -39,6 +42,7 @@ def plan():
         metrics=("loss",),
         lanes=4,
         chunk_words=16,
+        metric_groups=(MetricGroup("ner", ("hits", "misses")), MetricGroup("held_out", ("tokens",))),
     )
 
 
@@ -64,17 +68,29 @@ FROZEN = {
     "upload_hash": lambda: hashing.upload_hash([A, B]),
     "plan": lambda: hashlib.sha256(plan().encode()).digest(),
     "epoch": lambda: KeyEpoch(plan(), 3, 40).hash,
+    "advertisement": lambda: hashlib.sha256(advertisement().encode()).digest(),
+    "members": lambda: hashlib.sha256(context().members.encode()).digest(),
     "context": lambda: context().hash,
     "share": lambda: shamir.split(A, (1, 2, 3), bytes(range(96)))[2],
     "masked_chunk": lambda: hashlib.sha256(masked_chunk().tobytes()).digest(),
     "masked_chunk_head": lambda: masked_chunk()[:2].tobytes(),
+    "tail": lambda: tail().tobytes(),
 }
 
 
 def context() -> RoundContext:
-    members = Members(C, tuple(f"org-{i}" for i in range(4)), (A,) * 4)
+    members = Members(C, tuple(f"org-{i}" for i in range(4)), (A,) * 4, (("ner",),) * 4)
     epoch = KeyEpoch(plan(), 3, 40)
     return RoundContext.of(epoch, members, Start(epoch.hash, C, 41, RoundKind.TRAINING, (0, 1, 3), 4, B))
+
+
+def advertisement() -> Advertisement:
+    return Advertisement(A, "org-1", (b"leaf", b"ca"), B, C, bytes(1216), (A, B), (B, C), ("ner", "held_out"))
+
+
+def tail() -> np.ndarray:
+    metrics = {"loss": 1.5, "hits": 3.0, "misses": -2.0, "tokens": 9.0}
+    return pack_tail(plan(), fixed_alpha=2**29, metrics=metrics, groups=("ner",))
 
 
 def masked_chunk() -> np.ndarray:
@@ -104,12 +120,15 @@ ANSWERS = {
     "commit_self_share": "2cafc8e4a964745ec3720aeed3089bda7366ebd2511e5be2338ca5029dbddd53",
     "commit_shares": "1ae46cbf62c11b6c4230cfc1a02e4fc37341165f76e544a6e05154e2bbf6d096",
     "upload_hash": "0eae3f4d5b11d05e7e2e3c2d7078f6ee42ad04b7d00e57abb023502db8a77b86",
-    "plan": "45e5c3e272a2844bd23fd1a0551aa2aaa87a25e0ed07504a5df6b4018e9fbb87",
-    "epoch": "36bb85e4e9468c588b48715129f08f6ff56e69ded641e4f7ef40ea9c5711ef10",
-    "context": "6c22c7e05d7ae245855d2e92328822f63443c7a426f4e9635a7881d4826b6651",
+    "plan": "5d6af8d2a7c92942bac9e73de57e93bb79af3f35adf25158b056c13c633d6dd7",
+    "epoch": "eb5acdebec43dcc13fb47c2c61f3fe538f50c7c93a8e24eb5acff2b9a9d19a5b",
+    "advertisement": "12ec1642b1866c5778f33af543553b04aa3b9994ca3873e839811b0eb6f9e98e",
+    "members": "935eef7036e28ae800d4fdd27862bc20037f020de58ec447eb502f0393c77a25",
+    "context": "622e766662dc5e0bc6e9610b6b300373768002ee5be73c7feac50f93f504ec3b",
     "share": "0014202c3844505c6874808c98a4b0bad19fb1c3d5e7fa0c1e30425466788a9c06",
     "masked_chunk": "6b32ea2dbf3a3f68405ebd6a0523ac3542cd2723605577e80b005ec32f616cf9",
     "masked_chunk_head": "c6ad7ee3044e7795b373ede0261de8de",
+    "tail": "00000020000000000100000000000000000018000000000000003000000000000000e0ffffffffff0000000000000000",
 }
 
 
@@ -119,7 +138,7 @@ def test_frozen_answer(name):
 
 
 def test_no_two_labels_give_one_key():
-    derived = [name for name in FROZEN if name not in ("masked_chunk", "masked_chunk_head")]
+    derived = [name for name in FROZEN if name not in ("masked_chunk", "masked_chunk_head", "tail")]
     assert len({ANSWERS[name] for name in derived}) == len(derived)
 
 

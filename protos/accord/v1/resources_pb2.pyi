@@ -557,6 +557,36 @@ class Metric(_message.Message):
 Global___Metric: _TypeAlias = Metric  # noqa: Y015
 
 @_typing.final
+class ClosedMetricGroup(_message.Message):
+    """Metrics of one kind that a round does not sum: too few of its cohort contribute to them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CONTRIBUTORS_FIELD_NUMBER: _builtins.int
+    NEEDED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What its contributors have: "held_out", or a task such as "classification"."""
+    contributors: _builtins.int
+    """Members of the cohort that have it."""
+    needed: _builtins.int
+    """How many it would take: the least cohort and as many more as may drop out of this cohort."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        contributors: _builtins.int = ...,
+        needed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contributors", b"contributors", "name", b"name", "needed", b"needed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClosedMetricGroup: _TypeAlias = ClosedMetricGroup  # noqa: Y015
+
+@_typing.final
 class Round(_message.Message):
     """One round of a run."""
 
@@ -580,6 +610,7 @@ class Round(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     PARTICIPATIONS_FIELD_NUMBER: _builtins.int
     EPOCH_STATE_FIELD_NUMBER: _builtins.int
+    CLOSED_METRIC_GROUPS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """runs/{run}/rounds/{number}"""
     number: _builtins.int
@@ -613,6 +644,10 @@ class Round(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def participations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Participation]: ...
+    @_builtins.property
+    def closed_metric_groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClosedMetricGroup]:
+        """Why metrics are missing: the sites fill in zeros for these. Known once the cohort is."""
+
     def __init__(
         self,
         *,
@@ -634,10 +669,11 @@ class Round(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         participations: _abc.Iterable[Global___Participation] | None = ...,
         epoch_state: Global___EpochState.ValueType = ...,
+        closed_metric_groups: _abc.Iterable[Global___ClosedMetricGroup] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "phase_start_time", b"phase_start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_digest", b"adapter_digest", "base_adapter_digest", b"base_adapter_digest", "cohort", b"cohort", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "epoch", b"epoch", "epoch_state", b"epoch_state", "kind", b"kind", "message", b"message", "metrics", b"metrics", "name", b"name", "number", b"number", "participations", b"participations", "phase_start_time", b"phase_start_time", "reason", b"reason", "state", b"state", "survivors", b"survivors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_digest", b"adapter_digest", "base_adapter_digest", b"base_adapter_digest", "closed_metric_groups", b"closed_metric_groups", "cohort", b"cohort", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "epoch", b"epoch", "epoch_state", b"epoch_state", "kind", b"kind", "message", b"message", "metrics", b"metrics", "name", b"name", "number", b"number", "participations", b"participations", "phase_start_time", b"phase_start_time", "reason", b"reason", "state", b"state", "survivors", b"survivors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import AggregationFailed
-from common.plan import METRIC_WORDS, Gate
+from common.plan import METRIC_GROUPS, METRIC_WORDS, Gate
 from common.secagg import TailSums
 from coordinator.rounds.figures import figures, heldout_loss
 from coordinator.rounds.gate import judge
 
+WORDS = (*METRIC_WORDS, *(word for group in METRIC_GROUPS for word in group.words))
 GATE = Gate(loss_rise=0.1, most_failed_rounds=3)
 
 
@@ -40,7 +41,7 @@ def test_what_cannot_be_compared_passes():
 
 
 def sums(**metrics: float) -> TailSums:
-    return TailSums(count=4, weight=2.5, metrics={name: metrics.get(name, 0.0) for name in METRIC_WORDS})
+    return TailSums(count=4, weight=2.5, metrics={name: metrics.get(name, 0.0) for name in WORDS})
 
 
 def test_figures_without_a_denominator_are_left_out():
@@ -80,10 +81,35 @@ def test_figures_are_ratios_of_sums_by_name():
     assert values["rouge_l"] == 0.25
 
 
-@given(st.sampled_from(METRIC_WORDS), st.floats(-1e9, -1e-6))
+@given(st.sampled_from(WORDS), st.floats(-1e9, -1e-6))
 def test_a_sum_below_zero_is_refused_by_name(name, value):
     with pytest.raises(AggregationFailed, match=f"the sum of {name} is below zero"):
         figures(sums(**{name: value}))
+
+
+@pytest.mark.parametrize("group", METRIC_GROUPS, ids=lambda group: group.name)
+def test_of_a_closed_group_there_is_no_figure_and_the_others_are_the_same(group):
+    """What a closed group's words come to is not in a TailSums, so that there is nothing to tell."""
+    everything = sums(**dict.fromkeys(WORDS, 2.0))
+    found = figures(everything)
+    less = figures(
+        TailSums(4, 2.5, {name: sum_ for name, sum_ in everything.metrics.items() if name not in group.words})
+    )
+    gone = {
+        "held_out": {"heldout_loss", "heldout_tokens"},
+        "classification": {"classification_accuracy"},
+        "ner": {"span_f1"},
+        "instruction": {"rouge_l"},
+    }[group.name]
+    assert set(found) - set(less) == {(name, value) for name, value in found if name in gone}
+    assert {name for name, _ in found} - {name for name, _ in less} == gone
+
+
+@pytest.mark.parametrize("missing", WORDS)
+def test_a_figure_without_one_of_its_words_is_left_out_whatever_group_a_plan_puts_that_in(missing):
+    everything = sums(**dict.fromkeys(WORDS, 2.0))
+    less = figures(TailSums(4, 2.5, {name: sum_ for name, sum_ in everything.metrics.items() if name != missing}))
+    assert set(less) < set(figures(everything))
 
 
 def test_a_plan_may_leave_metrics_out():

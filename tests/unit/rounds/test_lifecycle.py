@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from common.errors import TransitionNotAllowed
+from common.secagg import ClosedGroup
 from common.states import RoundState, RunState
 from coordinator.rounds import events
 from coordinator.rounds.lifecycle import (
@@ -23,9 +24,10 @@ from tests.unit.rounds import made
 LATER = made.NOW.replace(hour=13)
 DEADLINE = made.NOW.replace(hour=14)
 
+CLOSED = ClosedGroup("ner", 1, 3)
 EVENTS: dict[type, Any] = {
     events.Opened: events.Opened(LATER, DEADLINE),
-    events.CohortChosen: events.CohortChosen(LATER, DEADLINE, 7, ("a", "b", "c"), b"start"),
+    events.CohortChosen: events.CohortChosen(LATER, DEADLINE, 7, ("a", "b", "c"), (CLOSED,), b"start"),
     events.SurvivorsBound: events.SurvivorsBound(LATER, DEADLINE, ("a", "b")),
     events.SharesRevealed: events.SharesRevealed(LATER, DEADLINE),
     events.DeadlineExtended: events.DeadlineExtended(LATER, DEADLINE),
@@ -99,6 +101,7 @@ def test_a_rounds_row_carries_what_its_events_bring():
 
     assert (training.phase_started_at, training.deadline) == (LATER, DEADLINE)
     assert (collecting.epoch, collecting.cohort, collecting.start) == (7, ("a", "b", "c"), b"start")
+    assert collecting.closed_groups == (CLOSED,)
     assert unmasking.survivors == ("a", "b")
     assert (done.result_adapter, done.metrics, done.ended_at) == ("ff" * 32, (("loss", 1.0),), LATER)
 

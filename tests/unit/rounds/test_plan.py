@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from common.errors import PlanInvalid
-from common.plan import METRIC_WORDS, PhaseLimits, Plan
+from common.plan import METRIC_GROUPS, METRIC_WORDS, PhaseLimits, Plan
+from common.secagg import MetricGroup
 from tests.unit.rounds import made
 
 PLAN = made.plan()
@@ -44,6 +45,9 @@ BROKEN = {
     "lanes must be 1 to 8": masking(lanes=9),
     "weight_cap": masking(weight_cap=0),
     "metrics must be distinct": masking(metrics=(*METRIC_WORDS, METRIC_WORDS[0])),
+    "metrics must be distinct names": masking(metrics=(*METRIC_WORDS, METRIC_GROUPS[0].words[0])),
+    "metric_groups must": masking(metric_groups=(*METRIC_GROUPS, MetricGroup(METRIC_GROUPS[0].name, ("another",)))),
+    "metric_groups must have": masking(metric_groups=(MetricGroup("empty", ()),)),
     "rounds_per_epoch": masking(rounds_per_epoch=257),
     "element_clip": masking(element_clip=0.0),
     "max_update_norm": masking(max_update_norm=INFINITY),

@@ -29,6 +29,7 @@ from common.secagg import (
     KeyEpoch,
     Masked,
     Masking,
+    MetricGroup,
     PinnedMember,
     PinnedMembers,
     Ready,
@@ -171,6 +172,7 @@ def make_plan(
     chunk_words: int = 16,
     lanes: int = 4,
     metrics: tuple[str, ...] = ("loss", "tokens"),
+    groups: tuple[MetricGroup, ...] = (),
 ) -> SecaggPlan:
     """Small chunks, so that a few hundred parameters already span several."""
     slots = (ClipSlot(parameters, clip),) if parameters else ()
@@ -185,6 +187,7 @@ def make_plan(
         lanes=lanes,
         colluders=colluders,
         chunk_words=chunk_words,
+        metric_groups=groups,
     )
 
 
@@ -204,7 +207,13 @@ class Epoch:
         return self.roster.members
 
 
-def advertise(epoch: KeyEpoch, members: int, *, seed: int = 0) -> dict[str, Advertising]:
+Declared = Mapping[int, Collection[str]]
+"""By member, the metric groups that it contributes to; none where it is not named."""
+
+
+def advertise(
+    epoch: KeyEpoch, members: int, *, seed: int = 0, declared: Declared | None = None
+) -> dict[str, Advertising]:
     return {
         name: journalled(
             begin_epoch(
@@ -212,6 +221,7 @@ def advertise(epoch: KeyEpoch, members: int, *, seed: int = 0) -> dict[str, Adve
                 org_id=name,
                 certificate_chain=identity(name).chain,
                 identity_signer=identity_signer(identity(name).key),
+                metric_groups=(declared or {}).get(i, ()),
                 random_bytes=seeded(1000 * seed + i),
             )
         )
@@ -219,8 +229,10 @@ def advertise(epoch: KeyEpoch, members: int, *, seed: int = 0) -> dict[str, Adve
     }
 
 
-def deal(epoch: KeyEpoch, members: int, *, seed: int = 0) -> tuple[Roster, dict[int, Dealt]]:
-    advertised = advertise(epoch, members, seed=seed)
+def deal(
+    epoch: KeyEpoch, members: int, *, seed: int = 0, declared: Declared | None = None
+) -> tuple[Roster, dict[int, Dealt]]:
+    advertised = advertise(epoch, members, seed=seed, declared=declared)
     roster = assemble_roster(epoch, [phase.message for phase in advertised.values()], verifier(members))
     dealt = {
         index: journalled(advertised[name].deal(roster.message, verifier(members)))
@@ -237,9 +249,10 @@ def set_up(
     seed: int = 0,
     no_deposit: Collection[int] = (),
     no_ready: Collection[int] = (),
+    declared: Declared | None = None,
 ) -> Epoch:
     epoch = KeyEpoch(plan, 0, first_round)
-    roster, dealt = deal(epoch, members, seed=seed)
+    roster, dealt = deal(epoch, members, seed=seed, declared=declared)
     deposits = {
         i: check_deposit(epoch, roster.members, phase.message, sender=i)
         for i, phase in dealt.items()

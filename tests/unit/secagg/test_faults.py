@@ -163,6 +163,7 @@ def test_a_member_does_not_deal_under_a_roster_with_other_keys_in_its_name(epoch
         org_id=org_name(0),
         certificate_chain=identity(org_name(0)).chain,
         identity_signer=identity_signer(identity(org_name(0)).key),
+        metric_groups=(),
         random_bytes=secrets.token_bytes,
     )
     messages = [again.message, *(phase.message for name, phase in phases.items() if name != org_name(0))]

@@ -21,10 +21,8 @@ from common.secagg import (
     decode_chunk,
     fixed_weight,
     lane_limit,
-    pack_tail,
-    read_tail,
 )
-from common.secagg.packing import fraction_bits
+from common.secagg.packing import fraction_bits, pack_tail, read_tail
 from common.secagg.ring import LANE_CHOICES, lane_bits
 from tests.unit.secagg.federation import make_plan, plain_sum
 
@@ -213,8 +211,9 @@ def test_tail_sums_come_out_as_the_fixed_point_sums(members):
     plan = plan_of([(8, 1.0)])
     total = np.zeros(plan.tail_words, np.uint64)
     for alpha, loss in members:
-        add_into(total, pack_tail(plan, fixed_alpha=fixed_weight(alpha), metrics={"loss": loss, "correct": 3}))
-    tail = read_tail(plan, total, survivors=len(members))
+        metrics = {"loss": loss, "correct": 3.0}
+        add_into(total, pack_tail(plan, fixed_alpha=fixed_weight(alpha), metrics=metrics, groups=()))
+    tail = read_tail(plan, total, survivors=len(members), groups=())
     assert tail.count == len(members)
     assert tail.weight == sum(fixed_weight(alpha) for alpha, _ in members) / 2**30
     assert tail.metrics["correct"] == 3 * len(members)
@@ -223,13 +222,13 @@ def test_tail_sums_come_out_as_the_fixed_point_sums(members):
 
 def test_an_impossible_tail_is_refused():
     plan = plan_of([(8, 1.0)])
-    good = pack_tail(plan, fixed_alpha=2**30, metrics={"loss": 1.0, "correct": 1.0}) * np.uint64(3)
-    assert read_tail(plan, good, survivors=3).weight == 3.0
+    good = pack_tail(plan, fixed_alpha=2**30, metrics={"loss": 1.0, "correct": 1.0}, groups=()) * np.uint64(3)
+    assert read_tail(plan, good, survivors=3, groups=()).weight == 3.0
     for word, value in ((1, 4), (0, 0), (0, 3 * 2**30 + 1)):
         bad = good.copy()
         bad[word] = value
         with pytest.raises(AggregationFailed):
-            read_tail(plan, bad, survivors=3)
+            read_tail(plan, bad, survivors=3, groups=())
 
 
 @pytest.mark.parametrize(
@@ -244,7 +243,7 @@ def test_an_impossible_tail_is_refused():
 )
 def test_metrics_that_are_not_the_plans_or_do_not_fit_are_refused(metrics):
     with pytest.raises(InvalidArgument):
-        pack_tail(plan_of([(8, 1.0)]), fixed_alpha=1, metrics=metrics)
+        pack_tail(plan_of([(8, 1.0)]), fixed_alpha=1, metrics=metrics, groups=())
 
 
 @pytest.mark.parametrize("alpha", [0.0, -0.1, 1.01, float("nan")])

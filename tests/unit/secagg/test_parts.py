@@ -24,6 +24,7 @@ from common.secagg import (
     KeyEpoch,
     Masked,
     Masking,
+    MetricGroup,
     Ready,
     Receipt,
     Reveal,
@@ -188,11 +189,12 @@ def test_the_prime_is_the_smallest_above_two_to_the_256():
 @pytest.fixture(scope="module")
 def encoded():
     """One real encoded value of every message and state, by its class."""
-    plan = make_plan(4)
+    plan = make_plan(4, groups=(MetricGroup("ner", ("hits", "misses")), MetricGroup("held_out", ("tokens_judged",))))
     epoch = KeyEpoch(plan, 0, 1)
-    advertising = next(iter(advertise(epoch, 4).values()))
-    _, dealt = deal(epoch, 4)
-    ready_epoch = set_up(plan, 4)
+    declared = {0: ("ner", "held_out"), 2: ("held_out",)}
+    advertising = next(iter(advertise(epoch, 4, declared=declared).values()))
+    _, dealt = deal(epoch, 4, declared=declared)
+    ready_epoch = set_up(plan, 4, declared=declared)
     round_ = Round.start(ready_epoch)
     start = round_.context.start
     masking = round_.masking(0)
@@ -297,6 +299,12 @@ def test_an_unknown_round_kind_is_refused():
         {"chunk_words": 2},
         {"chunk_words": 2**20},
         {"metrics": ("loss", "loss")},
+        {"metric_groups": (MetricGroup("one", ("loss",)),)},
+        {"metric_groups": (MetricGroup("one", ("hits",)), MetricGroup("two", ("hits",)))},
+        {"metric_groups": (MetricGroup("one", ("hits",)), MetricGroup("one", ("misses",)))},
+        {"metric_groups": (MetricGroup("one", ()),)},
+        {"metric_groups": (MetricGroup("", ("hits",)),)},
+        {"metric_groups": tuple(MetricGroup(str(n), (f"word {n}",)) for n in range(65)), "chunk_words": 128},
     ],
 )
 def test_a_plan_that_contradicts_itself_is_refused(change):

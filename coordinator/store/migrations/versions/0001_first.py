@@ -275,6 +275,12 @@ def upgrade() -> None:
         sa.Column("start", sa.LargeBinary(), nullable=False, comment="signed start message of the masked part"),
         sa.Column("result_adapter", TEXT, nullable=True, comment="digest of the adapter that this round published"),
         sa.Column("metrics", TEXT, nullable=False, comment="JSON array of [name, figure] over the survivors"),
+        sa.Column(
+            "closed_groups",
+            TEXT,
+            nullable=False,
+            comment="JSON array of [metric group that is not summed, its contributors in the cohort, what it takes]",
+        ),
         sa.Column("reason", TEXT, nullable=False, comment="stable reason of a failure, else empty"),
         sa.Column("message", TEXT, nullable=False, comment="the same for a person"),
         sa.Column("ended_at", TIME, nullable=True, comment="UTC; NULL while the round is open"),

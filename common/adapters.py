@@ -169,14 +169,6 @@ def initial_tensors(layout: AdapterLayout, *, seed: int) -> Iterator[tuple[Tenso
             yield slot, np.zeros(slot.size, dtype=np.float32)
 
 
-def initial_adapter(layout: AdapterLayout, *, seed: int) -> FlatVector:
-    """float32[d]: `initial_tensors` in one vector."""
-    flat = np.zeros(layout.parameters, dtype=np.float32)
-    for slot, tensor in initial_tensors(layout, seed=seed):
-        flat[slot.offset : slot.offset + slot.size] = tensor
-    return flat
-
-
 def flatten(tensors: Mapping[str, NDArray[Any]], layout: AdapterLayout) -> FlatVector:
     """Lay named tensors into float32[d]. Raises ShapeMismatch for a missing, extra or wrong-shaped tensor."""
     extra = sorted(set(tensors) - {slot.name for slot in layout.slots})

@@ -141,12 +141,6 @@ def parse_participant_name(name: str, *, field: str = "name") -> ParticipantId:
     return ParticipantId(parse_id(participant, field=field))
 
 
-def parse_adapter_name(name: str, *, field: str = "name") -> Digest:
-    """The digest in "adapters/{digest}". Raises InvalidArgument."""
-    (digest,) = _parts(name, form="adapters/{digest}", field=field)
-    return parse_digest(digest, field=field)
-
-
 def parse_join_token_name(name: str, *, field: str = "name") -> TokenId:
     """The id in "joinTokens/{token}". Raises InvalidArgument."""
     (token,) = _parts(name, form="joinTokens/{token}", field=field)

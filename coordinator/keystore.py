@@ -20,7 +20,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from common.certificates import fingerprint, parse_authorities, parse_certificates, to_pem
+from common.certificates import parse_authorities, parse_certificates, to_pem
 from common.clock import Clock
 from common.durable import OWNER_ONLY, write_durably
 from common.errors import AlreadyExists, ConfigInvalid, InvalidArgument, NotFound
@@ -88,16 +88,6 @@ class PkiFolder:
         Raises NotFound or InvalidArgument.
         """
         return to_pem(parse_authorities(_read(self.authority_certificate), what=str(self.authority_certificate)))
-
-    def participant_authorities(self) -> str:
-        """PEM of all CAs whose participants may call: the own one and those in `trusted`, each once."""
-        files = (self.authority_certificate, *sorted(self.trusted.glob("*.pem")))
-        certificates = {
-            fingerprint(certificate): certificate
-            for file in files
-            for certificate in parse_authorities(_read(file), what=str(file))
-        }
-        return to_pem(list(certificates.values()))
 
     # --- the server's certificate --------------------------------------------------------------------------------
 

@@ -77,15 +77,6 @@ def review(plan: Plan, *, policy: Policy, charter: Charter, participant: str) ->
     )
 
 
-def check_plan_against_charter(plan: Plan, charter: Charter, *, participant: str) -> None:
-    """Raises PlanInvalid that lists all in which the plan contradicts itself or the charter, or leaves us out."""
-    objections = _charter_objections(plan, charter, participant)
-    if objections:
-        raise PlanInvalid(
-            f"the plan of run {plan.run} breaks the charter: {_joined(objections)}", metadata=_metadata(objections)
-        )
-
-
 def check_base_model(plan: Plan, own: Iterable[BaseModel]) -> BaseModel:
     """The site's own base model that the plan names.
 
@@ -113,24 +104,10 @@ def check_base_model(plan: Plan, own: Iterable[BaseModel]) -> BaseModel:
     return model
 
 
-def review_round(
-    plan: Plan, *, policy: Policy, charter: Charter, instruction_set: InstructionSet, learning_rate_scale: float = 1.0
-) -> None:
-    """What a round brings beyond its plan: its own instruction set, and a scale of the learning rate.
-
-    Raises PolicyRefusal that lists every reason.
-    """
-    rate = plan.training.learning_rate * learning_rate_scale
-    bound = min(policy.training.most_learning_rate, charter.bounds.most_learning_rate)
-    _refuse_if(
-        [
-            *_broken(
-                (0 < rate <= bound, "learning_rate_scale", f"makes a rate of {rate:g}, allowed is at most {bound:g}")
-            ),
-            *_instruction_set_objections(instruction_set, policy.instruction_set),
-        ],
-        what=f"this round of run {plan.run}",
-    )
+def review_round(plan: Plan, *, policy: Policy, instruction_set: InstructionSet) -> None:
+    """What a round brings beyond its plan: its own instruction set. Raises PolicyRefusal that lists every reason."""
+    objections = _instruction_set_objections(instruction_set, policy.instruction_set)
+    _refuse_if(objections, what=f"this round of run {plan.run}")
 
 
 def may_take_part_now(policy: Policy, *, now: datetime, today: DayLedger, transfer: Transfer | None = None) -> None:

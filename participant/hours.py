@@ -52,11 +52,6 @@ class Hours:
         """The site's own calendar day, on which daily limits are counted."""
         return now.astimezone(self.time_zone).date()
 
-    def day_start(self, now: datetime) -> datetime:
-        """When that day began, in UTC."""
-        local = now.astimezone(self.time_zone)
-        return local.replace(hour=0, minute=0, second=0, microsecond=0, fold=0).astimezone(UTC)
-
 
 def parse_opening(text: str) -> tuple[Opening, ...]:
     """Read "mon-fri 19:00-07:00": one opening a day; an end before the start is on the next day.

@@ -179,7 +179,6 @@ class Workbench:
             guard.review_round(
                 terms.plan,
                 policy=self._policy,
-                charter=terms.charter,
                 instruction_set=InstructionSet.from_json(task.instruction_set),
             )
         except AccordError as error:

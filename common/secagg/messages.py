@@ -30,7 +30,6 @@ from common.secagg.shamir import SHARE_BYTES
 
 NONCE_BYTES: Final = 32
 SIGNING_KEY_BYTES: Final = 32
-SIGNATURE_BYTES: Final = 64
 MAX_IDENTITY_SIGNATURE_BYTES: Final = 1024
 
 

@@ -368,10 +368,6 @@ class EpochKeys:
     shares: Mapping[int, bytes] = field(repr=False)
     message: bytes = field(repr=False)
 
-    @property
-    def rounds_left(self) -> int:
-        return self.epoch.rounds.stop - self.next_round
-
     def without_message(self) -> EpochKeys:
         """The same keys once Ready is acknowledged: its escrows need not be kept here."""
         return replace(self, message=b"")

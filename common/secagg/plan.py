@@ -14,7 +14,7 @@ from typing import Final
 from common.errors import MalformedMessage, PlanInvalid
 from common.secagg.encoding import MAX_MEMBERS, MAX_ROUNDS, Kind, Reader, Writer
 from common.secagg.hashing import DIGEST_BYTES, digest
-from common.secagg.ring import CHUNK_WORDS, LANE_CHOICES, VectorLayout, choose_lanes, lane_limit
+from common.secagg.ring import CHUNK_WORDS, LANE_CHOICES, VectorLayout, lane_limit
 
 MEMBERS_FLOOR_LEAST: Final = 3
 RUN_ID_BYTES: Final = 32
@@ -138,34 +138,6 @@ class SecaggPlan:
                 "every slot needs a size of at least 1 and a finite clip above 0",
             ),
             (self.parameters > MAX_PARAMETERS, f"at most {MAX_PARAMETERS} parameters"),
-        )
-
-    @classmethod
-    def for_members(
-        cls,
-        *,
-        plan_hash: bytes,
-        run_id: bytes,
-        members_floor: int,
-        members_limit: int,
-        rounds_per_epoch: int,
-        slots: tuple[ClipSlot, ...],
-        metrics: tuple[str, ...],
-        colluders: int | None = None,
-        metric_groups: tuple[MetricGroup, ...] = (),
-    ) -> SecaggPlan:
-        """A plan with the densest lanes that leave L >= 512 for `members_limit` members."""
-        return cls(
-            plan_hash=plan_hash,
-            run_id=run_id,
-            members_floor=members_floor,
-            members_limit=members_limit,
-            rounds_per_epoch=rounds_per_epoch,
-            slots=slots,
-            metrics=metrics,
-            lanes=choose_lanes(members_limit),
-            colluders=colluders,
-            metric_groups=metric_groups,
         )
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -221,10 +221,6 @@ def plan_settings(message: resources_pb2.PlanSettings) -> PlanSettings:
 def run_states(request: admin_pb2.ListRunsRequest) -> tuple[states.RunState, ...]:
     """The states that a listing asks for; unknown numbers are left out, UNSPECIFIED too."""
     return tuple(RUN_STATE_OF[number] for number in request.states if number in RUN_STATE_OF)
-
-
-def time_to_live(seconds: int) -> timedelta:
-    return timedelta(seconds=seconds)
 
 
 def _phase(message: resources_pb2.PhaseLimits) -> PhaseChoice:

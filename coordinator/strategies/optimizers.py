@@ -12,10 +12,6 @@ from common.errors import PlanInvalid
 class ServerOptimizer(Protocol):
     """Works element by element, so a chunk of the vectors is as good as the whole."""
 
-    @property
-    def state_vectors(self) -> int:
-        """How many float32[d] vectors it keeps from round to round."""
-
     def step(
         self, adapter: FlatVector, mean_delta: FlatVector, state: tuple[FlatVector, ...]
     ) -> tuple[FlatVector, tuple[FlatVector, ...]]:
@@ -31,10 +27,6 @@ class FedAvg:
     """
 
     learning_rate: float = 1.0
-
-    @property
-    def state_vectors(self) -> int:
-        return 0
 
     def step(
         self, adapter: FlatVector, mean_delta: FlatVector, state: tuple[FlatVector, ...]

@@ -124,14 +124,6 @@ def evaluate(
     return tuple(scores[domain] for domain in sorted(scores))
 
 
-def answer_freely(model: AdaptedModel, encoded: Encoded, *, encoder: Encoder, max_new_tokens: int) -> str:
-    """The model's own greedy answer to one record's question."""
-    question = Question(encoded, has_loss=False, is_answered=True)
-    with torch.inference_mode():
-        answers = _answers(model, [question], _forward(model, [question]), encoder, max_new_tokens)
-    return answers[0]
-
-
 def label_choices(answers: Sequence[Sequence[int]]) -> Choices:
     """For every beginning of an answer, the tokens that may follow in one of the answers; each ends with its mark."""
     following: dict[tuple[int, ...], set[int]] = {}

@@ -32,13 +32,6 @@ class Method(StrEnum):
     FEDIT = "fedit"
 
 
-class Schedule(StrEnum):
-    """How the learning rate goes within one job."""
-
-    CONSTANT = "constant"
-    COSINE = "cosine"
-
-
 class Device(StrEnum):
     """AUTO: a GPU where there is one."""
 
@@ -69,7 +62,6 @@ class DataFormat(StrEnum):
 class Hyperparameters:
     """What the plan says about training; the same at every site.
 
-    learning_rate: at the job's first step; final_learning_rate: at its end, for Schedule.COSINE.
     batch_size: records in one optimiser step. steps: optimiser steps. max_length: tokens of prompt and answer.
     max_gradient_norm: L2, over all trainable tensors. seed: of the order of records.
     """
@@ -79,16 +71,12 @@ class Hyperparameters:
     steps: int
     max_length: int
     seed: int
-    schedule: Schedule = Schedule.CONSTANT
-    final_learning_rate: float = 0.0
     max_gradient_norm: float = 1.0
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.learning_rate) and 0.0 < self.learning_rate <= 10.0):
             raise InvalidArgument("learning_rate must be over 0 and at most 10")
-        if not 0.0 <= self.final_learning_rate <= self.learning_rate:
-            raise InvalidArgument("final_learning_rate must lie between 0 and learning_rate")
         if not 1 <= self.batch_size <= 65_536 or not 1 <= self.steps <= 10_000_000:
             raise InvalidArgument("batch_size must be 1 to 65536, steps 1 to 10000000")
         if not 8 <= self.max_length <= 1_048_576:

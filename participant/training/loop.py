@@ -21,7 +21,7 @@ from torch.nn import functional
 from common.errors import TrainingFailed, TrainingStopped
 from participant.training.batches import batches
 from participant.training.checkpoint import Position, restore_checkpoint, save_checkpoint
-from participant.training.job import Hyperparameters, Resources, Schedule
+from participant.training.job import Hyperparameters, Resources
 from participant.training.methods import ClientMethod
 from participant.training.model import AdaptedModel, TokenBatch
 from participant.training.result import Phase, Progress, TrainingFigures
@@ -76,8 +76,6 @@ def train(
             raise TrainingStopped(f"stopped at step {position.step} of {settings.steps}; start the job again to go on")
         began = time.perf_counter()
         records = [task.records[index] for index in indices]
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate_at(position.step, settings)
         loss = _step(model, task, records, start=start, trained=trained, optimiser=optimiser, step=position.step)
         position = replace(
             position,
@@ -103,14 +101,6 @@ def train(
         tokens_per_second=_rate(position),
         resumed_at_step=resumed_at,
     )
-
-
-def learning_rate_at(step: int, settings: Hyperparameters) -> float:
-    """Of optimiser step `step`, from 0. Cosine: learning_rate at step 0, final_learning_rate after the last step."""
-    if settings.schedule is Schedule.CONSTANT:
-        return settings.learning_rate
-    span = settings.learning_rate - settings.final_learning_rate
-    return settings.final_learning_rate + span * (1.0 + math.cos(math.pi * step / settings.steps)) / 2.0
 
 
 def answer_losses(model: AdaptedModel, hidden: Tensor, batch: TokenBatch, is_answer: Tensor) -> Tensor:

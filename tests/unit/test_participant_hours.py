@@ -53,11 +53,10 @@ def test_the_next_opening_over_a_change_of_clocks_is_at_the_named_hour():
     assert opening == datetime(2026, 3, 29, 17, 0, tzinfo=UTC)
 
 
-def test_the_day_and_its_start_are_the_sites_own():
+def test_the_day_is_the_sites_own():
     late = datetime(2026, 6, 30, 22, 30, tzinfo=UTC)
     site = hours("mon-sun 00:00-24:00", zone=ZURICH)
     assert site.day(late).isoformat() == "2026-07-01"
-    assert site.day_start(late) == datetime(2026, 6, 30, 22, 0, tzinfo=UTC)
 
 
 def test_without_an_opening_a_site_never_opens():

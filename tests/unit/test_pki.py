@@ -10,9 +10,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-from common.certificates import identity_of, parse_certificates
+from common.certificates import identity_of
 from common.errors import AlreadyExists, ConfigInvalid, InvalidArgument, NotFound
 from common.identifiers import FederationId, OperatorId, OperatorIdentity, ParticipantId, ParticipantIdentity, Role
+from common.rpc.tls import ServerTls, mutual_tls
 from coordinator.keystore import PkiFolder, ensure_signing_key
 from coordinator.pki import BACKDATING, CertificateAuthority, key_pem, new_authority, requested_key
 from participant.identity import certificate_request
@@ -200,25 +201,31 @@ def test_a_broken_key_is_a_typed_error(folder, clock):
         folder.load_authority(NORTH)
 
 
-def test_a_partners_ca_counts_for_participants_and_not_for_the_coordinator(folder, clock):
+def test_a_partners_ca_does_not_count_for_the_coordinator(folder, clock):
     folder.create_authority(NORTH, clock)
     partner = PkiFolder(folder.path.parent / "partner")
     partner.create_authority(FederationId("partner"), clock)
     folder.trusted.mkdir()
-    (folder.trusted / "partner.pem").write_text(partner.trust_bundle() + folder.trust_bundle())
+    (folder.trusted / "partner.pem").write_text(partner.trust_bundle())
 
-    assert len(parse_certificates(folder.participant_authorities(), what="CAs")) == 2
     assert folder.trust_bundle() == folder.authority_certificate.read_text()
 
 
 def test_a_certificate_that_is_no_ca_is_not_trusted_as_one(folder, clock):
     authority = folder.create_authority(NORTH, clock)
+    folder.ensure_server_certificate(authority, ["localhost"], clock)
     folder.trusted.mkdir()
-    leaf = authority.issue_server(["localhost"], now=clock.now()).chain_pem
-    (folder.trusted / "leaf.pem").write_text(leaf)
+    (folder.trusted / "leaf.pem").write_bytes(folder.server_certificate.read_bytes())
 
-    with pytest.raises(InvalidArgument, match="is not a CA's"):
-        folder.participant_authorities()
+    with pytest.raises(ConfigInvalid, match="is not a CA's"):
+        mutual_tls(
+            ServerTls(
+                folder.server_certificate,
+                folder.server_key,
+                (folder.authority_certificate,),
+                authority_folders=(folder.trusted,),
+            )
+        )
 
 
 # --- the server's certificate --------------------------------------------------------------------------------------

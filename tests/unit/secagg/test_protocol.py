@@ -110,7 +110,7 @@ def test_every_round_of_an_epoch_opens_and_an_evaluation_round_carries_the_tail_
             round_.hand_in(i)
         _, survivors = round_.close()
         assert_equal(round_.open(survivors, round_.fast_close(survivors)), plain_sum(inputs))
-    assert epoch.keys[0].rounds_left == 0
+    assert epoch.keys[0].next_round == epoch.keys[0].epoch.rounds.stop
 
 
 def test_rounds_may_be_skipped_and_the_keys_agree_afterwards():

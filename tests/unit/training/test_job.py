@@ -62,7 +62,6 @@ def test_all_mistakes_of_a_job_are_listed_with_their_paths():
     [
         {"learning_rate": 0.0},
         {"learning_rate": float("nan")},
-        {"final_learning_rate": 1.0},
         {"batch_size": 0},
         {"steps": 0},
         {"max_length": 1},

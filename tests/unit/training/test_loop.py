@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -15,8 +14,8 @@ from common.errors import TrainingFailed, TrainingStopped
 from common.instructions import Task, chat_instruction_set
 from participant.training import loop
 from participant.training.data import Exchange, Record
-from participant.training.job import Hyperparameters, Resources, Schedule
-from participant.training.loop import TrainingTask, answer_flags, answer_losses, learning_rate_at, train
+from participant.training.job import Hyperparameters, Resources
+from participant.training.loop import TrainingTask, answer_flags, answer_losses, train
 from participant.training.methods import FedIT
 from participant.training.model import AfterHead, load_model, save_adapter
 from participant.training.tokens import Encoder
@@ -182,13 +181,6 @@ def test_a_methods_penalty_pulls_towards_the_global_adapter(adapted, task, tiny_
     run(adapted, task)
     run(other, replace(task, method=Pull()))
     assert np.linalg.norm(flat_of(other) - start) < 0.8 * np.linalg.norm(flat_of(adapted) - start)
-
-
-def test_cosine_goes_from_the_first_rate_to_the_last():
-    settings = replace(SETTINGS, learning_rate=1.0, final_learning_rate=0.2, schedule=Schedule.COSINE, steps=4)
-    rates = [learning_rate_at(step, settings) for step in range(5)]
-    assert rates == pytest.approx([1.0, 0.6 + 0.4 * math.sqrt(0.5), 0.6, 0.6 - 0.4 * math.sqrt(0.5), 0.2])
-    assert learning_rate_at(3, replace(settings, schedule=Schedule.CONSTANT)) == 1.0
 
 
 # --- the adapter's files ----------------------------------------------------------------------------------------------

@@ -120,21 +120,6 @@ def _check_template(template: Template) -> None:
         raise PlanInvalid(f"{where}: over {_MAX_TEMPLATE_CHARACTERS} characters")
 
 
-def alpaca_instruction_set() -> InstructionSet:
-    """Headings as in Alpaca (Taori et al. 2023) without its opening sentence: for base models without a chat form."""
-    return InstructionSet(
-        form=PromptForm.PLAIN,
-        templates=tuple(
-            Template(
-                task=task,
-                prompt="### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
-                prompt_without_input="### Instruction:\n{instruction}\n\n### Response:\n",
-            )
-            for task in Task
-        ),
-    )
-
-
 def chat_instruction_set() -> InstructionSet:
     """The record's instruction and input as the user's turn, no system message: for instruction-tuned models."""
     return InstructionSet(

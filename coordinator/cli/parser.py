@@ -264,7 +264,13 @@ examples:
     )
     create.add_argument("--settings", type=Path, metavar="FILE", help="settings by name, TOML or JSON")
     create.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="one setting; may be repeated")
-    create.add_argument("--instruction-set", type=Path, metavar="FILE", help="templates as JSON; default: built in")
+    create.add_argument(
+        "--instruction-set",
+        type=Path,
+        metavar="FILE",
+        help="templates as JSON; default: a turn of the model's own chat template "
+        "(deploy/examples/plain-instructions.json is for models that have none)",
+    )
     create.add_argument("--rounds", type=int, metavar="N", help="training rounds (default: 3)")
     create.add_argument("--rank", type=int, metavar="N", help="LoRA rank (default: 8)")
     create.add_argument("--alpha", type=float, metavar="X", help="LoRA alpha (default: 16)")

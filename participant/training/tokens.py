@@ -188,7 +188,7 @@ def turn_marks(tokenizer: PreTrainedTokenizerBase) -> TurnMarks:
     system role gets the system text at the start of the first user turn. Raises PlanInvalid.
     """
     if not tokenizer.chat_template:
-        raise PlanInvalid("the base model has no chat template; use an instruction set of plain form")
+        raise PlanInvalid("the base model has no chat template; create the run with an instruction set of plain form")
     turns = [("user", _USER), ("assistant", _ANSWER), ("user", _USER_2), ("assistant", _ANSWER_2)]
     rendered = _render(tokenizer, [("system", _SYSTEM), *turns])
     has_system = rendered is not None and _SYSTEM in rendered

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,6 @@ from common.instructions import (
     PromptForm,
     Task,
     Template,
-    alpaca_instruction_set,
     chat_instruction_set,
 )
 from participant.training.data import Chat, Exchange, Record
@@ -31,6 +31,12 @@ GEMMA = (
     "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     "{% for m in messages %}{{ '<turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content | trim + "
     "'<done>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<turn>model\n' }}{% endif %}"
+)
+
+
+# What operators are given for base models without a chat template.
+PLAIN = InstructionSet.from_json(
+    (Path(__file__).parents[3] / "deploy" / "examples" / "plain-instructions.json").read_text()
 )
 
 
@@ -102,7 +108,7 @@ def test_missing_and_doubled_templates_are_refused():
 @given(instruction=st.text(), given_input=st.text(min_size=1), output=st.text(min_size=1))
 def test_what_a_record_says_is_never_read_as_a_placeholder(instruction, given_input, output):
     pieces = render_exchange(
-        alpaca_instruction_set().template_for(Task.INSTRUCTION, "x"),
+        PLAIN.template_for(Task.INSTRUCTION, "x"),
         form=PromptForm.PLAIN,
         marks=PLAIN_MARKS,
         instruction="{input} {0.__class__} " + instruction,
@@ -135,7 +141,7 @@ def test_chat_form_is_the_models_own_without_its_default_system_message(tokenize
 
 
 def test_plain_form_ends_with_the_models_end_token(tokenizer):
-    item = encoded(Encoder(tokenizer, alpaca_instruction_set(), max_length=99), Exchange("Name it.", "", "blue"))
+    item = encoded(Encoder(tokenizer, PLAIN, max_length=99), Exchange("Name it.", "", "blue"))
     assert text_and_answer(tokenizer, item) == (
         "### Instruction:\nName it.\n\n### Response:\nblue<|stop|>",
         "blue<|stop|>",

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
+from common.secagg import ClosedGroup
 from demo.sources.records import Task
 from participant.training.result import DomainScores
 
@@ -79,8 +80,9 @@ class DomainReport:
 class RoundReport:
     """One round as the coordinator tells it.
 
-    seconds: by phase. metrics: sums over all survivors, divided by their count; never one site's. uploaded_bytes: of
-    masked update, by site. reason, message: why it failed, if it did.
+    seconds: by phase. metrics: sums over all survivors, divided by their count; never one site's.
+    closed_metric_groups: what it does not tell, because too few sites contribute. uploaded_bytes: of masked update, by
+    site. reason, message: why it failed, if it did.
     """
 
     number: int
@@ -92,6 +94,7 @@ class RoundReport:
     survivors: tuple[str, ...]
     seconds: dict[str, float]
     metrics: dict[str, float]
+    closed_metric_groups: tuple[ClosedGroup, ...]
     uploaded_bytes: dict[str, int]
     reason: str
     message: str

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import base64
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
 from string import Template
 from typing import Final
 
-from demo.figures import METRIC_TITLES, DomainReport, RunReport
+from common.plan import HELD_OUT_GROUP
+from demo.figures import METRIC_OF, METRIC_TITLES, DomainReport, RoundReport, RunReport
 from demo.plots import loss_plot, metric_plot, time_plot
 from demo.progress import clock, size
 from demo.tables import number, stage_title
@@ -36,6 +36,12 @@ SUMS: Final[Mapping[str, str]] = {
     "delta_norm": "length of the mean delta",
 }
 
+# The same for what it does not get to know, by metric group of the plan.
+GROUP_TITLES: Final[Mapping[str, str]] = {
+    HELD_OUT_GROUP: "held-out loss",
+    **{task.value: METRIC_TITLES[metric] for task, metric in METRIC_OF.items()},
+}
+
 
 def html_report(report: RunReport, *, finished: str) -> str:
     """The page. finished: when, as a reader should see it."""
@@ -53,7 +59,7 @@ def html_report(report: RunReport, *, finished: str) -> str:
         sites=_site_table(report.domains),
         rounds=_round_table(report),
         sums=_sum_table(report),
-        single_note=escape(_single_note(report.domains)),
+        closed_note=escape(_closed_note(report.rounds)),
         examples=_example_table(report),
         adapter=_facts(
             {
@@ -158,16 +164,18 @@ def _sum_table(report: RunReport) -> str:
     )
 
 
-def _single_note(domains: Sequence[DomainReport]) -> str:
-    """Of a sum to which one site alone contributes, the reader should know what it gives away."""
-    counts = Counter(domain.task for domain in domains)
-    alone = [domain for domain in domains if counts[domain.task] == 1 and domain.final.figure.value is not None]
-    if not alone:
+def _closed_note(rounds: Sequence[RoundReport]) -> str:
+    """What the coordinator was not told although sites have it, and why: a reader misses it in the table."""
+    closed = {group.name: group for round_ in rounds for group in round_.closed_metric_groups if group.contributors}
+    if not closed:
         return ""
-    names = ", ".join(f"{METRIC_TITLES[domain.final.figure.metric]} ({domain.site})" for domain in alone)
+    names = ", ".join(
+        f"{GROUP_TITLES.get(name, name)} (of {group.contributors} of the sites, it would take {group.needed})"
+        for name, group in sorted(closed.items())
+    )
     return (
-        " A sum hides who contributed what, and not that one site alone did: in this federation only one site has each "
-        f"of these tasks, so the coordinator learns that site's own {names}. Losses are of all sites together."
+        " A sum to which one site alone contributes would be that site's own figure. So the sites fill in zeros where "
+        f"too few of them have something to sum, and the coordinator never learns: {names}."
     )
 
 

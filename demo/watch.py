@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from common.secagg import ClosedGroup
 from coordinator.services.admin_client import AdminClient
 from demo.figures import Figure, RoundReport
 from demo.sources.records import Task
@@ -222,6 +223,10 @@ def _round_report(row: Mapping[str, Any], ends: Mapping[tuple[str, str], str]) -
         survivors=view.survivors,
         seconds=phase_seconds(row, ends),
         metrics=dict(view.metrics),
+        closed_metric_groups=tuple(
+            ClosedGroup(str(group["name"]), int(group["contributors"]), int(group["needed"]))
+            for group in row["closed_metric_groups"]
+        ),
         uploaded_bytes={site.name: site.uploaded_bytes for site in view.sites},
         reason=str(row["reason"]),
         message=str(row["message"]),

@@ -116,16 +116,18 @@ class MaskingDesk:
         if entry is None:
             identity = self._identity()
             epoch = key_epoch(terms.plan, terms.plan_digest, number=task.epoch, first_round=task.first_round)
+            groups = self._measured()
             state = begin_epoch(
                 epoch,
                 org_id=identity.participant,
                 certificate_chain=identity.certificate_chain,
                 identity_signer=identity.signer,
-                metric_groups=self._measured(),
+                metric_groups=groups,
                 random_bytes=self._random_bytes,
             )
             entry = EpochEntry(task.run, task.epoch, EpochPhase.ADVERTISING, state.to_bytes())
             self._journal.put_epoch(entry)
+            log.info("key_epoch_begun", run=task.run, epoch=task.epoch, metric_groups=sorted(groups))
         if entry.phase is EpochPhase.ADVERTISING:
             message = Advertising.from_bytes(entry.state).message
             self._client().advertise_keys(task.run, task.epoch, message)

@@ -65,7 +65,7 @@ def _show(row: Plain, options: argparse.Namespace) -> Exit:
             *(
                 (
                     f"{group['name']} figures",
-                    f"not shared: the cohort has {group['contributors']} contributors, it takes {group['needed']}",
+                    f"not shared: fewer than {group['needed']} contributors in the cohort ({group['contributors']})",
                 )
                 for group in row["closed_metric_groups"]
             ),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from common.secagg.encoding import Kind, Reader
 from common.secagg.messages import Advertisement
 from common.secagg.roster import _encode
 from coordinator.aggregation import OpenSum
+from coordinator.cli import rounds
 from coordinator.driver.aggregating import open_unmasking
 from coordinator.store.opening import open_blobs, open_store
 from coordinator.uploads import UploadReader, upload_prefix
@@ -92,6 +95,19 @@ def test_what_one_site_alone_has_is_zero_in_the_sum_and_no_figure_anywhere(feder
     chosen = json.loads(federation.audit("cohort_chosen")[0]["details_json"])
     assert chosen["closed_groups"] == ["classification", "ner", "instruction"]
     assert federation.audit("closed_groups_ignored") == []
+
+
+def test_an_operator_who_shows_a_round_reads_which_figures_are_not_shared_and_why(
+    federation: Federation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_one_that_classifies(federation)
+    federation.create_run(rounds=1)
+    federation.play(1)
+    with patch.object(rounds, "open_client", lambda options: nullcontext(federation.admin)):
+        rounds.execute(Namespace(action="show", run="run", number=1, json=False))
+    told = " ".join(capsys.readouterr().out.split())
+    assert "classification figures not shared: fewer than 3 contributors in the cohort (1)" in told
+    assert "held_out figures" not in told
 
 
 def test_what_enough_sites_have_is_summed(federation: Federation) -> None:

@@ -156,6 +156,13 @@ def test_a_demo_after_one_that_was_killed_ends_well_and_tells_what_it_did(place,
         ("train", "succeeded"),
         ("evaluate", "succeeded"),
     ]
+    for round_ in report["rounds"]:
+        # Each site alone has its task: what it measures of that is in its own folder, and nowhere else.
+        assert round_["metrics"]["heldout_loss"] > 0
+        assert not {"classification_accuracy", "span_f1", "rouge_l"} & round_["metrics"].keys()
+        assert round_["closed_metric_groups"] == [
+            {"name": name, "contributors": 1, "needed": 3} for name in ("classification", "ner", "instruction")
+        ]
     assert set(report["rounds"][0]["seconds"]) == {"forming", "training", "collecting", "unmasking", "aggregating"}
     assert set(report["rounds"][0]["uploaded_bytes"]) == {"colours", "diseases", "sums"}
     # Only a process that has loaded the exported folder with PEFT could have answered.

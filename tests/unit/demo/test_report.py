@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
+from common.secagg import ClosedGroup
 from demo.figures import (
     AdapterReport,
     DomainReport,
@@ -59,7 +60,8 @@ def round_(number, kind, base, result, loss):
         cohort=("bank", "clinic", "desk"),
         survivors=("bank", "clinic", "desk"),
         seconds={"forming": 0.1, "training": 60.0, "collecting": 1.0, "unmasking": 0.2, "aggregating": 0.3},
-        metrics={"survivors": 3.0, "heldout_loss": loss, "span_f1": 0.25},
+        metrics={"survivors": 3.0, "heldout_loss": loss, "train_loss": 0.25},
+        closed_metric_groups=(ClosedGroup("classification", 1, 3), ClosedGroup("ner", 1, 3), ClosedGroup("sums", 0, 3)),
         uploaded_bytes={"bank": 1024 * 1024, "clinic": 1024 * 1024, "desk": 2 * 1024 * 1024},
         reason="",
         message="",
@@ -250,12 +252,17 @@ def test_html_is_whole_needs_nothing_beside_itself_and_escapes_what_came_from_ou
     assert "$" not in page.text
 
 
-def test_the_page_says_whose_metric_a_sum_gives_away_where_one_site_alone_has_a_task(report):
+def test_the_page_says_what_the_coordinator_is_not_told_because_too_few_sites_have_it(report):
     html = html_report(report, finished="today")
-    assert "accuracy (bank), span F1 (clinic)" in html
-    assert "ROUGE-L (desk)" not in html  # nothing of it was measured
-    alike = replace(report, domains=tuple(replace(one, task=Task.NER) for one in report.domains))
-    assert "learns that site" not in html_report(alike, finished="today")
+    assert "never learns: accuracy (of 1 of the sites, it would take 3), span F1 (of 1 of the sites" in html
+    assert "sums (of" not in html  # nobody has any
+    told = replace(report, rounds=tuple(replace(one, closed_metric_groups=()) for one in report.rounds))
+    assert "never learns" not in html_report(told, finished="today")
+
+
+def test_the_json_says_which_figures_a_round_does_not_tell(report):
+    told = json.loads(to_json(report, files={}))["rounds"][0]
+    assert told["closed_metric_groups"][0] == {"name": "classification", "contributors": 1, "needed": 3}
 
 
 @pytest.mark.parametrize("plot", [loss_plot, metric_plot, time_plot])

@@ -10,12 +10,15 @@ from coordinator.driver.work import View, Work, audit
 from coordinator.rounds.decisions import deadline_of, may_open_round, next_round_kind
 from coordinator.rounds.events import EpochClosed, RoundCancelled, RunFailed
 from coordinator.rounds.lifecycle import advance_epoch, advance_round, advance_run
-from coordinator.rounds.model import Round
+from coordinator.rounds.model import MessageKind, Round
+from coordinator.store.interface import Writer
 from coordinator.uploads import round_prefix
 
 TOO_MANY_FAILED_ROUNDS = "TOO_MANY_FAILED_ROUNDS"
-# Uploads of so many finished rounds are kept, so that what was summed can be audited.
+# Uploads of so many rounds, the open one among them, are kept, so that what was summed can be audited; and with them
+# the messages that opened the sums.
 KEPT_ROUNDS = 2
+_OF_A_ROUND = (MessageKind.COMMIT, MessageKind.REVEAL)
 
 
 def step_run(work: Work, view: View) -> bool:
@@ -50,8 +53,18 @@ def _open_round(work: Work, view: View) -> None:
         writer.add_round(round_)
         writer.update_run(replace(run, latest_round=number, version=run.version + 1))
         audit(work, writer, "round_opened", round_.name, kind=round_.kind.value, adapter=round_.base_adapter)
+        _forget_messages(writer, round_)
     if number > KEPT_ROUNDS:
         work.blobs.delete(round_prefix(view.run.name, number - KEPT_ROUNDS))
+
+
+def _forget_messages(writer: Writer, opened: Round) -> None:
+    """Delete what the masking protocol said in rounds that are not kept, and in key epochs that no kept one uses."""
+    first_kept = max(1, opened.number - KEPT_ROUNDS + 1)
+    kept = [writer.round(opened.run, number) for number in range(first_kept, opened.number)]
+    first_epoch = min([round_.epoch for round_ in kept if round_.epoch] + [writer.run(opened.run).latest_epoch])
+    for kind in MessageKind:
+        writer.delete_messages(opened.run, kind, before=first_kept if kind in _OF_A_ROUND else first_epoch)
 
 
 def _fail(work: Work, view: View) -> bool:

@@ -134,7 +134,8 @@ class Writer(Reader, Protocol):
     def add_message(self, message: ProtocolMessage) -> bool:
         """True if it is new, False if the same was there. Raises AlreadyExists if another one was there."""
 
-    def delete_messages(self, run: str, kind: MessageKind, number: int) -> None: ...
+    def delete_messages(self, run: str, kind: MessageKind, *, before: int) -> None:
+        """Those of all lower numbers."""
 
     def add_adapter(self, adapter: Adapter) -> None:
         """Harmless if the same digest is there already for the same run and round."""

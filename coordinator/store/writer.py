@@ -47,7 +47,7 @@ _UPDATE_TOKEN: Final = rows.JOIN_TOKENS.update().where(
 )
 _MESSAGES: Final = tables.PROTOCOL_MESSAGES.c
 _DELETE_MESSAGES: Final = delete(tables.PROTOCOL_MESSAGES).where(
-    *(_MESSAGES[name] == bindparam(name) for name in ("run", "kind", "number"))
+    _MESSAGES.run == bindparam("run"), _MESSAGES.kind == bindparam("kind"), _MESSAGES.number < bindparam("before")
 )
 _SET_ADAPTER_STATE: Final = (
     update(tables.ADAPTERS)
@@ -131,8 +131,8 @@ class SqlWriter(SqlReader):
             )
         return False
 
-    def delete_messages(self, run: str, kind: MessageKind, number: int) -> None:
-        self.connection.execute(_DELETE_MESSAGES, {"run": run, "kind": kind, "number": number})
+    def delete_messages(self, run: str, kind: MessageKind, *, before: int) -> None:
+        self.connection.execute(_DELETE_MESSAGES, {"run": run, "kind": kind, "before": before})
 
     # adapters
 

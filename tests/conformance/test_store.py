@@ -322,8 +322,12 @@ def test_messages_are_apart_by_run_kind_and_number_and_sorted_by_sender(full):
         messages = reader.messages("run-1", MessageKind.DEPOSIT, 2)
         assert [message.sender for message in messages] == ["Z", "a-site", "bank"]
     with full.write() as writer:
-        writer.delete_messages("run-1", MessageKind.DEPOSIT, 2)
-        writer.delete_messages("run-1", MessageKind.DEPOSIT, 2)
+        writer.delete_messages("run-1", MessageKind.DEPOSIT, before=2)
+    with full.read() as reader:
+        assert len(reader.messages("run-1", MessageKind.DEPOSIT, 2)) == 3
+    with full.write() as writer:
+        writer.delete_messages("run-1", MessageKind.DEPOSIT, before=3)
+        writer.delete_messages("run-1", MessageKind.DEPOSIT, before=3)
     with full.read() as reader:
         assert reader.messages("run-1", MessageKind.DEPOSIT, 2) == ()
         assert reader.message_senders("run-1", MessageKind.ADVERTISEMENT, 2) == ("bank",)

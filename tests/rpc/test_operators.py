@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from common.errors import NotInCohort, OutOfTurn, TransitionNotAllowed
+from coordinator.rounds.model import MessageKind
+from coordinator.store.opening import open_store
 from tests.rpc.federation import Federation, federation_in
 
 
@@ -271,6 +274,20 @@ def test_uploads_of_old_rounds_are_deleted_and_nothing_is_left_in_scratch(federa
     site = federation.sites["site-0"]
     assert not list((site.state / "spool").glob("*"))
     assert not [path for path in (site.state / "work").rglob("*") if path.is_file()]
+
+
+def test_protocol_messages_of_old_rounds_and_key_epochs_are_deleted(federation: Federation) -> None:
+    federation.add_sites(3)
+    federation.create_run(rounds=5, rounds_per_epoch=2)
+    federation.turn_until(lambda: federation.state() == "succeeded", turns=200)
+
+    assert [federation.round(number)["epoch"] for number in range(1, 7)] == [1, 1, 2, 2, 3, 3]
+    with closing(open_store(federation.config.database_url)) as store, store.read() as reader:
+        said = {
+            kind: {number for number in range(1, 7) if reader.messages("run", kind, number)} for kind in MessageKind
+        }
+    assert said[MessageKind.REVEAL] == {5, 6}
+    assert all(said[kind] == {3} for kind in said.keys() - {MessageKind.REVEAL, MessageKind.COMMIT})
 
 
 def test_the_published_adapter_is_a_peft_folder_at_every_site(federation: Federation) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -48,7 +49,7 @@ from participant.base_models import BaseModels
 from participant.client import BACKOFF_SECONDS, CoordinatorClient
 from participant.journal import Journal, RoundEntry, RoundPhase, RunEntry, RunStanding
 from participant.masking import MaskingDesk, RunTerms
-from participant.metrics import ParticipantMetrics, RoundResult
+from participant.metrics import ParticipantMetrics, RoundResult, WorkPhase
 from participant.policy import Policy
 from participant.shelf import AdapterShelf
 from participant.trainer import Trainer
@@ -63,6 +64,14 @@ POLL_SECONDS: Final = 40
 _MOVED_ON: Final = (OutOfTurn, NotFound, NotInCohort, AlreadyExists)
 # The other side, or this machine, may be well again in a moment.
 _TRY_AGAIN: Final = (Unavailable, ResourceExhausted, StorageFailed)
+# Preparing is measured on the workbench, whose thread does it.
+_PHASES: Final[Mapping[type[Assignment], WorkPhase]] = {
+    AdvertiseKeys: WorkPhase.KEY_SETUP,
+    DepositShares: WorkPhase.KEY_SETUP,
+    ConfirmShares: WorkPhase.KEY_SETUP,
+    UploadUpdate: WorkPhase.UPLOAD,
+    CloseRound: WorkPhase.CLOSE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +172,8 @@ class Daemon:
         with bound(run=task.run, round=getattr(task, "round", None), task=name):
             try:
                 self._metrics.assignments.labels(task=name).inc()
-                return self._dispatch(task)
+                with self._metrics.timed(_PHASES[type(task)]) if type(task) in _PHASES else nullcontext():
+                    return self._dispatch(task)
             except _MOVED_ON as error:
                 if isinstance(task, UploadUpdate) and isinstance(error, AlreadyExists):
                     # Another update of this site is there: this journal went back in time, and its update stays here.

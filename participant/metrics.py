@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -57,13 +58,10 @@ _PHASE_SECONDS_BUCKETS: Final = (0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0,
 class WorkPhase(StrEnum):
     """Which part of a round the time went into."""
 
-    PREPARE_MODEL = "prepare_model"
-    FETCH_ADAPTER = "fetch_adapter"
     KEY_SETUP = "key_setup"
-    EVALUATE = "evaluate"
-    TRAIN = "train"
-    MASK = "mask"
-    UPLOAD = "upload"
+    FETCH_ADAPTER = "fetch_adapter"
+    PREPARE = "prepare"  # evaluation and training
+    UPLOAD = "upload"  # masking and sending
     CLOSE = "close"
 
 
@@ -151,6 +149,11 @@ class ParticipantMetrics:
                 "accord_participant_state_free_bytes", "Free space where the state directory lies.", registry=registry
             ),
         )
+
+    def timed(self, phase: WorkPhase) -> AbstractContextManager[object]:
+        """Count the block's time to a part of a round, however the block ends."""
+        timer: AbstractContextManager[object] = self.phase_seconds.labels(phase=phase.value).time()
+        return timer
 
     def refused(self, error: AccordError) -> None:
         """Count a refusal under its reason."""

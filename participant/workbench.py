@@ -41,7 +41,7 @@ from participant.client import BACKOFF_SECONDS, CoordinatorClient
 from participant.guard import DayLedger
 from participant.journal import Journal, RoundEntry, RoundPhase
 from participant.masking import RunTerms
-from participant.metrics import ParticipantMetrics
+from participant.metrics import ParticipantMetrics, WorkPhase
 from participant.policy import Policy
 from participant.preflight.machine import free_bytes
 from participant.preparation import Preparations
@@ -191,7 +191,8 @@ class Workbench:
     def _work(self, task: PrepareUpdate, terms: RunTerms, entry: RoundEntry, stop: threading.Event) -> None:
         """Fetch the adapter, evaluate, train; runs in the preparation's thread."""
         self._report(task.run, task.round, "fetching the adapter", 0, 0)
-        adapter = self._fetch_adapter(task, terms.plan, stop)
+        with self._metrics.timed(WorkPhase.FETCH_ADAPTER):
+            adapter = self._fetch_adapter(task, terms.plan, stop)
         work = Preparation(
             participant=self._participant,
             plan=terms.plan,
@@ -203,7 +204,8 @@ class Workbench:
             instruction_set=task.instruction_set,
             job=self._job(task.run, task.round),
         )
-        prepared = self._trainer.prepare(work, on_progress=lambda progress: self._heard(task, progress), stop=stop)
+        with self._metrics.timed(WorkPhase.PREPARE):
+            prepared = self._trainer.prepare(work, on_progress=lambda progress: self._heard(task, progress), stop=stop)
         if task.kind is RoundKind.TRAIN:
             # Looked at now, so that a NaN is a failure of training and not a surprise once the cohort is fixed.
             self.open_update(terms.plan, entry)

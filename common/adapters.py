@@ -14,6 +14,7 @@ import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -67,17 +68,23 @@ class AdapterLayout:
 
     def header(self) -> bytes:
         """The safetensors header under which float32[d] in this order is a valid file."""
-        entries = {
-            slot.name: {
-                "dtype": "F32",
-                "shape": list(slot.shape),
-                "data_offsets": [slot.offset * FLOAT32_BYTES, (slot.offset + slot.size) * FLOAT32_BYTES],
-            }
-            for slot in self.slots
+        return _header(self.slots)
+
+
+@lru_cache(maxsize=4)
+def _header(slots: tuple[TensorSlot, ...]) -> bytes:
+    """Asked for with every file that is opened; a large adapter has thousands of tensors."""
+    entries = {
+        slot.name: {
+            "dtype": "F32",
+            "shape": list(slot.shape),
+            "data_offsets": [slot.offset * FLOAT32_BYTES, (slot.offset + slot.size) * FLOAT32_BYTES],
         }
-        text = json.dumps({"__metadata__": {"format": "pt"}, **entries}, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        return struct.pack("<Q", len(text)) + text
+        for slot in slots
+    }
+    text = json.dumps({"__metadata__": {"format": "pt"}, **entries}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +174,12 @@ def initial_tensors(layout: AdapterLayout, *, seed: int) -> Iterator[tuple[Tenso
             yield slot, generator.uniform(-bound, bound, slot.size).astype(np.float32)
         else:
             yield slot, np.zeros(slot.size, dtype=np.float32)
+
+
+def square_norm(values: FlatVector) -> float:
+    """Sum of squares in float64. Not by BLAS, whose threads would spin on every core for a sum of one chunk."""
+    wide = values.astype(np.float64)
+    return float(np.einsum("i,i->", wide, wide))
 
 
 def flatten(tensors: Mapping[str, NDArray[Any]], layout: AdapterLayout) -> FlatVector:

@@ -1,4 +1,4 @@
-"""How the C library keeps memory that was freed: pieces of tensors go back to the system at once."""
+"""How the C library keeps memory that was freed: one pool for all threads, from which blocks are used again."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ import ctypes
 from typing import Final
 
 # From glibc's malloc.h.
+_M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
 
-LARGE_BYTES: Final = 256 * 1024
-ARENAS: Final = 2
-_SETTINGS: Final = ((_M_MMAP_THRESHOLD, LARGE_BYTES), (_M_ARENA_MAX, ARENAS))
+MAPPED_BYTES: Final = 32 * 1024 * 1024
+"""Blocks from this size on are mapped one by one and unmapped when freed; glibc takes no higher threshold."""
+KEPT_BYTES: Final = 64 * 1024 * 1024
+"""Free memory at the pool's end that is not handed back to the system."""
+ARENAS: Final = 1
+_SETTINGS: Final = ((_M_MMAP_THRESHOLD, MAPPED_BYTES), (_M_TRIM_THRESHOLD, KEPT_BYTES), (_M_ARENA_MAX, ARENAS))
 
 
-def release_large_blocks() -> bool:
-    """Have blocks of LARGE_BYTES and more mapped one by one and unmapped when freed. False without glibc.
+def share_one_pool() -> bool:
+    """Have all threads of this process take and give back memory in one pool. False without glibc.
 
-    A service moves chunks of a mebibyte through many threads. glibc keeps such blocks, once one was freed, in an arena
-    for each thread, and a process of 90 MiB grows to several hundred that nobody uses. Call before threads start.
+    A service moves chunks of a mebibyte through many threads. glibc would keep such blocks, once freed, in a pool for
+    each thread, and a process of 90 MiB grows to several hundred that nobody uses; handing each block back to the
+    system instead costs 256 page faults a block. In one pool the next chunk takes the last one's place. Call before
+    threads start.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from common.adapters import ADAPTER_FILE, FLOAT32_BYTES, AdapterLayout, FlatFile, FlatVector
+from common.adapters import ADAPTER_FILE, FLOAT32_BYTES, AdapterLayout, FlatFile, FlatVector, square_norm
 from common.errors import NormExceeded, StorageFailed, UpdateNotFinite
 from common.secagg import SecaggPlan, StreamSum, TailSums, Unmasking, VectorLayout, Words, add_into, decode_chunk
 from coordinator.strategies import ServerOptimizer
@@ -109,7 +109,7 @@ def make_next_adapter(
             after.write(header)
             for mean in opened.mean_chunks(tail):
                 still_ours()
-                squares += _square_norm(mean)
+                squares += square_norm(mean)
                 old = np.frombuffer(before.read(mean.size * FLOAT32_BYTES), dtype=np.float32)
                 new, _ = optimizer.step(old, mean, ())
                 digest.update(new.data)
@@ -136,8 +136,3 @@ def rounding_norm(plan: SecaggPlan, tail: TailSums) -> float:
     """
     clips = sum(slot.size * slot.clip**2 for slot in plan.slots)
     return math.sqrt(clips) * tail.count / (plan.lane_limit * tail.weight)
-
-
-def _square_norm(values: FlatVector) -> float:
-    wide = values.astype(np.float64)
-    return float(np.dot(wide, wide))

@@ -22,7 +22,7 @@ from common.clock import Clock, SystemClock
 from common.durable import write_durably
 from common.errors import AccordError, ConfigInvalid, StorageFailed, Unavailable
 from common.log import get_logger
-from common.memory import release_large_blocks
+from common.memory import share_one_pool
 from common.rpc.interceptors import CallGuard, NobodyRevoked, Revocations
 from common.rpc.tls import ServerTls, mutual_tls, server_tls
 from common.version import software_version
@@ -90,7 +90,7 @@ class Foundation:
 
 def run(config: Config) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigInvalid, NotFound or StorageFailed if it cannot start."""
-    release_large_blocks()
+    share_one_pool()
     asyncio.run(_run_until_signalled(config))
 
 

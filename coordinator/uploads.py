@@ -18,6 +18,10 @@ from coordinator.store.blobs import BlobStore
 
 DIGEST_BYTES: Final = 32
 SEGMENT_CHUNKS: Final = 4
+# In memory over all uploads that arrive at once. Each has up to three chunks on their way to its handler (the stream's
+# window, the message, its copy) and shares what is left for those that it collects.
+MOST_CHUNKS_IN_MEMORY: Final = 28
+CHUNKS_ON_THEIR_WAY: Final = 3
 
 
 def upload_prefix(run: str, round_number: int, participant: str) -> str:
@@ -26,6 +30,11 @@ def upload_prefix(run: str, round_number: int, participant: str) -> str:
 
 def round_prefix(run: str, round_number: int) -> str:
     return f"uploads/{run}/{round_number}"
+
+
+def segment_chunks(open_uploads: int) -> int:
+    """How many chunks an upload collects before it makes them durable: fewer where many arrive at once."""
+    return max(1, min(SEGMENT_CHUNKS, MOST_CHUNKS_IN_MEMORY // open_uploads - CHUNKS_ON_THEIR_WAY))
 
 
 def check_chunk(layout: VectorLayout, chunk_digests: bytes, index: int, chunk: bytes) -> None:

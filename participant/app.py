@@ -18,7 +18,7 @@ from common import log
 from common.charter import Charter
 from common.clock import Clock, SystemClock
 from common.errors import ConfigInvalid
-from common.memory import release_large_blocks
+from common.memory import share_one_pool
 from common.secagg import identity_signer
 from participant.base_models import BaseModels, BaseModelSource, ConfiguredBaseModels
 from participant.client import CoordinatorClient
@@ -60,7 +60,7 @@ def serving(
     config: ParticipantConfig, *, policy: Policy, trainer: Trainer, base_models: BaseModels, clock: Clock
 ) -> Iterator[Daemon]:
     """A daemon with all its parts, closed at the end of the block. Training and models are the caller's choice."""
-    release_large_blocks()
+    share_one_pool()
     state = config.state_directory
     registry = CollectorRegistry()
     metrics = ParticipantMetrics.create(registry)

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from common import jsonform
-from common.adapters import AdapterLayout, FlatFile, FlatVector
+from common.adapters import AdapterLayout, FlatFile, FlatVector, square_norm
 from common.errors import UpdateNotFinite
 
 CLIPPED_ELEMENTS: Final = "clipped_elements"
@@ -74,8 +74,7 @@ def open_update(local: Path, base: Path, layout: AdapterLayout, *, max_norm: flo
     for start in range(0, layout.parameters, _BLOCK):
         stop = min(start + _BLOCK, layout.parameters)
         with np.errstate(over="ignore"):  # found below; in float32, because that is what is masked
-            delta = np.subtract(trained.read(start, stop), before.read(start, stop)).astype(np.float64)
-        squares += float(np.dot(delta, delta))
+            squares += square_norm(np.subtract(trained.read(start, stop), before.read(start, stop)))
     norm = math.sqrt(squares) if squares >= 0 else math.nan
     if not math.isfinite(norm):
         raise UpdateNotFinite("the trained adapter holds a NaN or an infinity; lower the learning rate of the plan")

@@ -27,9 +27,10 @@ LEAST_PING_INTERVAL_SECONDS: Final = 7
 MOST_STREAMS_PER_CONNECTION: Final = 100
 
 # What a sender may have on its way that the receiver has not read yet. The library's own way is to let that grow for as
-# long as the network gets faster by it; between eight fast sites and a busy coordinator that took another 130 MiB. With
-# a fixed window a stream carries 50 MiB/s over a round trip of 120 ms, and 130 MiB/s over one of 40 ms.
-STREAM_WINDOW_BYTES: Final = 8 * 1024 * 1024
+# long as the network gets faster by it; between eight fast sites and a busy coordinator that took another 130 MiB. A
+# coordinator's memory is taken by every upload at once, a site's by one download.
+SERVER_WINDOW_BYTES: Final = 1024 * 1024
+CLIENT_WINDOW_BYTES: Final = 8 * 1024 * 1024
 
 # Unary calls whose comment in protos/ says that a retry is safe, whoever repeats it. Streams are not among them, nor is
 # CreateJoinToken, whose secret is shown once, nor any call of the admin service that changes something: an operator
@@ -74,7 +75,8 @@ def server_options(
 ) -> list[ChannelOption]:
     """Options of every listener."""
     return [
-        *_common_options(ping_seconds=SERVER_PING_SECONDS, most_message_bytes=most_message_bytes),
+        *_common_options(ping_seconds=SERVER_PING_SECONDS, window_bytes=SERVER_WINDOW_BYTES),
+        *_message_limits(most_message_bytes),
         ("grpc.http2.min_ping_interval_without_data_ms", LEAST_PING_INTERVAL_SECONDS * 1000),
         ("grpc.max_concurrent_streams", most_streams_per_connection),
         # On by default: a second server would bind the same port in silence and take half of the calls.
@@ -85,7 +87,8 @@ def server_options(
 def channel_options() -> list[ChannelOption]:
     """Options of a client's channel for everything but uploads: RETRIED_METHODS are retried on UNAVAILABLE."""
     return [
-        *_common_options(ping_seconds=CLIENT_PING_SECONDS, most_message_bytes=MOST_MESSAGE_BYTES),
+        *_common_options(ping_seconds=CLIENT_PING_SECONDS, window_bytes=CLIENT_WINDOW_BYTES),
+        *_message_limits(MOST_MESSAGE_BYTES),
         ("grpc.enable_retries", 1),
         ("grpc.service_config", _service_config(sorted(RETRIED_METHODS))),
         *_own_connection(),
@@ -95,23 +98,26 @@ def channel_options() -> list[ChannelOption]:
 def upload_channel_options() -> list[ChannelOption]:
     """Options of a client's channel for client-streaming calls: nothing is ever replayed."""
     return [
-        *_common_options(ping_seconds=CLIENT_PING_SECONDS, most_message_bytes=MOST_MESSAGE_BYTES),
+        *_common_options(ping_seconds=CLIENT_PING_SECONDS, window_bytes=CLIENT_WINDOW_BYTES),
+        *_message_limits(MOST_MESSAGE_BYTES),
         ("grpc.enable_retries", 0),
         *_own_connection(),
     ]
 
 
-def _common_options(*, ping_seconds: int, most_message_bytes: int) -> list[ChannelOption]:
+def _common_options(*, ping_seconds: int, window_bytes: int) -> list[ChannelOption]:
     return [
         ("grpc.keepalive_time_ms", ping_seconds * 1000),
         ("grpc.keepalive_timeout_ms", PING_TIMEOUT_SECONDS * 1000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.bdp_probe", 0),
-        ("grpc.http2.lookahead_bytes", STREAM_WINDOW_BYTES),
-        ("grpc.max_receive_message_length", most_message_bytes),
-        ("grpc.max_send_message_length", most_message_bytes),
+        ("grpc.http2.lookahead_bytes", window_bytes),
     ]
+
+
+def _message_limits(most_bytes: int) -> list[ChannelOption]:
+    return [("grpc.max_receive_message_length", most_bytes), ("grpc.max_send_message_length", most_bytes)]
 
 
 def _own_connection() -> list[ChannelOption]:

@@ -18,15 +18,25 @@ from coordinator.standing import parse_plan
 from coordinator.store.blobs import BlobStore
 from coordinator.store.interface import Store
 
-CHUNK_BYTES: Final = 1024 * 1024
+MOST_CHUNK_BYTES: Final = 1024 * 1024
+LEAST_CHUNK_BYTES: Final = 128 * 1024
+# In memory over all downloads at once, unless so many are open that even the least chunks are more; each chunk is
+# there a few times over, as it is read, encoded, encrypted and sent.
+HELD_BYTES: Final = 4 * 1024 * 1024
+
+
+def chunk_bytes(open_downloads: int) -> int:
+    """How much of an adapter goes into one message: less where many are sent at once."""
+    return max(LEAST_CHUNK_BYTES, min(MOST_CHUNK_BYTES, HELD_BYTES // open_downloads))
 
 
 class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
-    """What is published is everybody's in the federation; a digest's bytes never change."""
+    """What is published is everybody's in the federation; a digest's bytes never change. Counts open downloads."""
 
     def __init__(self, *, store: Store, blobs: BlobStore) -> None:
         self._store = store
         self._blobs = blobs
+        self._open_downloads = 0
 
     async def GetAdapter(
         self, request: adapter_pb2.GetAdapterRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -40,9 +50,16 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
         adapter, _ = await asyncio.to_thread(self._adapter, request.digest)
         if request.offset > adapter.size_bytes:
             raise InvalidArgument(f"offset {request.offset} is behind the adapter's {adapter.size_bytes} bytes")
-        for offset in range(request.offset, adapter.size_bytes, CHUNK_BYTES):
-            chunk = await asyncio.to_thread(self._blobs.read, adapter_key(adapter.digest), offset, CHUNK_BYTES)
-            yield adapter_pb2.DownloadAdapterResponse(chunk=chunk)
+        offset = request.offset
+        self._open_downloads += 1
+        try:
+            while offset < adapter.size_bytes:
+                size = chunk_bytes(self._open_downloads)
+                chunk = await asyncio.to_thread(self._blobs.read, adapter_key(adapter.digest), offset, size)
+                offset += len(chunk)
+                yield adapter_pb2.DownloadAdapterResponse(chunk=chunk)
+        finally:
+            self._open_downloads -= 1
 
     def _adapter(self, digest: str) -> tuple[Adapter, str]:
         with self._store.read() as reader:

@@ -57,7 +57,7 @@ from coordinator.rounds.model import (
 from coordinator.standing import charter_of, require_member
 from coordinator.store.blobs import BlobStore
 from coordinator.store.interface import Reader, Store, Writer
-from coordinator.uploads import DIGEST_BYTES, SEGMENT_CHUNKS, check_chunk, upload_prefix, write_segment
+from coordinator.uploads import DIGEST_BYTES, check_chunk, segment_chunks, upload_prefix, write_segment
 from coordinator.wakeups import Wakeups
 
 MAX_WAIT_SECONDS: Final = 50
@@ -76,7 +76,7 @@ class _Evidence:
 
 
 class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationServiceServicer):
-    """Keeps nothing: every answer is computed from the store."""
+    """Keeps nothing but a count of open uploads: every answer is computed from the store."""
 
     def __init__(
         self,
@@ -92,6 +92,7 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
         self._wakeups = wakeups
         self._clock = clock
         self._on_durable_bytes = on_durable_bytes
+        self._open_uploads = 0
 
     # --- key epochs -----------------------------------------------------------------------------------------------
 
@@ -209,6 +210,7 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
         if upload.is_complete:
             return pb.UploadMaskedUpdateResponse(total_bytes=upload.total_bytes)
         held: list[bytes] = []
+        self._open_uploads += 1
         try:
             async for message in requests:
                 part = message.WhichOneof("part")
@@ -220,12 +222,14 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
                     return pb.UploadMaskedUpdateResponse(total_bytes=upload.total_bytes)
                 if part != "chunk":
                     raise InvalidArgument("after its header an upload consists of chunks and one receipt")
-                check_chunk(layout, upload.chunk_digests, upload.durable_chunks + len(held), message.chunk)
-                held.append(message.chunk)
-                if len(held) == SEGMENT_CHUNKS:
+                chunk = message.chunk  # every look at the field makes a copy
+                check_chunk(layout, upload.chunk_digests, upload.durable_chunks + len(held), chunk)
+                held.append(chunk)
+                if len(held) >= segment_chunks(self._open_uploads):
                     upload = await asyncio.to_thread(self._keep_segment, upload, held)
                     held = []
         finally:
+            self._open_uploads -= 1
             # The stream broke, or a later chunk was bad: what was checked is kept, so that nobody sends it again.
             if held:
                 with contextlib.suppress(OutOfTurn):

@@ -1,4 +1,4 @@
-"""Large blocks that a service has freed are not kept by the C library."""
+"""Memory that one thread has freed is what the next one takes."""
 
 from __future__ import annotations
 
@@ -8,35 +8,38 @@ import sys
 
 import pytest
 
-# glibc maps a large block of its own at first, and keeps it for later ones once a block of that size was freed.
 PROGRAM = """
-import ctypes
-from common.memory import release_large_blocks
+import resource, threading
+from concurrent.futures import ThreadPoolExecutor
+from common.memory import share_one_pool
 
-class Mallinfo(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks".split()]
-    _fields_ += [(name, ctypes.c_size_t) for name in "uordblks fordblks keepcost".split()]
+THREADS, BLOCKS = 8, 16
+if {shares}:
+    assert share_one_pool()
+everybody = threading.Barrier(THREADS)
 
-mallinfo = ctypes.CDLL(None).mallinfo2
-mallinfo.restype = Mallinfo
-if {release}:
-    assert release_large_blocks()
-held = bytes(bytearray(8 << 20))
-del held
-before = mallinfo().hblks
-held = bytearray(1 << 20)
-print(mallinfo().hblks - before)
+def use():
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    blocks = [bytearray(1 << 20) for _ in range(BLOCKS)]
+    blocks.clear()
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+
+with ThreadPoolExecutor(THREADS) as pool:
+    list(pool.map(lambda _: everybody.wait(), range(THREADS)))  # every thread is there
+    faults = [pool.submit(use).result() for _ in range(40)]
+print(sum(faults[8:]) // len(faults[8:]))
 """
 
 
-def mapped_blocks(*, release: bool) -> int:
-    """How many blocks of their own a mebibyte takes once a larger one was freed."""
-    program = PROGRAM.format(release=release)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+def faults_of_a_later_use(*, shares: bool) -> int:
+    """Page faults of a thread that takes and frees 16 MiB (4,096 pages), once every thread may have done so before."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(shares=shares)], capture_output=True, text=True, check=True
+    )
     return int(done.stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps nothing")
-def test_a_large_block_goes_back_to_the_system_although_one_was_freed_before():
-    assert mapped_blocks(release=True) == 1
-    assert mapped_blocks(release=False) == 0
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no such settings")
+def test_blocks_that_one_thread_has_freed_are_used_by_the_others_without_a_page_fault():
+    assert faults_of_a_later_use(shares=True) < 40
+    assert faults_of_a_later_use(shares=False) > 1000

@@ -6,20 +6,14 @@ has keys of its own (one round an epoch), so a site can be lost at every step of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from tests.rpc.federation import Federation, Site
-from tests.rpc.lab import Lab, lab_in, open_round
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with lab_in(tmp_path_factory) as made:
-        yield made
+from tests.rpc.lab import Lab, open_round
 
 
 @dataclass(frozen=True)

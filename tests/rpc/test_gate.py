@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
 from common.plan import METRIC_GROUPS
-from tests.rpc.federation import Federation, MadeUpTrainer, delta_of, federation_in
+from tests.rpc.federation import Federation, MadeUpTrainer, delta_of
 
 EVERY_GROUP = frozenset(group.name for group in METRIC_GROUPS)
-
-
-@pytest.fixture
-def federation(tmp_path: Path) -> Iterator[Federation]:
-    with federation_in(tmp_path) as made:
-        yield made
 
 
 def add_sites(federation: Federation, loss: Callable[[int], float]) -> None:

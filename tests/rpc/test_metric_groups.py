@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -24,17 +23,11 @@ from coordinator.driver.aggregating import open_unmasking
 from coordinator.store.opening import open_blobs, open_store
 from coordinator.uploads import UploadReader, upload_prefix
 from participant.journal import EpochPhase
-from tests.rpc.federation import Federation, MadeUpTrainer, delta_of, federation_in
+from tests.rpc.federation import Federation, MadeUpTrainer, delta_of
 
 CLASSIFIES = {"classification_correct": 3.0, "classification_total": 8.0}
 NAMES = {"span_true_positives": 5.0, "span_false_positives": 2.0}
 BOTH = frozenset((HELD_OUT_GROUP, "classification"))
-
-
-@pytest.fixture
-def federation(tmp_path: Path) -> Iterator[Federation]:
-    with federation_in(tmp_path) as made:
-        yield made
 
 
 def add_site(federation: Federation, name: str, *groups: str, metrics: Mapping[str, float]) -> None:

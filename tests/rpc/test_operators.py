@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +10,7 @@ import pytest
 from common.errors import NotInCohort, OutOfTurn, TransitionNotAllowed
 from coordinator.rounds.model import MessageKind
 from coordinator.store.opening import open_store
-from tests.rpc.federation import Federation, federation_in
-
-
-@pytest.fixture
-def federation(tmp_path: Path) -> Iterator[Federation]:
-    with federation_in(tmp_path) as made:
-        yield made
+from tests.rpc.federation import Federation
 
 
 def test_three_failed_rounds_in_a_row_fail_the_run_and_say_why(federation: Federation) -> None:

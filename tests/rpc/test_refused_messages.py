@@ -23,15 +23,9 @@ from common.secagg import Bound, begin_epoch, sealing
 from common.secagg.messages import Commit, Reveal, Signed
 from participant.journal import RoundPhase
 from tests.rpc.federation import Federation, Site, federation_in
-from tests.rpc.lab import Lab, lab_in, open_round
+from tests.rpc.lab import Lab, open_round
 
 LIAR = "site-1"
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with lab_in(tmp_path_factory) as made:
-        yield made
 
 
 @pytest.fixture

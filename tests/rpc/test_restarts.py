@@ -18,18 +18,12 @@ from coordinator.driver import aggregating
 from participant.client import CoordinatorClient, UploadState
 from participant.journal import RoundPhase
 from tests.rpc.federation import WINDOW, Federation, base_model, federation_in
-from tests.rpc.lab import Lab, lab_in, open_round
+from tests.rpc.lab import Lab, open_round
 from tests.rpc.lying import hold_upload, part
 
 NAME = "site-1"
 # Five chunks for three sites: four of lanes, and the tail.
 LARGE = base_model(size=150_000)
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with lab_in(tmp_path_factory) as made:
-        yield made
 
 
 @pytest.fixture

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import numpy as np
-import pytest
 
 from participant.metrics import WorkPhase
-from tests.rpc.federation import Federation, federation_in
-
-
-@pytest.fixture
-def federation(tmp_path: Path) -> Iterator[Federation]:
-    with federation_in(tmp_path) as made:
-        yield made
+from tests.rpc.federation import Federation
 
 
 def test_a_run_publishes_the_weighted_mean_of_the_deltas_and_ends_with_an_evaluation(federation: Federation) -> None:

@@ -1,0 +1,23 @@
+"""Federations of a test's own, and labs that the cases of a module share; a module that needs others makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.rpc.federation import Federation, federation_in
+from tests.rpc.lab import Lab, lab_in
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Iterator[Federation]:
+    with federation_in(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with lab_in(tmp_path_factory) as made:
+        yield made

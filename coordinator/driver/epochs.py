@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from common.errors import AccordError, PlanInvalid, ProtocolViolation, TooFewMembers
@@ -33,6 +34,15 @@ _STEP_OF: Final = {
     EpochState.SHARING: ("sharing keys", MessageKind.DEPOSIT),
     EpochState.CONFIRMING: ("confirming keys", MessageKind.CONFIRMATION),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a step's messages come to. roster: if it has just come to be. details: for the audit log alone."""
+
+    event: EpochEvent
+    roster: bytes | None = None
+    details: Mapping[str, object] = field(default_factory=dict)
 
 
 def open_epoch(writer: Writer, work: Work, view: View, *, first_round: int) -> None:
@@ -69,14 +79,14 @@ def step_epoch(work: Work, view: View) -> bool:
     with work.store.read() as reader:
         done = reader.message_senders(epoch.run, kind, epoch.number)
         decision = close_key_step(epoch, view.plan, step=step, expected=_expected(view, epoch), done=done, now=view.now)
-        event = _event(reader, work, view, epoch, decision)
-    if event is None:
+        found = _find(reader, view, epoch, decision)
+    if found is None:
         return False
-    found, roster = event
     with work.store.write() as writer:
-        if roster is not None:
-            writer.add_message(ProtocolMessage(epoch.run, MessageKind.ROSTER, epoch.number, ROSTER_SENDER, roster))
-        writer.update_epoch(advance_epoch(epoch, found))
+        if found.roster is not None:
+            message = ProtocolMessage(epoch.run, MessageKind.ROSTER, epoch.number, ROSTER_SENDER, found.roster)
+            writer.add_message(message)
+        writer.update_epoch(advance_epoch(epoch, found.event))
         _audit(work, writer, epoch, found)
     return True
 
@@ -89,26 +99,24 @@ def _expected(view: View, epoch: KeyEpoch) -> set[str]:
     return there if epoch.state is EpochState.ADVERTISING else there & set(epoch.members)
 
 
-def _event(
-    reader: Reader, work: Work, view: View, epoch: KeyEpoch, decision: Close | Fail | None
-) -> tuple[EpochEvent, bytes | None] | None:
-    """What the decision means for the epoch, and the roster if it has just come to be."""
+def _find(reader: Reader, view: View, epoch: KeyEpoch, decision: Close | Fail | None) -> _Found | None:
+    """What the decision means for the epoch."""
     if decision is None:
         return None
     if isinstance(decision, Fail):
-        return EpochFailed(view.now, decision.reason, decision.message), None
+        return _Found(EpochFailed(view.now, decision.reason, decision.message))
     deadline = deadline_of(view.plan.phases.key_setup, view.now)
     try:
         match epoch.state:
             case EpochState.ADVERTISING:
                 roster = _assemble(reader, view, epoch)
-                return KeysAdvertised(view.now, deadline, decision.participants), roster
+                return _Found(KeysAdvertised(view.now, deadline, decision.participants), roster)
             case EpochState.SHARING:
-                return SharesDeposited(view.now, deadline), None
+                return _Found(SharesDeposited(view.now, deadline))
             case _:
-                return SharesConfirmed(view.now, _usable(reader, view, epoch)), None
+                return _settle(reader, view, epoch)
     except (ProtocolViolation, PlanInvalid, TooFewMembers) as error:
-        return EpochFailed(view.now, _reason(error), error.message), None
+        return _Found(EpochFailed(view.now, _reason(error), error.message))
 
 
 def _assemble(reader: Reader, view: View, epoch: KeyEpoch) -> bytes:
@@ -117,25 +125,30 @@ def _assemble(reader: Reader, view: View, epoch: KeyEpoch) -> bytes:
     return assemble_roster(epoch_of(view.run, epoch), (message.body for message in advertised), verifier).message
 
 
-def _usable(reader: Reader, view: View, epoch: KeyEpoch) -> tuple[str, ...]:
+def _settle(reader: Reader, view: View, epoch: KeyEpoch) -> _Found:
+    """Who can mask in this epoch's rounds; the others are named with the reason why they cannot."""
     masked = epoch_of(view.run, epoch)
     members = roster_of(reader, view.run, epoch).members
     confirmations = reader.messages(epoch.run, MessageKind.CONFIRMATION, epoch.number)
     readies = [
         check_ready(masked, members, message.body, sender=members.index_of(message.sender)) for message in confirmations
     ]
-    return members.names(settle_epoch(masked, members, readies).usable)
+    settled = settle_epoch(masked, members, readies)
+    left_out = {members.org_ids[index]: why for index, why in settled.left_out.items()}
+    unequal = [members.names(pair) for pair in settled.unequal_pairs]
+    usable = members.names(settled.usable)
+    return _Found(SharesConfirmed(view.now, usable), details={"left_out": left_out, "unequal_pairs": unequal})
 
 
 def _reason(error: AccordError) -> str:
     return type(error).reason
 
 
-def _audit(work: Work, writer: Writer, epoch: KeyEpoch, event: EpochEvent) -> None:
+def _audit(work: Work, writer: Writer, epoch: KeyEpoch, found: _Found) -> None:
     subject = f"runs/{epoch.run}/epochs/{epoch.number}"
-    match event:
+    match found.event:
         case SharesConfirmed(_, usable):
-            audit(work, writer, "key_epoch_ready", subject, members=epoch.members, usable=usable)
+            audit(work, writer, "key_epoch_ready", subject, members=epoch.members, usable=usable, **found.details)
         case EpochFailed(_, reason, message):
             audit(work, writer, "key_epoch_failed", subject, reason=reason, message=message)
         case _:

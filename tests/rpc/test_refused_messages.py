@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from common.errors import (
     SignatureInvalid,
 )
 from common.masking import key_epoch
-from common.secagg import Bound, begin_epoch, sealing
+from common.secagg import Bound, begin_epoch, hashing, sealing
 from common.secagg.messages import Commit, Reveal, Signed
 from participant.journal import RoundPhase
 from tests.rpc.federation import Federation, Site, federation_in
@@ -233,3 +234,32 @@ def test_a_member_whose_escrow_was_a_lie_is_put_out_and_the_run_goes_on_without_
         assert federation.round(2)["state"] == "succeeded"
         errors, bound = federation.errors(2, [name for name in names if name != LIAR])
         assert errors.max() <= bound
+
+
+def test_who_is_left_out_when_keys_are_made_is_in_the_audit_log_with_the_reason(tmp_path: Path) -> None:
+    with federation_in(tmp_path) as federation:
+        names = federation.add_sites(6)
+        federation.create_run()
+        liar, honest = federation.sites[LIAR], hashing.commit_pair_key
+        federation.sites["site-5"].line.cut(before="confirm_shares")
+        liar.line.cut(before="shares")
+        federation.turn_until(lambda: liar.line.is_cut)
+        liar.line.mend()
+
+        def lying(roster_hash, low, high, round_, key):
+            return honest(roster_hash, low, high, round_, bytes(len(key)))
+
+        with patch.object(hashing, "commit_pair_key", lying):
+            liar.line.cut(after="confirm_shares")
+            liar.turn()
+        liar.line.mend()
+        found = federation.play(1)
+
+        assert found["state"] == "succeeded"
+        (line,) = federation.audit("key_epoch_ready")
+        told = json.loads(line["details_json"])
+        assert told["usable"] == [name for name in names if name not in (LIAR, "site-5")]
+        assert told["left_out"].keys() == {LIAR, "site-5"}
+        assert told["left_out"]["site-5"] == "sent no Ready"
+        assert told["left_out"][LIAR].startswith("has no common pair key with site-0")
+        assert sorted(told["unequal_pairs"]) == [["site-0", LIAR], *([LIAR, name] for name in names[2:5])]

@@ -64,13 +64,21 @@ class Driver:
 
     async def run(self) -> None:
         """Drive until cancelled. A step that fails is logged and tried again; the loop never ends by itself."""
+        turn: asyncio.Future[float] | None = None
         try:
             while True:
                 ticket = self._wakeups.driver.ticket()
-                wait = await asyncio.to_thread(self.step_all)
+                turn = asyncio.ensure_future(asyncio.to_thread(self.step_all))
+                wait = await asyncio.shield(turn)
                 await self._wakeups.driver.wait(ticket, seconds=wait)
         finally:
-            await asyncio.shield(asyncio.to_thread(self._release))
+            await asyncio.shield(self._end(turn))
+
+    async def _end(self, turn: asyncio.Future[float] | None) -> None:
+        """Give the leases back. A turn goes on in its thread though nobody waits for it any more, and may take one."""
+        if turn is not None:
+            await asyncio.wait({turn})
+        await asyncio.to_thread(self._release)
 
     def step_all(self) -> float:
         """Take every step that is due now, and return in how many seconds the next deadline comes."""

@@ -475,13 +475,21 @@ class Federation:
             pass
         self.settle()
 
-    def turn_until(self, reached: Callable[[], bool], *, sites: Iterable[str] | None = None, turns: int = 60) -> None:
+    def turn_until(
+        self,
+        reached: Callable[[], bool],
+        *,
+        sites: Iterable[str] | None = None,
+        one_by_one: bool = False,
+        turns: int = 60,
+    ) -> None:
         """Turn the sites until something holds; fails loudly if it never does. The clock stands."""
-        names = None if sites is None else list(sites)
+        names = list(self.sites) if sites is None else list(sites)
         for _ in range(turns):
             if reached():
                 return
-            self.turn(names)
+            for group in [[name] for name in names] if one_by_one else [names]:
+                self.turn(group)
         raise AssertionError(f"not reached in {turns} turns; run is {self.run()}; rounds are {self._story()}")
 
     def play(self, number: int, *, sites: Iterable[str] | None = None, run: str = "run") -> Mapping[str, Any]:

@@ -26,8 +26,9 @@ from common.basemodel import BaseModel
 from demo.federation import LocalFederation
 
 RUN: Final = "bench"
-# Asking often would cost the coordinator what is to be measured.
-POLL_SECONDS: Final = 0.25
+# Asking often would cost the coordinator what is to be measured: a few times a round, however long it takes.
+LEAST_POLL_SECONDS: Final = 0.25
+POLLS_A_ROUND: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ def measure(federation: LocalFederation, *, mebibytes: float, participants: int,
 def _spend(federation: LocalFederation, pids: dict[str, int], rounds: int) -> tuple[_Spent, _Spent]:
     """CPU seconds after the first round and after the last one."""
     first: _Spent | None = None
+    begun = time.monotonic()
     while True:
         federation.require_running()
         run = federation.admin.run(f"runs/{RUN}")
@@ -71,7 +73,7 @@ def _spend(federation: LocalFederation, pids: dict[str, int], rounds: int) -> tu
             first = spent
         if done == rounds and first is not None:
             return first, spent
-        time.sleep(POLL_SECONDS)
+        time.sleep(max(LEAST_POLL_SECONDS, (time.monotonic() - begun) / (done + 1) / POLLS_A_ROUND))
 
 
 def _figures(
@@ -106,7 +108,7 @@ def _figures(
             max(int(p["upload_bytes"]) for p in recorded[-1]["participations"]) / parameters, 4
         ),
         "update_mib_per_coordinator_cpu_second": round(mebibytes * participants / cpu, 1),
-        **yardstick(),
+        **yardstick(federation.folder),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
     }

@@ -41,7 +41,7 @@ from common.secagg.prg import StreamSum
 from common.secagg.ring import CHUNK_WORDS, VectorLayout, Words, add_into, choose_lanes, lane_limit
 from common.secagg.roster import Members, Roster, assemble_roster, check_advertisement, check_roster, read_roster
 from common.secagg.round_context import ClosedGroup, RoundContext
-from common.secagg.unmask import Unmasking, open_masks
+from common.secagg.unmask import OpenedKeys, Unmasking, open_keys, open_masks
 
 __all__ = [
     "CHUNK_WORDS",
@@ -63,6 +63,7 @@ __all__ = [
     "MemberVerifier",
     "Members",
     "MetricGroup",
+    "OpenedKeys",
     "Packer",
     "PinnedMember",
     "PinnedMembers",
@@ -102,6 +103,7 @@ __all__ = [
     "identity_signer",
     "lane_limit",
     "make_start",
+    "open_keys",
     "open_masks",
     "read_roster",
     "settle_epoch",

@@ -44,6 +44,28 @@ class Unmasking:
         return read_tail(self.context.epoch.plan, words, survivors=len(self.survivors), groups=self.context.open_groups)
 
 
+@dataclass(frozen=True, slots=True)
+class OpenedKeys:
+    """The keys that a round's reveals have opened; what is left in the sum follows from them and the context.
+
+    self_keys: b[r] by survivor. pair_keys: by (dropped member, survivor that shares a mask with it).
+    """
+
+    self_keys: Mapping[int, bytes] = field(repr=False)
+    pair_keys: Mapping[tuple[int, int], bytes] = field(repr=False)
+
+    def unmasking(self, context: RoundContext, survivors: tuple[int, ...]) -> Unmasking:
+        """The seeds of every mask that is left in the sum over `survivors`."""
+        self_seeds = [hashing.self_mask_seed(key, context.hash, owner) for owner, key in sorted(self.self_keys.items())]
+        added: list[bytes] = []
+        subtracted: list[bytes] = []
+        for (dropped, survivor), key in sorted(self.pair_keys.items()):
+            seed = hashing.pair_mask_seed(key, context.hash, *pair(dropped, survivor))
+            # The survivor added + if its index is the smaller one of the pair.
+            (subtracted if survivor < dropped else added).append(seed)
+        return Unmasking(context, survivors, tuple(added), (*self_seeds, *subtracted))
+
+
 def open_masks(
     context: RoundContext,
     roster: Roster,
@@ -51,6 +73,17 @@ def open_masks(
     reveals: Iterable[CheckedReveal],
     readies: Mapping[int, Ready],
 ) -> Unmasking:
+    """The seeds of every mask that is left in the sum. Arguments and errors as `open_keys`."""
+    return open_keys(context, roster, survivors, reveals, readies).unmasking(context, survivors)
+
+
+def open_keys(
+    context: RoundContext,
+    roster: Roster,
+    survivors: tuple[int, ...],
+    reveals: Iterable[CheckedReveal],
+    readies: Mapping[int, Ready],
+) -> OpenedKeys:
     """Interpolate b[r] of each survivor and K[r] of each dropped member, at the same t holders where possible.
 
     readies: by index, of the cohort. Raises TooFewMembers while fewer than t holders have revealed, MemberAtFault
@@ -58,19 +91,16 @@ def open_masks(
     """
     by_holder = {reveal.holder: reveal for reveal in reveals}
     opening = _Opening(context, roster, survivors, readies)
-    self_seeds: list[bytes] = []
-    added: list[bytes] = []
-    subtracted: list[bytes] = []
+    self_keys: dict[int, bytes] = {}
+    pair_keys: dict[tuple[int, int], bytes] = {}
     for owner in context.cohort:
         shares = _first_shares(context, by_holder, owner)
         if owner in survivors:
-            self_seeds.append(opening.self_seed(owner, shares))
-            continue
-        for survivor, seed in opening.pair_seeds(owner, shares):
-            # The survivor added + if its index is the smaller one of the pair.
-            (subtracted if survivor < owner else added).append(seed)
+            self_keys[owner] = opening.self_key(owner, shares)
+        else:
+            pair_keys.update(((owner, survivor), key) for survivor, key in opening.pair_keys(owner, shares))
     opening.check()
-    return Unmasking(context, survivors, tuple(added), (*self_seeds, *subtracted))
+    return OpenedKeys(self_keys, pair_keys)
 
 
 def _first_shares(
@@ -99,7 +129,7 @@ class _Opening:
         self._readies = readies
         self._faults: dict[int, str] = {}
 
-    def self_seed(self, owner: int, shares: Sequence[tuple[int, bytes]]) -> bytes:
+    def self_key(self, owner: int, shares: Sequence[tuple[int, bytes]]) -> bytes:
         advertised = self._roster.advertisements[owner]
         key = _interpolate(shares)
         context = self._context
@@ -109,17 +139,17 @@ class _Opening:
             # Every share was checked against the owner's own commitment, so only the owner can be wrong.
             self._faults[owner] = "dealt shares of another self mask than it committed to"
             return bytes(KEY_BYTES)
-        return hashing.self_mask_seed(key, context.hash, owner)
+        return key
 
-    def pair_seeds(self, owner: int, shares: Sequence[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
-        """(survivor, mask seed) of each survivor that shares a mask with a dropped member."""
+    def pair_keys(self, owner: int, shares: Sequence[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+        """(survivor, pair key) of each survivor that shares a mask with a dropped member."""
         try:
-            return self._pair_seeds(owner, shares)
+            return self._pair_keys(owner, shares)
         except ProtocolViolation as error:
             self._faults[owner] = error.message
             return []
 
-    def _pair_seeds(self, owner: int, shares: Sequence[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    def _pair_keys(self, owner: int, shares: Sequence[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
         context, advertised = self._context, self._roster.advertisements[owner]
         offset, round_ = context.round_offset, context.start.round
         key = _interpolate(shares)
@@ -143,7 +173,7 @@ class _Opening:
                 raise ProtocolViolation(
                     f"escrowed another pair key with {context.members.org_ids[survivor]} than both committed to"
                 )
-            found.append((survivor, hashing.pair_mask_seed(pair_key, context.hash, *ends)))
+            found.append((survivor, pair_key))
         return found
 
     def check(self) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from common.adapters import ADAPTER_FILE, FLOAT32_BYTES, AdapterLayout, FlatFile, FlatVector, square_norm
 from common.errors import NormExceeded, StorageFailed, UpdateNotFinite
 from common.secagg import SecaggPlan, StreamSum, TailSums, Unmasking, VectorLayout, Words, add_into, decode_chunk
-from coordinator.strategies import ServerOptimizer
+from common.strategies import ServerOptimizer
 from coordinator.uploads import UploadReader
 
 # Of float32: participants scale to the bound, the mean is summed up again.

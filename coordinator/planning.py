@@ -19,7 +19,7 @@ from common.plan import Gate, Masking, Method, PhaseLimits, Phases, Plan, Traini
 from common.plan_review import plan_mistakes
 from common.secagg.plan import HEAD_WORDS
 from common.secagg.ring import VectorLayout, choose_lanes
-from coordinator.strategies.optimizers import METHODS, SERVER_OPTIMIZERS
+from common.strategies.optimizers import METHODS, SERVER_OPTIMIZERS
 
 LEAST_COHORT_FLOOR: Final = 3
 DEFAULT_RANK: Final = 8

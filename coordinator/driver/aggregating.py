@@ -11,50 +11,26 @@ from dataclasses import replace
 from typing import Final
 
 from common.adapters import ADAPTER_FILE
+from common.figures import figures, heldout_loss
 from common.log import get_logger
-from common.secagg import TailSums, Unmasking, check_ready, open_masks, verify_reveal
+from common.secagg import TailSums
 from common.states import RoundKind
+from common.strategies import server_optimizer
 from coordinator.aggregation import NextAdapter, OpenSum, make_next_adapter
 from coordinator.driver.work import View, Work, audit, phase_ended
 from coordinator.manifests import build_manifest, sign_manifest
-from coordinator.masked import commitments_of, context_of, roster_of
 from coordinator.rounds.events import Aggregated, RoundFailed, RunFinished
-from coordinator.rounds.figures import figures, heldout_loss
 from coordinator.rounds.gate import Verdict, judge
 from coordinator.rounds.lifecycle import advance_round, advance_run
-from coordinator.rounds.model import Adapter, AdapterState, MessageKind, Round, Run
+from coordinator.rounds.model import Adapter, AdapterState, Round, Run
 from coordinator.runs import adapter_key
-from coordinator.store.interface import Reader, Writer
-from coordinator.strategies import server_optimizer
+from coordinator.store.interface import Writer
+from coordinator.unmasking import open_unmasking
 from coordinator.uploads import UploadReader, upload_prefix
 
 CANDIDATE_SET_ASIDE: Final = "CANDIDATE_SET_ASIDE"
 
 log = get_logger(__name__)
-
-
-def open_unmasking(reader: Reader, run: Run, round_: Round) -> Unmasking:
-    """The seeds of the masks that are left in the sum; made anew whenever they are needed, and never stored."""
-    context = context_of(reader, run, round_)
-    epoch = reader.epoch(run.name, round_.epoch)
-    roster = roster_of(reader, run, epoch)
-    members = roster.members
-    survivors = tuple(sorted(members.index_of(name) for name in round_.survivors))
-    commitments = commitments_of(reader, context, round_)
-    reveals = [
-        verify_reveal(
-            context, survivors, message.body, sender=members.index_of(message.sender), commitments=commitments
-        )
-        for message in reader.messages(run.name, MessageKind.REVEAL, round_.number)
-    ]
-    readies = {
-        members.index_of(message.sender): check_ready(
-            context.epoch, members, message.body, sender=members.index_of(message.sender)
-        )
-        for message in reader.messages(run.name, MessageKind.CONFIRMATION, round_.epoch)
-        if message.sender in round_.cohort
-    }
-    return open_masks(context, roster, survivors, reveals, readies)
 
 
 def step_aggregating(work: Work, view: View, round_: Round) -> bool:

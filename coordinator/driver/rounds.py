@@ -19,7 +19,7 @@ from common.errors import (
 from common.masking import MASKED_KIND, model_hash
 from common.secagg import make_start
 from common.states import RoundState
-from coordinator.driver.aggregating import open_unmasking, step_aggregating
+from coordinator.driver.aggregating import step_aggregating
 from coordinator.driver.epochs import MOST_TRIES, needs_epoch, open_epoch
 from coordinator.driver.work import View, Work, audit, phase_ended
 from coordinator.masked import context_of, epoch_of, roster_of
@@ -52,6 +52,7 @@ from coordinator.rounds.model import (
     RunMember,
 )
 from coordinator.store.interface import Writer
+from coordinator.unmasking import open_unmasking
 
 KEYS_NOT_MADE: Final = "KEYS_NOT_MADE"
 DROPPED_BY_WINDOW: Final = "WINDOW_PASSED"

@@ -19,8 +19,8 @@ from common.secagg.messages import Advertisement
 from common.secagg.roster import _encode
 from coordinator.aggregation import OpenSum
 from coordinator.cli import rounds
-from coordinator.driver.aggregating import open_unmasking
 from coordinator.store.opening import open_blobs, open_store
+from coordinator.unmasking import open_unmasking
 from coordinator.uploads import UploadReader, upload_prefix
 from participant.journal import EpochPhase
 from tests.rpc.federation import Federation, MadeUpTrainer, delta_of

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import AggregationFailed
+from common.figures import figures, heldout_loss
 from common.plan import METRIC_GROUPS, METRIC_WORDS, Gate
 from common.secagg import TailSums
-from coordinator.rounds.figures import figures, heldout_loss
 from coordinator.rounds.gate import judge
 
 WORDS = (*METRIC_WORDS, *(word for group in METRIC_GROUPS for word in group.words))

@@ -258,6 +258,12 @@ class SecondSurvivorSet(ProtocolViolation):
     reason = "SECOND_SURVIVOR_SET"
 
 
+class AuditFailed(AccordError):
+    """What a finished round has published does not follow from what its members signed; keep what was shown."""
+
+    reason = "AUDIT_FAILED"
+
+
 class TooFewMembers(AggregationFailed):
     """Fewer members are usable, or fewer survived, than the plan's floor; close the round and start another."""
 

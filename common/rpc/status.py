@@ -67,6 +67,7 @@ STATUS_OF: Final[Mapping[type[errors.AccordError], StatusCode]] = {
     errors.MemberRejected: StatusCode.FAILED_PRECONDITION,
     errors.SecondSurvivorSet: StatusCode.FAILED_PRECONDITION,
     errors.AggregationFailed: StatusCode.FAILED_PRECONDITION,
+    errors.AuditFailed: StatusCode.FAILED_PRECONDITION,
     errors.TooFewMembers: StatusCode.FAILED_PRECONDITION,
     errors.MemberAtFault: StatusCode.FAILED_PRECONDITION,
     # the world

@@ -6,6 +6,7 @@ ones that services use. Messages are opaque bytes; a participant's phase is jour
 
 from __future__ import annotations
 
+from common.secagg.audit import ChunkAudit, OwnUpload, ShownRound, ShownUpload, chance_to_catch
 from common.secagg.coordinator import (
     CheckedReveal,
     CloseKind,
@@ -33,7 +34,7 @@ from common.secagg.identity import (
     verify_identity,
 )
 from common.secagg.messages import Advertisement, Commit, Deposit, Ready, Receipt, Reveal, SealedShare, Signed, Start
-from common.secagg.packing import Packer, TailSums, decode_chunk, fixed_weight
+from common.secagg.packing import Clipping, Packer, TailSums, decode_chunk, fixed_weight
 from common.secagg.participant_epoch import Advertising, Dealt, EpochKeys, RandomBytes, Refusal, begin_epoch
 from common.secagg.participant_round import Bound, Masked, Masking, Revealed
 from common.secagg.plan import ClipSlot, KeyEpoch, MetricGroup, RoundKind, SecaggPlan, Thresholds
@@ -49,7 +50,9 @@ __all__ = [
     "Advertising",
     "Bound",
     "CheckedReveal",
+    "ChunkAudit",
     "ClipSlot",
+    "Clipping",
     "CloseKind",
     "ClosedGroup",
     "Commit",
@@ -64,6 +67,7 @@ __all__ = [
     "Members",
     "MetricGroup",
     "OpenedKeys",
+    "OwnUpload",
     "Packer",
     "PinnedMember",
     "PinnedMembers",
@@ -80,6 +84,8 @@ __all__ = [
     "SecaggPlan",
     "Settlement",
     "ShareCommitments",
+    "ShownRound",
+    "ShownUpload",
     "Signed",
     "Start",
     "StreamSum",
@@ -91,6 +97,7 @@ __all__ = [
     "add_into",
     "assemble_roster",
     "begin_epoch",
+    "chance_to_catch",
     "check_advertisement",
     "check_deposit",
     "check_ready",

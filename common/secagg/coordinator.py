@@ -6,16 +6,17 @@ the caller's. Knows nothing of time, storage and of how a sum is opened.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
 from common.errors import MalformedMessage, ProtocolViolation, TooFewMembers
 from common.secagg import hashing
-from common.secagg.graph import holders, neighbours
+from common.secagg.graph import Graph
 from common.secagg.messages import Deposit, Ready, Reveal, SealedShare, Signed, Start
 from common.secagg.plan import KeyEpoch, RoundKind
-from common.secagg.roster import Members
+from common.secagg.roster import Members, graph_of
 from common.secagg.round_context import RoundContext
 from common.secagg.shamir import check_share
 
@@ -34,7 +35,7 @@ def check_deposit(epoch: KeyEpoch, members: Members, message: bytes, *, sender: 
     deposit = Deposit.decode(message)
     if deposit.roster_hash != members.roster_hash or deposit.owner != sender:
         raise ProtocolViolation("a deposit is for another roster or in another member's name")
-    expected = holders(sender, len(members))
+    expected = graph_of(epoch, members).holders(sender)
     if len(deposit.envelopes) != len(expected):
         raise ProtocolViolation(f"a deposit holds {len(deposit.envelopes)} envelopes, {len(expected)} are due")
     for holder, envelope in zip(expected, deposit.envelopes, strict=True):
@@ -49,13 +50,22 @@ def check_deposit(epoch: KeyEpoch, members: Members, message: bytes, *, sender: 
 
 
 def envelopes_for(members: Members, deposits: Iterable[Deposit], holder: int) -> tuple[bytes, ...]:
-    """The signed envelopes that others have sealed to `holder`, in the order of their owners."""
-    found = {
-        deposit.owner: deposit.envelopes[holders(deposit.owner, len(members)).index(holder)]
-        for deposit in deposits
-        if deposit.owner in neighbours(holder, len(members))
-    }
+    """The signed envelopes that others have sealed to `holder`, in the order of their owners.
+
+    deposits: checked ones of the roster, of whomever; those that have no envelope for the holder are passed over.
+    """
+    found = {}
+    for deposit in deposits:
+        at = bisect_left(deposit.envelopes, holder, key=_holder_of)
+        if deposit.roster_hash != members.roster_hash or deposit.owner == holder:
+            continue
+        if at < len(deposit.envelopes) and _holder_of(deposit.envelopes[at]) == holder:
+            found[deposit.owner] = deposit.envelopes[at]
     return tuple(found[owner] for owner in sorted(found))
+
+
+def _holder_of(envelope: bytes) -> int:
+    return SealedShare.decode(Signed.decode(envelope).body).holder
 
 
 def check_ready(epoch: KeyEpoch, members: Members, message: bytes, *, sender: int) -> Ready:
@@ -65,7 +75,7 @@ def check_ready(epoch: KeyEpoch, members: Members, message: bytes, *, sender: in
     ready = Ready.decode(signed.body)
     if (ready.roster_hash, ready.index, ready.members) != (members.roster_hash, sender, len(members)):
         raise ProtocolViolation("a ready message is for another roster or in another member's name")
-    if not set(ready.opened) <= set(holders(sender, len(members))) or sender not in ready.opened:
+    if not set(ready.opened) <= set(graph_of(epoch, members).holders(sender)) or sender not in ready.opened:
         raise ProtocolViolation("a ready message holds shares of members that are not its neighbours, or not its own")
     if len(ready.escrows) != epoch.plan.rounds_per_epoch:
         raise MalformedMessage(f"a ready message is for {len(ready.escrows)} rounds")
@@ -87,21 +97,24 @@ class Settlement:
 def settle_epoch(epoch: KeyEpoch, members: Members, readies: Iterable[Ready]) -> Settlement:
     """Largest plain set of members any of whom can be in a cohort together.
 
-    Members with no Ready are out. While two members have no common key, the ones with most such pairs go: a liar who
-    disagrees with everyone goes alone, and of a single bad pair both go, as nobody can tell which of them lied. Each
-    that stays is held by at least t of those that stay.
-    Raises TooFewMembers when fewer stay than must survive a round.
+    Members with no Ready are out. While two neighbours have no common key, the ones with most such pairs go: a liar who
+    disagrees with everyone goes alone, and of a single bad pair both go, as nobody can tell which of them lied. (To
+    leave out the pair alone would hide no less, but then members would have to be shown why.) In a sparse graph those
+    go, too, whose shares too few of the others hold, so each that stays is held by at least t of those that stay.
+    Raises TooFewMembers when fewer stay than must survive a round, or stay so unevenly that a ring is not covered.
     """
+    graph = graph_of(epoch, members)
     by_index = {ready.index: ready for ready in readies}
     thresholds = epoch.plan.thresholds(len(members))
     left_out = {index: "sent no Ready" for index in range(len(members)) if index not in by_index}
     bad = {index: set[int]() for index in by_index}
+    places = {index: {other: place for place, other in enumerate(ready.partners)} for index, ready in by_index.items()}
     unequal = []
     for low in sorted(by_index):
-        for high in neighbours(low, len(members)):
+        for high in graph.neighbours(low):
             if high <= low or high not in by_index:
                 continue
-            agreement = _pair_agreement(by_index[low], by_index[high])
+            agreement = _pair_agreement(by_index[low], by_index[high], places)
             if agreement is not True:
                 bad[low].add(high)
                 bad[high].add(low)
@@ -112,21 +125,50 @@ def settle_epoch(epoch: KeyEpoch, members: Members, readies: Iterable[Ready]) ->
             names = ", ".join(members.names(sorted(bad.pop(index))))
             left_out[index] = f"has no common pair key with {names}"
         bad = {index: partners - left_out.keys() for index, partners in bad.items()}
-    usable = tuple(sorted(bad))
-    weak = [index for index in usable if sum(index in by_index[holder].opened for holder in usable) < thresholds.shares]
-    if weak or len(usable) < thresholds.survivors:
+    usable = _held_by_enough(graph, by_index, bad, left_out)
+    if len(usable) < thresholds.survivors:
         reasons = "; ".join(f"{members.org_ids[index]} {why}" for index, why in sorted(left_out.items()))
         raise TooFewMembers(
             f"{len(usable)} of {len(members)} members can take part, {thresholds.survivors} must: {reasons}"
         )
+    graph.check_cover(usable)
     return Settlement(usable, left_out, tuple(unequal))
 
 
-def _pair_agreement(low: Ready, high: Ready) -> bool | None:
-    """True: same keys in every round. False: different keys. None: one of them does not hold the other."""
-    if high.index not in low.opened or low.index not in high.opened:
+def _held_by_enough(
+    graph: Graph, readies: Mapping[int, Ready], agreed: Iterable[int], left_out: dict[int, str]
+) -> tuple[int, ...]:
+    """Those of `agreed` who are held by enough of each other; the others are added to `left_out`.
+
+    In a complete graph everyone of `agreed` holds everyone, and the floor on their number, which is no less than t,
+    says it all.
+    """
+    usable = set(agreed)
+    if graph.sparse is None:
+        return tuple(sorted(usable))
+    needed = graph.sparse.threshold + graph.sparse.spare
+    holding = {index: set(readies[index].opened) for index in usable}
+    while True:
+        held = {
+            index: sum(holder in usable and index in holding[holder] for holder in graph.holders(index))
+            for index in usable
+        }
+        weak = [index for index in usable if held[index] < needed]
+        if not weak:
+            return tuple(sorted(usable))
+        # All at once: one that goes is a holder less for its neighbours, so the next turn counts again.
+        left_out.update({index: f"only {held[index]} members hold its shares, {needed} must" for index in weak})
+        usable.difference_update(weak)
+
+
+def _pair_agreement(low: Ready, high: Ready, places: Mapping[int, Mapping[int, int]]) -> bool | None:
+    """True: same keys in every round. False: different keys. None: one of them does not hold the other.
+
+    places: by index, at which place of its lists a member has each of its partners.
+    """
+    low_at, high_at = places[low.index].get(high.index), places[high.index].get(low.index)
+    if low_at is None or high_at is None:
         return None
-    low_at, high_at = low.partners.index(high.index), high.partners.index(low.index)
     return all(
         mine[low_at] == theirs[high_at]
         for mine, theirs in zip(low.pair_commitments, high.pair_commitments, strict=True)
@@ -147,14 +189,32 @@ def make_start(
 ) -> RoundContext:
     """Open a round: `context.start.encode()` is the message. cohort: usable members with an update ready.
 
-    Raises TooFewMembers for a cohort below the floor, ProtocolViolation for a round outside the epoch.
+    Raises TooFewMembers for a cohort below the floor or, in a sparse graph, with too few neighbours for some member;
+    ProtocolViolation for a round outside the epoch.
     """
     listed = tuple(sorted(set(cohort)))
     floor = epoch.plan.thresholds(len(members)).survivors
     if len(listed) < floor:
         raise TooFewMembers(f"{len(listed)} members are ready, the round needs {floor}")
+    graph_of(epoch, members).check_cover(listed)
     start = Start(epoch.hash, members.roster_hash, round_number, kind, listed, len(members), model_hash)
-    return RoundContext.of(epoch, members, start)
+    context = RoundContext.of(epoch, members, start)
+    _check_openable(context, listed)
+    return context
+
+
+def _check_openable(context: RoundContext, present: Collection[int]) -> None:
+    """Raises TooFewMembers if some cohort member's secrets could not be opened by `present`, should all of them answer.
+
+    Never in a complete graph, where the floor is at least t.
+    """
+    there, threshold = set(present), context.thresholds.shares
+    for owner in context.cohort:
+        holding = len(there.intersection(context.graph.holders(owner)))
+        if holding < threshold:
+            raise TooFewMembers(
+                f"{holding} of those that are left hold shares of {context.members.org_ids[owner]}, {threshold} must"
+            )
 
 
 class CloseKind(Enum):
@@ -169,12 +229,15 @@ def choose_close(context: RoundContext, uploaded: Iterable[int]) -> tuple[CloseK
 
     FAST when the whole cohort uploaded: send all receipts. SLOW otherwise: send set and receipts, collect commits,
     send T of them. Store the answer before anyone is told: there is one survivor set a round, ever.
-    Raises TooFewMembers below the floor.
+    Raises TooFewMembers below the floor and, in a sparse graph, where the survivors could not open every secret or do
+    not cover the ring.
     """
     survivors = tuple(sorted(set(uploaded)))
     floor = context.thresholds.survivors
     if len(survivors) < floor:
         raise TooFewMembers(f"{len(survivors)} updates have arrived, the round needs {floor}")
+    context.graph.check_cover(survivors)
+    _check_openable(context, survivors)
     context.check_survivors(survivors)
     return (CloseKind.FAST if survivors == context.cohort else CloseKind.SLOW), survivors
 
@@ -231,7 +294,8 @@ def verify_reveal(
         raise ProtocolViolation(f"{name} reveals for another round or in another member's name")
     if reveal.survivors != survivors:
         raise ProtocolViolation(f"{name} reveals for another survivor set")
-    owners = [owner for owner in holders(sender, len(context.members)) if owner in context.cohort]
+    cohort = set(context.cohort)
+    owners = [owner for owner in context.graph.holders(sender) if owner in cohort]
     if len(reveal.shares) != len(owners):
         raise ProtocolViolation(f"{name} reveals {len(reveal.shares)} shares, {len(owners)} are due")
     shares = {}

@@ -71,6 +71,11 @@ def escrow_polynomial_key(chain: bytes, roster_hash: bytes, round_: int) -> byte
     return derive(chain, roster_hash, "poly-k", round_)
 
 
+def graph_key(roster_hash: bytes, epoch_hash: bytes) -> bytes:
+    """What draws a sparse graph: nobody knows it before every member has advertised."""
+    return derive(roster_hash, epoch_hash, "graph")
+
+
 # --- pair chains ------------------------------------------------------------------------------------------------
 
 

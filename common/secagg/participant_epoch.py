@@ -16,14 +16,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from common.errors import MalformedMessage, OutOfTurn, ProtocolViolation
 from common.secagg import hashing, sealing, shamir
 from common.secagg.encoding import Kind, Reader, Writer
-from common.secagg.graph import holders, neighbours, pair
+from common.secagg.graph import pair
 from common.secagg.hashing import KEY_BYTES
 from common.secagg.identity import IdentitySigner, MemberVerifier
 from common.secagg.messages import NONCE_BYTES, Advertisement, Deposit, Ready, SealedShare, Signed, Start
 from common.secagg.participant_round import Masking
 from common.secagg.plan import KeyEpoch
 from common.secagg.prg import keystream_by_counter
-from common.secagg.roster import Members, check_roster, sign_advertisement
+from common.secagg.roster import Members, check_roster, graph_of, sign_advertisement
 from common.secagg.round_context import RoundContext
 from common.secagg.shamir import COEFFICIENT_BYTES, SHARE_BYTES
 
@@ -128,7 +128,7 @@ class Advertising:
         dealt = _deal_shares(self.epoch, members, index, secrets)
         pair_chains: dict[int, bytes] = {}
         envelopes = []
-        for holder in holders(index, len(members)):
+        for holder in graph_of(self.epoch, members).holders(index):
             seed = b""
             if index < holder:
                 seed = hashing.pair_seed(self.master, members.roster_hash, index, holder)
@@ -181,7 +181,7 @@ class Advertising:
 def _deal_shares(epoch: KeyEpoch, members: Members, index: int, secrets: _Secrets) -> Mapping[int, tuple[bytes, ...]]:
     """For each holder, for each round, K-share || b-share."""
     threshold = epoch.plan.thresholds(len(members)).shares
-    mine = holders(index, len(members))
+    mine = graph_of(epoch, members).holders(index)
     points = tuple(holder + 1 for holder in mine)
     rows: dict[int, list[bytes]] = {holder: [] for holder in mine}
     size = (threshold - 1) * COEFFICIENT_BYTES
@@ -229,16 +229,17 @@ class Dealt:
 
         envelopes: signed SealedShare messages as the coordinator forwards them. One that is damaged, forged,
         misdirected or inconsistent is refused and its owner not held: it is not an error of the step. Our own
-        envelope is taken from our own deposit. Whoever is not held can never be in a cohort with us.
+        envelope is taken from our own deposit. A neighbour that is not held can never be in a cohort with us.
         """
         opened: dict[int, bytes] = {}
         pair_chains = dict(self.pair_chains)
         refusals = []
-        own = [Deposit.decode(self.message).envelopes[holders(self.index, len(self.members)).index(self.index)]]
+        owners = graph_of(self.epoch, self.members).holders(self.index)
+        own = [Deposit.decode(self.message).envelopes[owners.index(self.index)]]
         for envelope in (*own, *envelopes):
             owner: int | None = None
             try:
-                sealed = self._authentic(envelope)
+                sealed = self._authentic(envelope, owners)
                 owner = sealed.owner
                 if owner in opened:
                     continue
@@ -265,12 +266,12 @@ class Dealt:
         )
         return keys, tuple(refusals)
 
-    def _authentic(self, envelope: bytes) -> SealedShare:
+    def _authentic(self, envelope: bytes, owners: Collection[int]) -> SealedShare:
         signed = Signed.decode(envelope)
         sealed = SealedShare.decode(signed.body)
         if sealed.roster_hash != self.members.roster_hash or sealed.holder != self.index:
             raise ProtocolViolation("a sealed share is for another roster or another holder")
-        if sealed.owner not in holders(self.index, len(self.members)):
+        if sealed.owner not in owners:
             raise ProtocolViolation(f"a sealed share is from index {sealed.owner}, whose shares we do not hold")
         # HPKE does not say who sealed: without this check the coordinator could deal in anyone's name, choose the
         # pair seed itself and take the pair's mask off.
@@ -411,16 +412,17 @@ class EpochKeys:
             raise ProtocolViolation("a sum was already opened on this model; a second one could single a member out")
         if self.index not in start.cohort:
             raise ProtocolViolation("the round's cohort does not hold this site")
-        missing = [other for other in start.cohort if other not in self.shares]
+        masked_with = graph_of(self.epoch, self.members).holders(self.index)
+        missing = [other for other in start.cohort if other in masked_with and other not in self.shares]
         if missing:
             names = ", ".join(self.members.names(missing))
-            raise ProtocolViolation(f"the round's cohort holds members whose shares this site has not: {names}")
+            raise ProtocolViolation(f"the round's cohort holds neighbours whose shares this site has not: {names}")
         keys = self.skip_to(start.round)
         return keys.skip_to(start.round + 1), keys._masking(context)
 
     def _masking(self, context: RoundContext) -> Masking:
-        run_id, round_, cohort = self.epoch.plan.run_id, self.next_round, context.start.cohort
-        partners = [other for other in neighbours(self.index, len(self.members)) if other in cohort]
+        run_id, round_, cohort = self.epoch.plan.run_id, self.next_round, set(context.start.cohort)
+        owners = [other for other in graph_of(self.epoch, self.members).holders(self.index) if other in cohort]
         return Masking(
             context=context,
             index=self.index,
@@ -430,13 +432,10 @@ class EpochKeys:
                 other: hashing.pair_mask_seed(
                     hashing.pair_key(self.pair_chains[other], run_id, round_), context.hash, *pair(self.index, other)
                 )
-                for other in partners
+                for other in owners
+                if other != self.index
             },
-            shares={
-                owner: self.shares[owner][:ROUND_SHARES_BYTES]
-                for owner in holders(self.index, len(self.members))
-                if owner in cohort
-            },
+            shares={owner: self.shares[owner][:ROUND_SHARES_BYTES] for owner in owners},
         )
 
     def to_bytes(self) -> bytes:

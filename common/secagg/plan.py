@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import Final
 
 from common.errors import MalformedMessage, PlanInvalid
+from common.secagg import graph
 from common.secagg.encoding import MAX_MEMBERS, MAX_ROUNDS, Kind, Reader, Writer
 from common.secagg.hashing import DIGEST_BYTES, digest
 from common.secagg.ring import CHUNK_WORDS, LANE_CHOICES, VectorLayout, lane_limit
@@ -57,10 +58,11 @@ class MetricGroup:
 class Thresholds:
     """The numbers of members that decide, for a roster of `members`.
 
-    shares (t): shares that open a secret. commits (T): signed commits that bind a survivor set. survivors: least size
-    of a survivor set, max(t, T, n_min, c + 2). contributors: least contributors to a metric group that is summed,
-    max(n_min, c + 2). With 2t > n + c and 2T > n + c the coordinator and `colluders` members open at most one sum a
-    round.
+    shares (t): shares that open a secret, of n in a complete graph and of k + 1 in a sparse one. commits (T): signed
+    commits that bind a survivor set. survivors: least size of a survivor set, max(T, n_min, c + 2); in a complete graph
+    t is T, in a sparse one the set must also cover the ring (`graph.Graph.check_cover`). contributors: least
+    contributors to a metric group that is summed, max(n_min, c + 2). With 2T > n + c, and 2t above the holders of a
+    member and those of them who collude, the coordinator and `colluders` members open at most one sum a round.
     """
 
     members: int
@@ -178,6 +180,7 @@ class SecaggPlan:
             raise PlanInvalid(f"{members} members, the plan asks for {self.members_floor} to {self.members_limit}")
         colluders = (members - 1) // 3 if self.colluders is None else self.colluders
         quorum = (members + colluders) // 2 + 1
+        sparse = graph.parameters(members, colluders)
         # In both the colluders may be counted: two honest members are what is left, and their sum shows neither.
         contributors = max(self.members_floor, colluders + 2)
         survivors = max(quorum, contributors)
@@ -186,7 +189,7 @@ class SecaggPlan:
         return Thresholds(
             members=members,
             colluders=colluders,
-            shares=quorum,
+            shares=quorum if sparse is None else sparse.threshold,
             commits=quorum,
             survivors=survivors,
             contributors=contributors,

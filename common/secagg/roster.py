@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Self
 
 from common.errors import MalformedMessage, ProtocolViolation
+from common.secagg import graph
 from common.secagg.encoding import MAX_MEMBERS, Kind, Reader, Writer
-from common.secagg.hashing import DIGEST_BYTES, digest
+from common.secagg.graph import Graph
+from common.secagg.hashing import DIGEST_BYTES, digest, graph_key
 from common.secagg.identity import IdentitySigner, MemberVerifier, verify_identity
 from common.secagg.messages import SIGNING_KEY_BYTES, Advertisement, Signed
 from common.secagg.plan import MAX_METRIC_GROUPS, KeyEpoch
@@ -98,6 +100,15 @@ class Members:
             tuple(key for _, key, _ in rows),
             tuple(groups for _, _, groups in rows),
         )
+
+
+def graph_of(epoch: KeyEpoch, members: Members) -> Graph:
+    """Who is whose neighbour in the epoch: by the roster's size and hash, so everyone with the roster knows it."""
+    size = len(members)
+    sparse = graph.parameters(size, epoch.plan.thresholds(size).colluders)
+    if sparse is None:
+        return graph.complete(size)
+    return graph.drawn(size, sparse, graph_key(members.roster_hash, epoch.hash))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
-from common.errors import ProtocolViolation
+from common.errors import ProtocolViolation, TooFewMembers
 from common.secagg.encoding import Kind, Reader, Writer, bitmap
+from common.secagg.graph import Graph
 from common.secagg.hashing import digest, u32
 from common.secagg.messages import Commit, Receipt, Signed, Start
 from common.secagg.plan import KeyEpoch, Thresholds
 from common.secagg.ring import VectorLayout
-from common.secagg.roster import Members
+from common.secagg.roster import Members, graph_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,11 @@ class RoundContext:
 
     @classmethod
     def of(cls, epoch: KeyEpoch, members: Members, start: Start) -> Self:
-        """Raises ProtocolViolation unless Start is for this epoch and roster and its cohort reaches the floor."""
+        """Raises ProtocolViolation unless Start is for this epoch and roster and its cohort can be summed.
+
+        It must reach the floor and, in a sparse graph, cover the ring: a member whose neighbours are all left out of
+        the cohort would have its self mask alone.
+        """
         epoch_hash = epoch.hash
         if start.epoch_hash != epoch_hash or start.roster_hash != members.roster_hash:
             raise ProtocolViolation("the round starts under another plan, key epoch or roster")
@@ -50,6 +55,7 @@ class RoundContext:
         floor = epoch.plan.thresholds(len(members)).survivors
         if len(start.cohort) < floor:
             raise ProtocolViolation(f"a cohort of {len(start.cohort)} is below the floor of {floor}")
+        _check_cover(graph_of(epoch, members), start.cohort, "cohort")
         context_hash = digest(
             "round",
             members.roster_hash,
@@ -68,6 +74,10 @@ class RoundContext:
     @property
     def thresholds(self) -> Thresholds:
         return self.epoch.plan.thresholds(len(self.members))
+
+    @property
+    def graph(self) -> Graph:
+        return graph_of(self.epoch, self.members)
 
     @property
     def layout(self) -> VectorLayout:
@@ -113,7 +123,10 @@ class RoundContext:
         return tuple(name for name in self.open_groups if name in self.members.metric_groups[index])
 
     def check_survivors(self, survivors: Iterable[int]) -> tuple[int, ...]:
-        """The set in ascending order. Raises ProtocolViolation: a name twice, outside the cohort, below the floor."""
+        """The set in ascending order.
+
+        Raises ProtocolViolation: a name twice, outside the cohort, below the floor, not covering a sparse graph.
+        """
         listed = tuple(survivors)
         found = tuple(sorted(set(listed)))
         if len(found) != len(listed):
@@ -123,6 +136,7 @@ class RoundContext:
         floor = self.thresholds.survivors
         if len(found) < floor:
             raise ProtocolViolation(f"{len(found)} survivors are below the floor of {floor}")
+        _check_cover(self.graph, found, "survivor set")
         return found
 
     def check_receipt(self, message: bytes) -> Receipt:
@@ -182,3 +196,10 @@ class RoundContext:
         start = Start.decode(reader.blob())
         reader.done()
         return cls.of(epoch, members, start)
+
+
+def _check_cover(graph: Graph, present: tuple[int, ...], what: str) -> None:
+    try:
+        graph.check_cover(present)
+    except TooFewMembers as error:
+        raise ProtocolViolation(f"the {what} leaves members exposed: {error.message}") from error

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from common.errors import AggregationFailed, MemberAtFault, ProtocolViolation, TooFewMembers
 from common.secagg import hashing, sealing, shamir
 from common.secagg.coordinator import CheckedReveal
-from common.secagg.graph import neighbours, pair
+from common.secagg.graph import pair
 from common.secagg.hashing import KEY_BYTES
 from common.secagg.messages import Ready
 from common.secagg.packing import TailSums, read_tail
@@ -162,7 +162,7 @@ class _Opening:
             raise ProtocolViolation("escrowed the wrong number of pair keys")
         escrowed = {other: opened[at * KEY_BYTES : (at + 1) * KEY_BYTES] for at, other in enumerate(ready.partners)}
         found = []
-        for survivor in neighbours(owner, len(context.members)):
+        for survivor in context.graph.neighbours(owner):
             if survivor not in self._survivors:
                 continue
             ends = pair(owner, survivor)

@@ -204,17 +204,12 @@ def make_start(
 
 
 def _check_openable(context: RoundContext, present: Collection[int]) -> None:
-    """Raises TooFewMembers if some cohort member's secrets could not be opened by `present`, should all of them answer.
-
-    Never in a complete graph, where the floor is at least t.
-    """
-    there, threshold = set(present), context.thresholds.shares
-    for owner in context.cohort:
-        holding = len(there.intersection(context.graph.holders(owner)))
-        if holding < threshold:
-            raise TooFewMembers(
-                f"{holding} of those that are left hold shares of {context.members.org_ids[owner]}, {threshold} must"
-            )
+    """Never raises in a complete graph, where the floor is no less than t."""
+    if closed := context.unopenable(present):
+        raise TooFewMembers(
+            f"the {len(present)} members that are left could not open the sum: fewer than {context.thresholds.shares} "
+            f"of them hold the shares of {', '.join(context.members.names(closed))}"
+        )
 
 
 class CloseKind(Enum):

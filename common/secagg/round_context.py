@@ -7,7 +7,7 @@ Knows no secret.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -138,6 +138,11 @@ class RoundContext:
             raise ProtocolViolation(f"{len(found)} survivors are below the floor of {floor}")
         _check_cover(self.graph, found, "survivor set")
         return found
+
+    def unopenable(self, present: Collection[int]) -> tuple[int, ...]:
+        """Cohort members whose secrets would stay closed if all of `present`, and nobody else, revealed."""
+        there, graph, threshold = set(present), self.graph, self.thresholds.shares
+        return tuple(owner for owner in self.cohort if len(there.intersection(graph.holders(owner))) < threshold)
 
     def check_receipt(self, message: bytes) -> Receipt:
         """A receipt of a cohort member for this round. Raises ProtocolViolation."""

@@ -17,7 +17,7 @@ from common.errors import (
     VersionConflict,
 )
 from common.masking import MASKED_KIND, model_hash
-from common.secagg import make_start
+from common.secagg import choose_close, make_start
 from common.states import RoundState
 from coordinator.driver.aggregating import step_aggregating
 from coordinator.driver.epochs import MOST_TRIES, needs_epoch, open_epoch
@@ -253,6 +253,8 @@ def _step_collecting(work: Work, view: View, round_: Round) -> bool:
                 writer.update_round(advance_round(round_, DeadlineExtended(view.now, deadline)))
                 return True
             case Close(survivors):
+                # Raises where members would refuse the set: in a sparse graph its size alone does not say.
+                choose_close(context, [context.members.index_of(name) for name in survivors])
                 bound = advance_round(
                     round_,
                     SurvivorsBound(view.now, deadline_of(view.plan.phases.unmasking, view.now), survivors),
@@ -273,13 +275,13 @@ def _step_unmasking(work: Work, view: View, round_: Round) -> bool:
     with work.store.read() as reader:
         revealed = reader.message_senders(round_.run, MessageKind.REVEAL, round_.number)
         context = context_of(reader, view.run, round_)
-        if len(revealed) < context.thresholds.shares:
+        if context.unopenable([context.members.index_of(name) for name in revealed]):
             if view.now < round_.deadline:
                 return False
             silent = sorted(set(round_.cohort) - set(revealed))
             raise TooFewMembers(
-                f"{len(revealed)} of at least {context.thresholds.shares} members revealed their shares in time; "
-                f"missing: {', '.join(silent)}"
+                f"{len(revealed)} members revealed their shares in time, {context.thresholds.shares} of those who hold "
+                f"a member's shares must; missing: {', '.join(silent)}"
             )
         open_unmasking(reader, view.run, round_)
     with work.store.write() as writer:

@@ -409,7 +409,13 @@ def test_second_masks_and_lanes_of_each_upload(index):
     clips = [slot["clip"] for slot in RECORD["plan"]["slots"] for _ in range(slot["size"])]
     for at, elements in enumerate(lanes.chunks(len(values))):
         found = lanes.unpacked(packed[at])
-        draws = np.frombuffer(second.stream(h(recorded["rounding_key"]), at, 2 * len(elements)), "<u2")
+        width = len(packed[at])
+        draws = np.concatenate(
+            [
+                np.frombuffer(second.stream(h(recorded["rounding_key"]), at * lanes.count + lane, 2 * width), "<u2")
+                for lane in range(lanes.count)
+            ]
+        )
         for element, lane, draw in zip(elements, found, draws, strict=False):
             expected = lanes.rounded(
                 float(values[element]), clip=clips[element], fixed_alpha=packed[-1][0], draw=int(draw)

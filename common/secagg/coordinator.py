@@ -126,12 +126,15 @@ def settle_epoch(epoch: KeyEpoch, members: Members, readies: Iterable[Ready]) ->
             left_out[index] = f"has no common pair key with {names}"
         bad = {index: partners - left_out.keys() for index, partners in bad.items()}
     usable = _held_by_enough(graph, by_index, bad, left_out)
+    reasons = "; ".join(f"{members.org_ids[index]} {why}" for index, why in sorted(left_out.items()))
     if len(usable) < thresholds.survivors:
-        reasons = "; ".join(f"{members.org_ids[index]} {why}" for index, why in sorted(left_out.items()))
         raise TooFewMembers(
             f"{len(usable)} of {len(members)} members can take part, {thresholds.survivors} must: {reasons}"
         )
-    graph.check_cover(usable)
+    try:
+        graph.check_cover(usable)
+    except TooFewMembers as error:
+        raise TooFewMembers(f"{error.message}: {reasons}") from error
     return Settlement(usable, left_out, tuple(unequal))
 
 

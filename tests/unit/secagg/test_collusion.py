@@ -61,7 +61,7 @@ def sums_that_open(opened_self: int, opened_escrow: int, honest: int) -> tuple[i
 def test_whatever_members_are_told_no_owner_opens_twice_and_no_second_sum_opens(members: int, colluders: int) -> None:
     thresholds = make_plan(members, colluders=colluders).thresholds(members)
     honest = members - colluders
-    opened = set()
+    opened: set[int] = set()
     for fast, *told in splits(honest):
         # The colluders sign whatever is asked; a set short of commits reveals nothing.
         revealing = [voters if voters + colluders >= thresholds.commits else 0 for voters in told]
@@ -179,7 +179,7 @@ def test_real_members_who_are_told_different_sets_open_one_sum_at_most(members: 
     told_fast = {index: cheat.told_fast(index) for index in honest}
     told_first = {count: cheat.told(first, tuple(honest[:count])) for count in range(len(honest) + 1)}
     told_second = {count: cheat.told(second, tuple(honest[len(honest) - count :])) for count in range(len(honest) + 1)}
-    opened = set()
+    opened: set[int] = set()
     for fast, one, other in splits(len(honest)):
         if fast + one + other < len(honest):
             continue  # one more answer never opens less

@@ -6,6 +6,7 @@ Knows nothing of what is shared and with whom.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
@@ -52,15 +53,10 @@ def lagrange_at_zero(points: tuple[int, ...]) -> tuple[int, ...]:
     """Weights that interpolate at 0 from values at `points`; cached, as one holder set opens many secrets."""
     if len(set(points)) != len(points) or 0 in points:
         raise ValueError("points must be distinct and not zero")
-    weights = []
-    for point in points:
-        numerator, denominator = 1, 1
-        for other in points:
-            if other != point:
-                numerator = numerator * other % PRIME
-                denominator = denominator * (other - point) % PRIME
-        weights.append(numerator * pow(denominator, -1, PRIME) % PRIME)
-    return tuple(weights)
+    # Points are small: products of the whole numbers, reduced once, are several times faster than reduced products.
+    product = math.prod(points)
+    denominators = [point * math.prod(other - point for other in points if other != point) for point in points]
+    return tuple(product * pow(denominator, -1, PRIME) % PRIME for denominator in denominators)
 
 
 def combine(points: tuple[int, ...], shares: Sequence[bytes]) -> bytes:

@@ -101,6 +101,7 @@ def test_a_plan_counts_shares_by_the_graph_and_commits_by_the_roster():
 @pytest.mark.parametrize("members", [129, 130, 257, 1000])
 def test_every_member_has_k_neighbours_and_is_theirs(members):
     sparse = graph.parameters(members, members // 5)
+    assert sparse is not None
     drawn = graph.drawn(members, sparse, bytes(32))
     for index in range(members):
         around = drawn.neighbours(index)
@@ -200,7 +201,7 @@ def covers(survivors: set[int]) -> bool:
 
 
 def test_whatever_a_coordinator_tells_whom_at_most_one_sum_opens_and_it_holds_every_honest_survivor():
-    """Every survivor set that members accept; every way to put each honest member on the slow path, the fast or none."""
+    """Every survivor set that members accept; every way to put honest members on the slow path, the fast or none."""
     opened = 0
     for survivors in filter(covers, SURVIVOR_SETS):
         for told in product("sfn", repeat=len(HONEST)):
@@ -328,19 +329,9 @@ def test_a_cohort_may_hold_members_whose_shares_a_site_lacks_if_they_are_not_its
     drawn = graph_of(federation.epoch, federation.members)
     stranger = next(index for index in range(MEMBERS) if index not in drawn.holders(0))
     assert stranger not in federation.keys[0].shares
-    context = RoundContext.of(
-        federation.epoch,
-        federation.members,
-        Start(
-            federation.epoch.hash,
-            federation.members.roster_hash,
-            1,
-            RoundKind.TRAINING,
-            tuple(range(MEMBERS)),
-            MEMBERS,
-            MODEL,
-        ),
-    )
+    epoch, members = federation.epoch, federation.members
+    start = Start(epoch.hash, members.roster_hash, 1, RoundKind.TRAINING, tuple(range(MEMBERS)), MEMBERS, MODEL)
+    context = RoundContext.of(epoch, members, start)
     _, masking = federation.keys[0].start(context.start.encode(), model_hash=MODEL)
     assert stranger in context.cohort
     assert stranger not in masking.pair_seeds

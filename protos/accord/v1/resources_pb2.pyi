@@ -336,7 +336,7 @@ class PlanSettings(_message.Message):
     max_length: _builtins.int
     """Longest record in tokens; longer ones are counted and left out. Default 512."""
     element_clip: _builtins.float
-    """Bound on one element of a delta; larger elements are clipped. Default: 2 * learning_rate * steps_per_round."""
+    """Bound on one element of a delta; larger elements are clipped. Default: 1.25 * learning_rate * steps_per_round."""
     max_update_norm: _builtins.float
     """Bound on the L2 norm of a delta; longer ones are scaled down. Default: element_clip * sqrt(parameters)."""
     weight_cap: _builtins.int

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -236,9 +237,14 @@ class FlatFile:
 
     def read(self, start: int, stop: int) -> FlatVector:
         """float32[stop - start]. Raises ShapeMismatch if the file has become shorter, or for elements outside."""
-        offset = self.offset_bytes + start * FLOAT32_BYTES
-        values = np.fromfile(self.path, dtype=np.float32, count=stop - start, offset=offset)
-        if values.size != stop - start:
+        values = np.empty(stop - start, dtype=np.float32)
+        # Not numpy.fromfile: it takes twice as long for pieces that stay in a core's cache.
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            size = os.preadv(descriptor, [values.data], self.offset_bytes + start * FLOAT32_BYTES)
+        finally:
+            os.close(descriptor)
+        if size != values.nbytes:
             raise ShapeMismatch(f"{self.path} ends before element {stop}")
         return values
 

@@ -53,7 +53,7 @@ from participant.metrics import ParticipantMetrics, RoundResult, WorkPhase
 from participant.policy import Policy
 from participant.shelf import AdapterShelf
 from participant.trainer import Trainer
-from participant.update import Contribution
+from participant.update import ClipReport, Contribution
 from participant.workbench import Workbench
 
 log = get_logger(__name__)
@@ -278,23 +278,38 @@ class Daemon:
             terms,
             Contribution.from_json(entry.contribution),
             lambda: self._workbench.open_update(terms.plan, entry),
-            sent,
+            on_sent=sent,
+            on_masked=self._masked,
         )
         log.info("update_uploaded")
+
+    def _masked(self, report: ClipReport) -> None:
+        """Tell this site's people what the plan's bounds took from its update."""
+        self._metrics.clipped_elements.inc(report.clipped_elements)
+        self._metrics.clipped_norm_ratio.set(report.lost_norm)
+        self._metrics.update_scale_ratio.set(report.scale)
+        if not report.is_untouched:
+            log.warning(
+                "update_clipped",
+                elements=report.clipped_elements,
+                parameters=report.parameters,
+                lost_norm=report.lost_norm,
+                scale=report.scale,
+            )
 
     def _finish_round(self, task: FinishRound) -> None:
         """Forget a round that is over, and earlier ones whose end was missed: keys, spools, training folders."""
         for entry in self._journal.open_rounds(task.run, up_to=task.round):
             state = task.state if entry.round == task.round else None
-            self._forget_round(entry, state)
+            self._forget_round(entry, state, result=(task.adapter or "") if state is not None else "")
             kept = {entry.adapter, *([task.adapter] if task.adapter else [])}
             self._shelf.prune(self._journal.adapters_in_use() | kept)
 
-    def _forget_round(self, entry: RoundEntry, state: RoundState | None) -> None:
-        """state: how the round has ended, None if this site never heard."""
+    def _forget_round(self, entry: RoundEntry, state: RoundState | None, *, result: str = "") -> None:
+        """state: how the round has ended, None if this site never heard. result: the adapter that it published."""
         key = (entry.run, entry.round)
         self._workbench.clear(*key)
-        self._desk.forget_round(*key)
+        self._desk.forget_round(*key, result=result)
         was_in = entry.phase in (RoundPhase.MASKED, RoundPhase.BOUND, RoundPhase.REVEALED)
         result = RoundResult.LEFT_OUT
         if was_in:

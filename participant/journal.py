@@ -49,6 +49,7 @@ CREATE TABLE IF NOT EXISTS rounds (
     chunk_digests BLOB NOT NULL,
     uploaded_bytes INTEGER NOT NULL,
     contribution TEXT NOT NULL,
+    clipping TEXT NOT NULL DEFAULT '',
     scores TEXT NOT NULL,
     outcome TEXT NOT NULL,
     reason TEXT NOT NULL,
@@ -57,7 +58,17 @@ CREATE TABLE IF NOT EXISTS rounds (
     updated_at TEXT NOT NULL,
     PRIMARY KEY (run, round)
 ) STRICT;
+CREATE TABLE IF NOT EXISTS records (
+    run TEXT NOT NULL,
+    round INTEGER NOT NULL,
+    context BLOB NOT NULL,
+    chunk_digests BLOB NOT NULL,
+    result TEXT NOT NULL,
+    PRIMARY KEY (run, round)
+) STRICT;
 """
+# Records of so many rounds of a run are kept: more than a coordinator keeps the uploads of.
+KEPT_RECORDS: Final = 16
 
 
 class RunStanding(StrEnum):
@@ -116,7 +127,7 @@ class RoundEntry:
     """A round at this site.
 
     contribution: JSON of what the update carries with it into the sum. scores: JSON of this site's own figures by
-    domain. Neither leaves the site in the clear.
+    domain. clipping: JSON of what the plan's bounds took from the update. None leaves the site in the clear.
     """
 
     run: str
@@ -132,10 +143,26 @@ class RoundEntry:
     chunk_digests: bytes = field(default=b"", repr=False)
     uploaded_bytes: int = 0
     contribution: str = ""
+    clipping: str = ""
     scores: str = ""
     outcome: str = ""
     reason: str = ""
     message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """What stays of a round that is over, for an audit of it. None of it is secret.
+
+    context: the masking protocol's, as it was at this site. chunk_digests: of this site's own masked update, empty if
+    it made none. result: digest of the adapter that the round published, as this site was told; empty if of none.
+    """
+
+    run: str
+    round: int
+    context: bytes = field(repr=False)
+    chunk_digests: bytes = field(repr=False)
+    result: str
 
 
 class Journal:
@@ -153,8 +180,14 @@ class Journal:
             # Erased keys must not linger in free pages.
             self._database.execute("PRAGMA secure_delete=ON")
             self._database.executescript(_SCHEMA)
+            self._add_columns()
         except (OSError, sqlite3.Error) as error:
             raise StorageFailed(f"cannot open the journal {path}: {error}") from error
+
+    def _add_columns(self) -> None:
+        """A journal of an earlier version gets the columns that it has not."""
+        if "clipping" not in {name for _, name, *_ in self._database.execute("PRAGMA table_info(rounds)")}:
+            self._database.execute("ALTER TABLE rounds ADD COLUMN clipping TEXT NOT NULL DEFAULT ''")
 
     def close(self) -> None:
         self._database.close()
@@ -268,7 +301,8 @@ class Journal:
     def _rounds(self, where: str, *values: object) -> tuple[RoundEntry, ...]:
         rows = self._rows(
             "SELECT run, round, kind, phase, adapter, model_hash, started_at, updated_at, state, chunk_digests,"  # noqa: S608
-            " uploaded_bytes, scores, outcome, reason, message, has_opened, contribution FROM rounds " + where,
+            " uploaded_bytes, scores, outcome, reason, message, has_opened, contribution,"
+            " clipping FROM rounds " + where,
             *values,
         )
         return tuple(
@@ -290,6 +324,7 @@ class Journal:
                 message=str(row[14]),
                 has_opened=bool(row[15]),
                 contribution=str(row[16]),
+                clipping=str(row[17]),
             )
             for row in rows
         )
@@ -301,9 +336,9 @@ class Journal:
                 _put_epoch(database, keys)
             database.execute(
                 "INSERT OR REPLACE INTO rounds (run, round, kind, phase, adapter, model_hash, has_opened, state,"
-                " chunk_digests, uploaded_bytes, contribution, scores, outcome, reason, message, started_at,"
+                " chunk_digests, uploaded_bytes, contribution, clipping, scores, outcome, reason, message, started_at,"
                 " updated_at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     entry.run,
                     entry.round,
@@ -316,6 +351,7 @@ class Journal:
                     entry.chunk_digests,
                     entry.uploaded_bytes,
                     entry.contribution,
+                    entry.clipping,
                     entry.scores,
                     entry.outcome,
                     entry.reason,
@@ -324,6 +360,27 @@ class Journal:
                     _text(entry.updated_at),
                 ),
             )
+
+    def put_record(self, record: RoundRecord) -> None:
+        """Also forgets the run's oldest ones."""
+        with self._transaction() as database:
+            database.execute(
+                "INSERT OR REPLACE INTO records (run, round, context, chunk_digests, result) VALUES (?, ?, ?, ?, ?)",
+                (record.run, record.round, record.context, record.chunk_digests, record.result),
+            )
+            database.execute(
+                "DELETE FROM records WHERE run = ? AND round <= ?", (record.run, record.round - KEPT_RECORDS)
+            )
+
+    def records(self, run: str) -> tuple[RoundRecord, ...]:
+        """Newest first."""
+        rows = self._rows(
+            "SELECT round, context, chunk_digests, result FROM records WHERE run = ? ORDER BY round DESC", run
+        )
+        return tuple(
+            RoundRecord(run, int(str(round_)), _bytes(context), _bytes(chunk_digests), str(result))
+            for round_, context, chunk_digests, result in rows
+        )
 
     def times_opened(self, run: str, model_hash: bytes) -> int:
         """In how many rounds this site has helped to open a sum of updates that were trained from this model."""

@@ -6,9 +6,7 @@ byte: so a kill at any line costs nothing, and no second vector is ever masked w
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +19,6 @@ from common.errors import (
     DataInvalid,
     OutOfTurn,
     ProtocolViolation,
-    StorageFailed,
     Unavailable,
     UpdateLost,
     UploadMismatch,
@@ -37,23 +34,19 @@ from common.secagg import (
     IdentitySigner,
     Masked,
     Masking,
-    Packer,
     RandomBytes,
     Revealed,
     RoundKind,
     Start,
-    VectorLayout,
     begin_epoch,
-    fixed_weight,
     upload_hash,
 )
 from common.states import RoundKind as Kind
 from participant.client import CoordinatorClient, Evidence
-from participant.journal import EpochEntry, EpochPhase, Journal, RoundEntry, RoundPhase
-from participant.update import CLIPPED_ELEMENTS, Contribution, Update
+from participant.journal import EpochEntry, EpochPhase, Journal, RoundEntry, RoundPhase, RoundRecord
+from participant.spool import chunk_sizes, write_masked
+from participant.update import ClipReport, Contribution, Update
 
-DIGEST_BYTES: Final = 32
-WORD_BYTES: Final = 8
 EVIDENCE_WAIT_SECONDS: Final = 10
 # Each further sum on the same model lets an observer compare two cohorts; a rollback needs a second one.
 MOST_SUMS_ON_A_MODEL: Final = 3
@@ -79,7 +72,15 @@ class RunTerms:
     charter: Charter
 
 
+_STATE_OF: Final[Mapping[RoundPhase, type[Masking | Masked | Bound | Revealed]]] = {
+    RoundPhase.MASKING: Masking,
+    RoundPhase.MASKED: Masked,
+    RoundPhase.BOUND: Bound,
+    RoundPhase.REVEALED: Revealed,
+}
+
 OpenUpdate = Callable[[], Update]
+OnMasked = Callable[[ClipReport], None]
 OnSent = Callable[[int, int], None]
 
 
@@ -179,15 +180,22 @@ class MaskingDesk:
     # --- the masked update ----------------------------------------------------------------------------------------
 
     def upload(
-        self, task: UploadUpdate, terms: RunTerms, contribution: Contribution, open_update: OpenUpdate, on_sent: OnSent
+        self,
+        task: UploadUpdate,
+        terms: RunTerms,
+        contribution: Contribution,
+        open_update: OpenUpdate,
+        on_sent: OnSent,
+        on_masked: OnMasked = lambda report: None,
     ) -> None:
         """Mask the prepared update, once, and send it; goes on at the last durable chunk.
 
-        open_update: gives the update of a training round; called only if it is still to be masked.
+        open_update: gives the update of a training round; called only if it is still to be masked. on_masked: told what
+        the plan's bounds took from the update.
         """
         entry = self._begin_masking(task, self._own_round(task.run, task.round))
         if entry.phase is RoundPhase.MASKING:
-            entry = self._mask(entry, terms, contribution, open_update)
+            entry = self._mask(entry, terms, contribution, open_update, on_masked)
         if entry.phase is RoundPhase.MASKED:
             self._send(entry, on_sent)
 
@@ -216,18 +224,32 @@ class MaskingDesk:
         return after
 
     def _mask(
-        self, entry: RoundEntry, terms: RunTerms, contribution: Contribution, open_update: OpenUpdate
+        self,
+        entry: RoundEntry,
+        terms: RunTerms,
+        contribution: Contribution,
+        open_update: OpenUpdate,
+        on_masked: OnMasked,
     ) -> RoundEntry:
         masking = Masking.from_bytes(entry.state)
         spool = self.spool(entry.run, entry.round)
         update = open_update() if masking.context.start.kind is RoundKind.TRAINING else None
         alpha = contribution.weight(terms.plan.masking.weight_cap)
-        digests = write_masked(
+        spooled = write_masked(
             spool, masking, update, alpha=alpha, metrics=contribution.metrics, random_bytes=self._random_bytes
         )
-        masked = masking.seal(upload_hash(digests))
-        after = self._changed(entry, phase=RoundPhase.MASKED, state=masked.to_bytes(), chunk_digests=b"".join(digests))
+        report = ClipReport.of(update, spooled.clipping) if update is not None else None
+        masked = masking.seal(upload_hash(spooled.digests))
+        after = self._changed(
+            entry,
+            phase=RoundPhase.MASKED,
+            state=masked.to_bytes(),
+            chunk_digests=b"".join(spooled.digests),
+            clipping=report.to_json() if report else "",
+        )
         self._journal.put_round(after)
+        if report is not None:
+            on_masked(report)
         return after
 
     def _send(self, entry: RoundEntry, on_sent: OnSent) -> None:
@@ -310,11 +332,17 @@ class MaskingDesk:
 
     # --- forgetting -----------------------------------------------------------------------------------------------
 
-    def forget_round(self, run: str, round_: int) -> None:
-        """Erase the round's masks and shares and its spool: later break-ins find nothing of it."""
+    def forget_round(self, run: str, round_: int, *, result: str) -> None:
+        """Erase the round's masks and shares and its spool: later break-ins find nothing of it.
+
+        What an audit of the round needs stays, none of which is secret. result: digest of the adapter that the round
+        published, as this site was told, or nothing.
+        """
         self.spool(run, round_).unlink(missing_ok=True)
         entry = self._journal.round(run, round_)
         if entry is not None and entry.state:
+            context = _STATE_OF[entry.phase].from_bytes(entry.state).context
+            self._journal.put_record(RoundRecord(run, round_, context.encode(), entry.chunk_digests, result))
             self._journal.put_round(self._changed(entry, state=b"", chunk_digests=b""))
 
     def spool(self, run: str, round_: int) -> Path:
@@ -323,47 +351,3 @@ class MaskingDesk:
     def _changed(self, entry: RoundEntry, **changes: object) -> RoundEntry:
         now: datetime = self._clock.now()
         return replace(entry, updated_at=now, **changes)  # type: ignore[arg-type]
-
-
-def chunk_sizes(layout: VectorLayout) -> tuple[int, ...]:
-    """Bytes of every chunk of a masked update, the tail's last."""
-    return tuple(layout.words_in(chunk) * WORD_BYTES for chunk in range(layout.chunks))
-
-
-def write_masked(
-    spool: Path,
-    masking: Masking,
-    update: Update | None,
-    *,
-    alpha: float,
-    metrics: dict[str, float],
-    random_bytes: RandomBytes,
-) -> list[bytes]:
-    """Quantise, pack and mask chunk by chunk into the spool; durable on return. Returns the SHA-256 of every chunk.
-
-    update: None in an evaluation round, which carries metrics alone.
-    """
-    plan, layout, masker = masking.context.epoch.plan, masking.context.layout, masking.masker()
-    digests: list[bytes] = []
-    clipped = 0
-    spool.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with spool.open("wb") as file:
-            if update is not None:
-                packer = Packer(plan, alpha=alpha, rounding_key=random_bytes(DIGEST_BYTES))
-                for chunk in range(layout.lane_chunks):
-                    words, over = packer.pack_chunk(chunk, update.values(*layout.parameters_in(chunk)))
-                    clipped += over
-                    masker.add_into(chunk, words)
-                    digests.append(hashlib.sha256(words.data).digest())
-                    file.write(words.data)
-            counted = metrics | ({CLIPPED_ELEMENTS: float(clipped)} if CLIPPED_ELEMENTS in plan.metrics else {})
-            tail = masking.pack_tail(fixed_alpha=fixed_weight(alpha), metrics=counted)
-            masker.add_into(layout.tail_chunk, tail)
-            digests.append(hashlib.sha256(tail.data).digest())
-            file.write(tail.astype("<u8").data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise StorageFailed(f"cannot write the masked update {spool}: {error.strerror}; free some disk") from error
-    return digests

@@ -89,6 +89,9 @@ class ParticipantMetrics:
     upload_bytes: Counter
     upload_resumes: Counter
     download_bytes: Counter
+    clipped_elements: Counter
+    clipped_norm_ratio: Gauge
+    update_scale_ratio: Gauge
     training_tokens_per_second: Gauge
     refusals: Counter
     failures: Counter
@@ -119,6 +122,21 @@ class ParticipantMetrics:
             ),
             download_bytes=Counter(
                 "accord_participant_download_bytes", "Bytes of global adapters fetched.", registry=registry
+            ),
+            clipped_elements=Counter(
+                "accord_participant_clipped_elements",
+                "Elements of updates that were outside the plan's clip.",
+                registry=registry,
+            ),
+            clipped_norm_ratio=Gauge(
+                "accord_participant_clipped_norm_ratio",
+                "Part of the latest update's L2 norm that was cut off its elements.",
+                registry=registry,
+            ),
+            update_scale_ratio=Gauge(
+                "accord_participant_update_scale_ratio",
+                "Factor that brought the latest update within the plan's L2 bound; 1 where it was.",
+                registry=registry,
             ),
             training_tokens_per_second=Gauge(
                 "accord_participant_training_tokens_per_second", "Speed of the latest training.", registry=registry

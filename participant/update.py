@@ -16,6 +16,7 @@ import numpy as np
 from common import jsonform
 from common.adapters import AdapterLayout, FlatFile, FlatVector, square_norm
 from common.errors import UpdateNotFinite
+from common.secagg import Clipping
 
 CLIPPED_ELEMENTS: Final = "clipped_elements"
 _BLOCK: Final = 1 << 20
@@ -54,6 +55,15 @@ class Update:
     norm: float
     scale: float
 
+    @property
+    def sent_norm(self) -> float:
+        """L2 norm of the update, before single elements are clipped."""
+        return self.norm * self.scale
+
+    def part(self, start: int, stop: int) -> UpdatePart:
+        """float32[stop - start] of the update, read from the files where it is sliced."""
+        return UpdatePart(self, start, stop)
+
     def values(self, start: int, stop: int) -> FlatVector:
         """float32[stop - start] of the update."""
         delta = self.local.read(start, stop)
@@ -61,6 +71,59 @@ class Update:
         if self.scale != 1.0:
             delta *= np.float32(self.scale)
         return delta
+
+
+@dataclass(frozen=True, slots=True)
+class ClipReport:
+    """What the plan's bounds took from an update, for this site's own people.
+
+    scale: factor that brought the whole delta within the L2 bound, 1.0 where it was. clipped_elements, of `parameters`:
+    those outside their clip. lost_norm: L2 norm of what was cut off them, as a fraction of the update's.
+    """
+
+    parameters: int
+    scale: float
+    clipped_elements: int
+    lost_norm: float
+
+    @classmethod
+    def of(cls, update: Update, clipping: Clipping) -> ClipReport:
+        lost = math.sqrt(clipping.lost_squares) / update.sent_norm if clipping.elements else 0.0
+        return cls(update.local.parameters, update.scale, clipping.elements, lost)
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether the update was sent as it was trained."""
+        return self.scale == 1.0 and not self.clipped_elements
+
+    def to_json(self) -> str:
+        return jsonform.encode(self, ClipReport)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> ClipReport:
+        """Raises InvalidArgument."""
+        return jsonform.decode(text, cls, what="the journal's clip report")
+
+
+@dataclass(frozen=True, slots=True)
+class UpdatePart:
+    """A stretch of an update as `Packer.pack_chunk` takes it."""
+
+    update: Update
+    start: int
+    stop: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.stop - self.start,)
+
+    @property
+    def dtype(self) -> np.dtype[np.float32]:
+        return np.dtype(np.float32)
+
+    def __getitem__(self, part: slice, /) -> FlatVector:
+        first, last, _ = part.indices(self.stop - self.start)
+        return self.update.values(self.start + first, self.start + max(first, last))
 
 
 def open_update(local: Path, base: Path, layout: AdapterLayout, *, max_norm: float) -> Update:

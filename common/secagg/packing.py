@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -28,8 +28,36 @@ METRIC_BITS: Final = 20
 FRACTION_BITS_CAP: Final = 16
 BLOCK: Final = 32768
 """Elements at a time: small enough that every temporary stays in a core's cache."""
+ROUNDING_BYTES: Final = 2
+"""Random bits for each element: FRACTION_BITS_CAP of them."""
 
 FlatUpdate = NDArray[np.float32]
+
+
+class Elements(Protocol):
+    """float32[n] that is read piece by piece, such as a file; an array is one too."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[np.float32]: ...
+
+    def __getitem__(self, part: slice, /) -> FlatUpdate: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Clipping:
+    """What clipping took: how many elements were outside, and the sum of squares of what was cut off."""
+
+    elements: int = 0
+    lost_squares: float = 0.0
+
+    @classmethod
+    def of_all(cls, clippings: Iterable[Clipping]) -> Clipping:
+        """Of all together, to the same bit in whatever order they come."""
+        listed = tuple(clippings)
+        return cls(sum(one.elements for one in listed), math.fsum(one.lost_squares for one in listed))
 
 
 def fraction_bits(limit: int) -> int:
@@ -70,9 +98,10 @@ class _Clips:
 
 
 class Packer:
-    """Packs one update, chunk by chunk; for one thread.
+    """Packs one update, chunk by chunk; for one thread at a time.
 
-    rounding_key: 32 fresh private bytes; the same key gives the same words, so never use it for a second update.
+    rounding_key: 32 fresh private bytes; the same key gives the same words, so never use it for a second update. Each
+    lane of each chunk has a stream of its own under it, so that chunks may be packed in any order.
     """
 
     def __init__(self, plan: SecaggPlan, *, alpha: float, rounding_key: bytes) -> None:
@@ -83,75 +112,83 @@ class Packer:
         # The weight that is summed is the weight that is applied, to the last bit.
         self._alpha = fixed_weight(alpha) / (1 << WEIGHT_BITS)
         self._cipher = AESGCM(rounding_key)
-        most = min(self._layout.parameters_per_chunk, plan.parameters)
-        self._keystream = Keystream(2 * most)
+        self._keystream = Keystream(ROUNDING_BYTES * (self._layout.words_in(0) if self._layout.lane_chunks else 0))
         self._scaled = np.empty(BLOCK, dtype=np.float64)
         self._integers = np.empty(BLOCK, dtype=np.int32)
-        self._lanes = np.empty(BLOCK, dtype=np.uint64)
         self._unused_bits = FRACTION_BITS_CAP - self._fraction
         self._clips = _Clips(plan)
 
-    def pack_chunk(self, chunk: int, values: FlatUpdate) -> tuple[Words, int]:
-        """Words of one lane chunk, and how many of its elements were clipped.
+    def pack_chunk(self, chunk: int, values: Elements) -> tuple[Words, Clipping]:
+        """Words of one lane chunk, and what clipping took from it.
 
-        values: float32[stop - start] of `layout.parameters_in(chunk)`. Raises ShapeMismatch or UpdateNotFinite.
+        values: float32[stop - start] of `layout.parameters_in(chunk)`, of which BLOCK elements are asked for at a time.
+        Raises ShapeMismatch or UpdateNotFinite.
         """
         start, stop = self._layout.parameters_in(chunk)
         if chunk == self._layout.tail_chunk or values.shape != (stop - start,) or values.dtype != np.float32:
             raise ShapeMismatch(f"chunk {chunk} takes float32[{stop - start}], not {values.dtype}{list(values.shape)}")
-        lanes, width = self._plan.lanes, self._layout.words_in(chunk)
+        lanes, width, size = self._plan.lanes, self._layout.words_in(chunk), stop - start
         bits = lane_bits(lanes)
-        random = self._keystream.bytes(self._cipher, chunk, 2 * values.size).view(np.dtype("<u2"))
         words = np.zeros(width, dtype=np.uint64)
-        clipped = 0
+        clippings: list[Clipping] = []
         for lane in range(lanes):
             base = lane * width
             shift = np.uint64(lane * bits)
+            stream = self._keystream.bytes(self._cipher, chunk * lanes + lane, ROUNDING_BYTES * width)
+            random = stream.view(np.dtype("<u2"))
             for at in range(0, width, BLOCK):
                 block = words[at : at + BLOCK]
-                first = min(base + at, values.size)
-                last = min(first + block.size, values.size)
-                lane_values, over = self._quantise(values[first:last], start + first, random[first:last])
-                clipped += over
-                lane_values <<= shift
-                block[: last - first] |= lane_values
-                block[last - first :] |= np.uint64(self._limit) << shift
-        return words, clipped
+                first = min(base + at, size)
+                last = min(first + block.size, size)
+                count = last - first
+                packed, clipping = self._quantise(values[first:last], start + first, random[at : at + count])
+                clippings.append(clipping)
+                packed <<= shift
+                block[:count] |= packed
+                block[count:] |= np.uint64(self._limit) << shift
+        return words, Clipping.of_all(clippings)
 
-    def _quantise(self, values: FlatUpdate, start: int, random: NDArray[np.uint16]) -> tuple[Words, int]:
-        """q + L of a block whose first element is parameter `start`, and how many were clipped.
+    def _quantise(self, values: FlatUpdate, start: int, random: NDArray[np.uint16]) -> tuple[Words, Clipping]:
+        """q + L of a block whose first element is parameter `start`, and what was clipped.
 
         The words are a view that the next call overwrites.
         """
         size = values.size
-        scaled, integers, lanes = self._scaled[:size], self._integers[:size], self._lanes[:size]
+        scaled, integers = self._scaled[:size], self._integers[:size]
         most = self._alpha * self._limit * (1 << self._fraction)
-        for part, clip in self._clips.within(start, size):
+        parts = tuple(self._clips.within(start, size))
+        for part, clip in parts:
             # float64 throughout: in float32 the largest elements would lose the bits that the rounding needs.
             np.multiply(values[part], most / clip, out=scaled[part], dtype=np.float64)
-        clipped = self._clip(scaled, most)
+        clipping = _clip(scaled, most, parts)
         # Above zero the cast truncates downwards, so 0.5 makes it round to the nearest. From here on integers: with
         # E[q] = a / 2**F exactly and q never outside [-L, L], while float rounding overflows a lane at the clip's edge.
         scaled += (self._limit << self._fraction) + 0.5
         np.copyto(integers, scaled, casting="unsafe")
         integers += random >> self._unused_bits if self._unused_bits else random
         integers >>= self._fraction
+        lanes = scaled.view(np.uint64)
         np.copyto(lanes, integers, casting="unsafe")
-        return lanes, clipped
+        return lanes, clipping
 
-    @staticmethod
-    def _clip(scaled: NDArray[np.float64], most: float) -> int:
-        """Clip in place to [-most, most] and count what was outside. Raises UpdateNotFinite."""
-        if not scaled.size:
-            return 0
-        low, high = float(scaled.min()), float(scaled.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise UpdateNotFinite("the update holds a NaN or an infinity; nothing was packed")
-        if -most <= low and high <= most:
-            return 0
-        clipped = int(np.count_nonzero(np.abs(scaled) > most))
-        np.clip(scaled, -most, most, out=scaled)
-        return clipped
+
+def _clip(scaled: NDArray[np.float64], most: float, parts: Sequence[tuple[slice, float]]) -> Clipping:
+    """Clip a block in place to [-most, most]. parts: its slices with the clip of each. Raises UpdateNotFinite."""
+    if not scaled.size:
+        return Clipping()
+    low, high = float(scaled.min()), float(scaled.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise UpdateNotFinite("the update holds a NaN or an infinity; nothing was packed")
+    if -most <= low and high <= most:
+        return Clipping()
+    elements, lost = 0, 0.0
+    for part, clip in parts:
+        block = scaled[part]
+        excess = np.abs(block[(block > most) | (block < -most)]) - most
+        elements += excess.size
+        lost += (clip / most) ** 2 * float(np.einsum("i,i->", excess, excess))
+    np.clip(scaled, -most, most, out=scaled)
+    return Clipping(elements, lost)
 
 
 def pack_tail(plan: SecaggPlan, *, fixed_alpha: int, metrics: Mapping[str, float], groups: Collection[str]) -> Words:

@@ -9,6 +9,7 @@ Knows nothing of who shares which seed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from mmap import ACCESS_READ, mmap
 from typing import Final
 
 import numpy as np
@@ -31,7 +32,7 @@ def keystream_by_counter(seed: bytes, chunk: int, size: int) -> bytes:
 
 
 class Keystream:
-    """Writes streams into one buffer that is reused, so a vector of any length needs two chunks of memory.
+    """Writes streams into one buffer that is reused, so a vector of any length needs one chunk of memory.
 
     Not safe for use by several threads at once; make one for each.
     """
@@ -39,7 +40,8 @@ class Keystream:
     __slots__ = ("_buffer", "_zeros")
 
     def __init__(self, most_bytes: int) -> None:
-        self._zeros = memoryview(bytes(most_bytes))
+        # Anonymous pages that are never written are all the kernel's one page of zeros: no memory, always in the cache.
+        self._zeros = memoryview(mmap(-1, max(most_bytes, 1), access=ACCESS_READ))
         self._buffer = np.empty(most_bytes + TAG_BYTES, dtype=np.uint8)
 
     def bytes(self, cipher: AESGCM, chunk: int, size: int) -> NDArray[np.uint8]:

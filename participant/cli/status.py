@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +18,7 @@ from participant.cli.exits import Exit
 from participant.config import load_unpinned_config
 from participant.identity import IdentityFolder, SiteIdentity
 from participant.journal import Journal, RoundEntry, RunEntry, RunStanding
+from participant.update import ClipReport
 
 _SHOWN_ROUNDS: Final = 10
 
@@ -113,6 +115,7 @@ def _run_json(status: RunStatus) -> dict[str, object]:
                 "outcome": entry.outcome,
                 "adapter_digest": entry.adapter,
                 "uploaded_bytes": entry.uploaded_bytes,
+                "clipping": json.loads(entry.clipping) if entry.clipping else None,
                 "reason": entry.reason,
                 "message": entry.message,
                 "start_time": entry.started_at.isoformat(),
@@ -159,7 +162,7 @@ def _print_runs(runs: Sequence[RunStatus]) -> None:
     if rounds:
         print_text("")
         print_table(
-            ["round", "kind", "phase", "outcome", "sent", "since", "reason"],
+            ["round", "kind", "phase", "outcome", "sent", "clipped", "since", "reason"],
             [
                 [
                     f"{entry.run}/{entry.round}",
@@ -167,12 +170,24 @@ def _print_runs(runs: Sequence[RunStatus]) -> None:
                     entry.phase.value,
                     entry.outcome,
                     f"{entry.uploaded_bytes / 2**20:.1f} MiB" if entry.uploaded_bytes else "",
+                    _clipped(entry.clipping),
                     _time(entry.updated_at),
                     _why(entry.reason, entry.message),
                 ]
                 for entry in rounds
             ],
         )
+
+
+def _clipped(clipping: str) -> str:
+    """What the plan's bounds took from the update, in a few words."""
+    if not clipping:
+        return ""
+    report = ClipReport.from_json(clipping)
+    parts = [f"scaled by {report.scale:.3g}"] if report.scale != 1.0 else []
+    if report.clipped_elements:
+        parts.append(f"{report.clipped_elements} elements, {100 * report.lost_norm:.2g} % of the norm")
+    return "; ".join(parts) or "nothing"
 
 
 def _why(reason: str, message: str) -> str:

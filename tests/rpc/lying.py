@@ -13,7 +13,7 @@ from accord.v1 import secure_aggregation_pb2 as pb
 from accord.v1 import secure_aggregation_pb2_grpc
 from common.rpc.status import raised_as_errors
 from common.secagg import Masked
-from participant.masking import chunk_sizes
+from participant.spool import chunk_sizes
 from tests.rpc.federation import Federation, Site
 
 Part = pb.UploadMaskedUpdateRequest

@@ -50,6 +50,7 @@ RULES: Final[Rules] = {
     "accord.v1.SecureAggregationService/GetEvidence": PARTICIPANTS,
     "accord.v1.SecureAggregationService/CommitSurvivors": PARTICIPANTS,
     "accord.v1.SecureAggregationService/RevealShares": PARTICIPANTS,
+    "accord.v1.SecureAggregationService/AuditChunks": PARTICIPANTS,
     "accord.v1.AdminService/GetFederation": READERS,
     "accord.v1.AdminService/CreateJoinToken": MEMBERSHIP,
     "accord.v1.AdminService/ListJoinTokens": READERS,

@@ -14,9 +14,13 @@ import numpy as np
 
 from common.errors import StorageFailed, UploadMismatch
 from common.secagg import VectorLayout, Words
+from coordinator.rounds.model import Upload
 from coordinator.store.blobs import BlobStore
 
 DIGEST_BYTES: Final = 32
+# Uploads of so many rounds, the open one among them, are kept, so that what was summed can be audited; and with them
+# the messages that opened the sums.
+KEPT_ROUNDS: Final = 2
 SEGMENT_CHUNKS: Final = 4
 # In memory over all uploads that arrive at once. Each has up to three chunks on their way to its handler (the stream's
 # window, the message, its copy) and shares what is left for those that it collects.
@@ -47,6 +51,22 @@ def check_chunk(layout: VectorLayout, chunk_digests: bytes, index: int, chunk: b
     declared = chunk_digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
     if hashlib.sha256(chunk).digest() != declared:
         raise UploadMismatch(f"chunk {index} does not have the digest that the upload declared for it")
+
+
+def split_digests(chunk_digests: bytes) -> list[bytes]:
+    """SHA-256 of each chunk, in order."""
+    return [chunk_digests[at : at + DIGEST_BYTES] for at in range(0, len(chunk_digests), DIGEST_BYTES)]
+
+
+def check_header(declared: Upload, layout: VectorLayout) -> None:
+    """Raises UploadMismatch unless an upload of this length can be the layout's."""
+    if declared.chunk_count != layout.chunks or declared.total_bytes != layout.bytes:
+        raise UploadMismatch(
+            f"the header declares {declared.chunk_count} chunks and {declared.total_bytes} bytes, "
+            f"the plan's layout says {layout.chunks} and {layout.bytes}"
+        )
+    if len(declared.chunk_digests) != declared.chunk_count * DIGEST_BYTES:
+        raise UploadMismatch("the header needs one SHA-256 for each chunk")
 
 
 def write_segment(blobs: BlobStore, prefix: str, first_chunk: int, chunks: Sequence[bytes]) -> None:

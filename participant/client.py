@@ -6,7 +6,7 @@ Raises the errors that the coordinator raised (common.errors), and Unavailable w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -69,6 +69,33 @@ class Evidence:
     is_fast: bool
     receipts: tuple[bytes, ...] = field(repr=False)
     commits: tuple[bytes, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundExhibits:
+    """What the coordinator shows of a finished round beside its chunks; by participants' names.
+
+    adapter: digest of what it published, empty after an evaluation round. chunk_digests: SHA-256 of every chunk, one
+    after the other. pair_keys: by (dropped, survivor). confirmations: of those who share a mask with a dropped member.
+    """
+
+    adapter: str
+    metrics: Mapping[str, float]
+    commits: tuple[bytes, ...] = field(repr=False)
+    receipts: Mapping[str, bytes] = field(repr=False)
+    chunk_digests: Mapping[str, bytes] = field(repr=False)
+    self_keys: Mapping[str, bytes] = field(repr=False)
+    pair_keys: Mapping[tuple[str, str], bytes] = field(repr=False)
+    confirmations: Mapping[str, bytes] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ShownChunk:
+    """One chunk of a participant's masked update, as the coordinator has it."""
+
+    chunk: int
+    participant: str
+    words: bytes = field(repr=False)
 
 
 class CoordinatorClient:
@@ -244,3 +271,51 @@ class CoordinatorClient:
         request = secure_aggregation_pb2.RevealSharesRequest(run=run, round=round_, reveal=reveal)
         with raised_as_errors():
             self._secagg.RevealShares(request, timeout=CALL_SECONDS)
+
+    # --- audits ---------------------------------------------------------------------------------------------------
+
+    def audit_chunks(self, run: str, round_: int, chunks: Sequence[int]) -> tuple[RoundExhibits, Iterator[ShownChunk]]:
+        """What a finished round's sum was made of; the chunks follow as they are asked for, in that order."""
+        request = secure_aggregation_pb2.AuditChunksRequest(run=run, round=round_, chunks=chunks)
+        with raised_as_errors():
+            stream = self._secagg.AuditChunks(request, timeout=STREAM_SECONDS)
+            shown: list[secure_aggregation_pb2.AuditChunksResponse] = []
+            first: secure_aggregation_pb2.AuditedChunk | None = None
+            for message in stream:
+                if message.WhichOneof("part") == "chunk":
+                    first = message.chunk
+                    break
+                shown.append(message)
+
+        def follow() -> Iterator[ShownChunk]:
+            part = first
+            with raised_as_errors():
+                while part is not None:
+                    yield ShownChunk(part.chunk, part.participant, part.words)
+                    message = next(stream, None)
+                    part = message.chunk if message is not None else None
+
+        return _exhibits(shown), follow()
+
+
+def _exhibits(shown: Sequence[secure_aggregation_pb2.AuditChunksResponse]) -> RoundExhibits:
+    parts: dict[str, list[secure_aggregation_pb2.AuditChunksResponse]] = {}
+    for message in shown:
+        parts.setdefault(message.WhichOneof("part") or "", []).append(message)
+    rounds = [message.round for message in parts.get("round", ())]
+    uploads = [message.upload for message in parts.get("upload", ())]
+    return RoundExhibits(
+        adapter="".join(part.adapter_digest for part in rounds),
+        metrics={metric.name: metric.value for part in rounds for metric in part.metrics},
+        commits=tuple(commit for part in rounds for commit in part.commits),
+        receipts={part.participant: part.receipt for part in uploads},
+        chunk_digests={part.participant: part.chunk_digests for part in uploads},
+        self_keys={part.participant: part.self_key for part in uploads},
+        pair_keys={
+            (message.pair.dropped, message.pair.survivor): message.pair.pair_key for message in parts.get("pair", ())
+        },
+        confirmations={
+            message.confirmation.participant: message.confirmation.confirmation
+            for message in parts.get("confirmation", ())
+        },
+    )

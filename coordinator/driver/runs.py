@@ -12,13 +12,10 @@ from coordinator.rounds.events import EpochClosed, RoundCancelled, RunFailed
 from coordinator.rounds.lifecycle import advance_epoch, advance_round, advance_run
 from coordinator.rounds.model import MessageKind, Round
 from coordinator.store.interface import Writer
-from coordinator.uploads import round_prefix
+from coordinator.uploads import KEPT_ROUNDS, round_prefix
 
 TOO_MANY_FAILED_ROUNDS = "TOO_MANY_FAILED_ROUNDS"
-# Uploads of so many rounds, the open one among them, are kept, so that what was summed can be audited; and with them
-# the messages that opened the sums.
-KEPT_ROUNDS = 2
-_OF_A_ROUND = (MessageKind.COMMIT, MessageKind.REVEAL)
+_OF_AN_EPOCH = (MessageKind.ROSTER, MessageKind.ADVERTISEMENT, MessageKind.DEPOSIT, MessageKind.CONFIRMATION)
 
 
 def step_run(work: Work, view: View) -> bool:
@@ -64,7 +61,7 @@ def _forget_messages(writer: Writer, opened: Round) -> None:
     kept = [writer.round(opened.run, number) for number in range(first_kept, opened.number)]
     first_epoch = min([round_.epoch for round_ in kept if round_.epoch] + [writer.run(opened.run).latest_epoch])
     for kind in MessageKind:
-        writer.delete_messages(opened.run, kind, before=first_kept if kind in _OF_A_ROUND else first_epoch)
+        writer.delete_messages(opened.run, kind, before=first_epoch if kind in _OF_AN_EPOCH else first_kept)
 
 
 def _fail(work: Work, view: View) -> bool:

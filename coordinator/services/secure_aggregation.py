@@ -54,10 +54,11 @@ from coordinator.rounds.model import (
     Run,
     Upload,
 )
+from coordinator.services.audits import ChunkAudits
 from coordinator.standing import charter_of, require_member
 from coordinator.store.blobs import BlobStore
 from coordinator.store.interface import Reader, Store, Writer
-from coordinator.uploads import DIGEST_BYTES, check_chunk, segment_chunks, upload_prefix, write_segment
+from coordinator.uploads import DIGEST_BYTES, check_chunk, check_header, segment_chunks, upload_prefix, write_segment
 from coordinator.wakeups import Wakeups
 
 MAX_WAIT_SECONDS: Final = 50
@@ -92,6 +93,7 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
         self._wakeups = wakeups
         self._clock = clock
         self._on_durable_bytes = on_durable_bytes
+        self._audits = ChunkAudits(store=store, blobs=blobs, clock=clock)
         self._open_uploads = 0
 
     # --- key epochs -----------------------------------------------------------------------------------------------
@@ -248,7 +250,7 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
                 header.total_bytes,
                 header.chunk_digests,
             )
-            _check_header(declared, layout)
+            check_header(declared, layout)
             upload = writer.upload(round_.run, round_.number, participant)
             if upload is not None and upload.chunk_digests != declared.chunk_digests:
                 raise AlreadyExists(
@@ -342,6 +344,12 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
         with self._store.read() as reader:
             _, round_, _ = self._round(reader, run_id, number, participant)
             return reader.upload(round_.run, round_.number, participant)
+
+    async def AuditChunks(
+        self, request: pb.AuditChunksRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.AuditChunksResponse]:
+        async for part in self._audits.answer(request, current_caller().id):
+            yield part
 
     # --- closing a round ------------------------------------------------------------------------------------------
 
@@ -460,16 +468,6 @@ def _is_stored(reader: Reader, message: ProtocolMessage) -> bool:
                 raise AlreadyExists(f"{message.sender} has sent another {message.kind.value} before")
             return True
     return False
-
-
-def _check_header(declared: Upload, layout: VectorLayout) -> None:
-    if declared.chunk_count != layout.chunks or declared.total_bytes != layout.bytes:
-        raise UploadMismatch(
-            f"the header declares {declared.chunk_count} chunks and {declared.total_bytes} bytes, "
-            f"the plan's layout says {layout.chunks} and {layout.bytes}"
-        )
-    if len(declared.chunk_digests) != declared.chunk_count * DIGEST_BYTES:
-        raise UploadMismatch("the header needs one SHA-256 for each chunk")
 
 
 def _digests(upload: Upload) -> list[bytes]:

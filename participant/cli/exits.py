@@ -9,6 +9,7 @@ from typing import Final
 from common.cli import program
 from common.errors import (
     AccordError,
+    AuditFailed,
     BaseModelMismatch,
     BaseModelUnavailable,
     CertificateRevoked,
@@ -35,6 +36,7 @@ class Exit(IntEnum):
     UNAVAILABLE = 5  # try again later
     CONTENT = 6  # base model or data
     STORAGE = 7  # disk full, no permission
+    AUDIT = 8  # what a round has published does not follow from what its members sent
     INTERRUPTED = program.INTERRUPTED
 
 
@@ -42,7 +44,8 @@ MEANINGS: Final = """exit codes:
   0  done                                    4  the coordinator refused this site or its token
   1  failed, or a check has failed           5  not reachable at present; try again
   2  the command line is wrong               6  base model or data cannot be used
-  3  configuration, policy or charter wrong  7  disk full or no permission"""
+  3  configuration, policy or charter wrong  7  disk full or no permission
+                                             8  an audit has found something wrong"""
 
 _EXITS: Final[Mapping[type[AccordError], Exit]] = {
     InvalidArgument: Exit.USAGE,
@@ -59,6 +62,7 @@ _EXITS: Final[Mapping[type[AccordError], Exit]] = {
     BaseModelUnavailable: Exit.CONTENT,
     DataInvalid: Exit.CONTENT,
     StorageFailed: Exit.STORAGE,
+    AuditFailed: Exit.AUDIT,
 }
 
 

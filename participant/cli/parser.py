@@ -34,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_charter(commands)
     _add_status(commands)
     _add_adapters(commands)
+    _add_audit(commands)
     return parser
 
 
@@ -179,6 +180,40 @@ examples:
     which = export.add_mutually_exclusive_group()
     which.add_argument("--digest", metavar="SHA256", help="the adapter's digest, or enough of its beginning")
     which.add_argument("--run", metavar="RUN", help="the newest adapter of this run; default: the newest of all")
+
+
+def _add_audit(commands: Commands[Parser]) -> None:
+    parser = _command(
+        commands,
+        "audit",
+        "check a part of a finished round's sum against what its members signed",
+        """Fetch some chunks of every masked update of a finished round with the keys that opened their sum, check them,
+and recompute that part of the sum and of the adapter that came of it. The coordinator is believed nothing.
+
+What is checked, from this site's own notes of the round:
+  - everyone's signed receipt is for this round, plan, cohort and model, and for the chunks that are shown
+  - this site's own chunks are the ones that it sent
+  - every opened key is the one that its owner committed to before the round
+  - the sum's weight, count and figures are those that were told
+  - the adapter's parameters in these chunks are, bit for bit, what the sum makes of the adapter before
+
+Chunks are drawn here, now that the round is over: the coordinator could not know which. A chunk is at most 1 MiB of
+each member's masked update, so --chunks 4 of a round of 10 members fetches 40 MiB. The coordinator keeps the updates
+of the two newest rounds: audit a round soon. May be run while the daemon runs. Ends with 0 if all is right, with 8
+and the reason if something is wrong. Keep what it says then, and show it to the other members.
+
+examples:
+  accord-participant audit                              (a random chunk of the newest round of the newest run)
+  accord-participant audit --run helpdesk --round 7 --chunks 4
+  accord-participant audit --run helpdesk --round 7 --chunk 0 --chunk 12 --json""",
+    )
+    parser.add_argument("--run", metavar="RUN", help="the run; default: the one of which this site has heard last")
+    parser.add_argument("--round", type=int, metavar="N", help="the round's number; default: the newest")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--chunks", type=int, default=1, metavar="K", help="how many random chunks; all if there are fewer; default: 1"
+    )
+    which.add_argument("--chunk", type=int, action="append", metavar="I", help="this chunk, from 0; may be repeated")
 
 
 def _command(

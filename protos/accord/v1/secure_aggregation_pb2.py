@@ -22,57 +22,72 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from accord.v1 import resources_pb2 as accord_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"accord/v1/secure_aggregation.proto\x12\taccord.v1\"I\n\x14\x41\x64vertiseKeysRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x15\n\radvertisement\x18\x03 \x01(\x0c\"\x17\n\x15\x41\x64vertiseKeysResponse\".\n\x10GetRosterRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\"\"\n\x11GetRosterResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"C\n\x14\x44\x65positSharesRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0f\n\x07\x64\x65posit\x18\x03 \x01(\x0c\"\x17\n\x15\x44\x65positSharesResponse\".\n\x10GetSharesRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\")\n\x11GetSharesResponse\x12\x14\n\x0csealed_share\x18\x01 \x01(\x0c\"H\n\x14\x43onfirmSharesRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x14\n\x0c\x63onfirmation\x18\x03 \x01(\x0c\"\x17\n\x15\x43onfirmSharesResponse\".\n\x10GetUploadRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\"=\n\x11GetUploadResponse\x12\x16\n\x0e\x64urable_chunks\x18\x01 \x01(\r\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"r\n\x19UploadMaskedUpdateRequest\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.accord.v1.UploadHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x11\n\x07receipt\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"\x80\x01\n\x0cUploadHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x13\n\x0b\x66irst_chunk\x18\x03 \x01(\r\x12\x13\n\x0b\x63hunk_count\x18\x04 \x01(\r\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x04\x12\x15\n\rchunk_digests\x18\x06 \x01(\x0c\"1\n\x1aUploadMaskedUpdateResponse\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x04\"Z\n\x12GetEvidenceRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x12\n\nfor_reveal\x18\x03 \x01(\x08\x12\x14\n\x0cwait_seconds\x18\x04 \x01(\r\"Y\n\x13GetEvidenceResponse\x12\x11\n\tsurvivors\x18\x01 \x03(\t\x12\x0c\n\x04\x66\x61st\x18\x02 \x01(\x08\x12\x10\n\x08receipts\x18\x03 \x03(\x0c\x12\x0f\n\x07\x63ommits\x18\x04 \x03(\x0c\"D\n\x16\x43ommitSurvivorsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0e\n\x06\x63ommit\x18\x03 \x01(\x0c\"\x19\n\x17\x43ommitSurvivorsResponse\"A\n\x13RevealSharesRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0e\n\x06reveal\x18\x03 \x01(\x0c\"\x16\n\x14RevealSharesResponse2\xd0\x06\n\x18SecureAggregationService\x12R\n\rAdvertiseKeys\x12\x1f.accord.v1.AdvertiseKeysRequest\x1a .accord.v1.AdvertiseKeysResponse\x12H\n\tGetRoster\x12\x1b.accord.v1.GetRosterRequest\x1a\x1c.accord.v1.GetRosterResponse0\x01\x12R\n\rDepositShares\x12\x1f.accord.v1.DepositSharesRequest\x1a .accord.v1.DepositSharesResponse\x12H\n\tGetShares\x12\x1b.accord.v1.GetSharesRequest\x1a\x1c.accord.v1.GetSharesResponse0\x01\x12R\n\rConfirmShares\x12\x1f.accord.v1.ConfirmSharesRequest\x1a .accord.v1.ConfirmSharesResponse\x12\x46\n\tGetUpload\x12\x1b.accord.v1.GetUploadRequest\x1a\x1c.accord.v1.GetUploadResponse\x12\x63\n\x12UploadMaskedUpdate\x12$.accord.v1.UploadMaskedUpdateRequest\x1a%.accord.v1.UploadMaskedUpdateResponse(\x01\x12L\n\x0bGetEvidence\x12\x1d.accord.v1.GetEvidenceRequest\x1a\x1e.accord.v1.GetEvidenceResponse\x12X\n\x0f\x43ommitSurvivors\x12!.accord.v1.CommitSurvivorsRequest\x1a\".accord.v1.CommitSurvivorsResponse\x12O\n\x0cRevealShares\x12\x1e.accord.v1.RevealSharesRequest\x1a\x1f.accord.v1.RevealSharesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"accord/v1/secure_aggregation.proto\x12\taccord.v1\x1a\x19\x61\x63\x63ord/v1/resources.proto\"I\n\x14\x41\x64vertiseKeysRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x15\n\radvertisement\x18\x03 \x01(\x0c\"\x17\n\x15\x41\x64vertiseKeysResponse\".\n\x10GetRosterRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\"\"\n\x11GetRosterResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"C\n\x14\x44\x65positSharesRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0f\n\x07\x64\x65posit\x18\x03 \x01(\x0c\"\x17\n\x15\x44\x65positSharesResponse\".\n\x10GetSharesRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\")\n\x11GetSharesResponse\x12\x14\n\x0csealed_share\x18\x01 \x01(\x0c\"H\n\x14\x43onfirmSharesRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x14\n\x0c\x63onfirmation\x18\x03 \x01(\x0c\"\x17\n\x15\x43onfirmSharesResponse\".\n\x10GetUploadRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\"=\n\x11GetUploadResponse\x12\x16\n\x0e\x64urable_chunks\x18\x01 \x01(\r\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"r\n\x19UploadMaskedUpdateRequest\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.accord.v1.UploadHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x11\n\x07receipt\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"\x80\x01\n\x0cUploadHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x13\n\x0b\x66irst_chunk\x18\x03 \x01(\r\x12\x13\n\x0b\x63hunk_count\x18\x04 \x01(\r\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x04\x12\x15\n\rchunk_digests\x18\x06 \x01(\x0c\"1\n\x1aUploadMaskedUpdateResponse\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x04\"Z\n\x12GetEvidenceRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x12\n\nfor_reveal\x18\x03 \x01(\x08\x12\x14\n\x0cwait_seconds\x18\x04 \x01(\r\"Y\n\x13GetEvidenceResponse\x12\x11\n\tsurvivors\x18\x01 \x03(\t\x12\x0c\n\x04\x66\x61st\x18\x02 \x01(\x08\x12\x10\n\x08receipts\x18\x03 \x03(\x0c\x12\x0f\n\x07\x63ommits\x18\x04 \x03(\x0c\"D\n\x16\x43ommitSurvivorsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0e\n\x06\x63ommit\x18\x03 \x01(\x0c\"\x19\n\x17\x43ommitSurvivorsResponse\"A\n\x13RevealSharesRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0e\n\x06reveal\x18\x03 \x01(\x0c\"\x16\n\x14RevealSharesResponse\"@\n\x12\x41uditChunksRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0e\n\x06\x63hunks\x18\x03 \x03(\r\"\xfd\x01\n\x13\x41uditChunksResponse\x12(\n\x05round\x18\x01 \x01(\x0b\x32\x17.accord.v1.AuditedRoundH\x00\x12*\n\x06upload\x18\x02 \x01(\x0b\x32\x18.accord.v1.AuditedUploadH\x00\x12\x36\n\x0c\x63onfirmation\x18\x03 \x01(\x0b\x32\x1e.accord.v1.AuditedConfirmationH\x00\x12&\n\x04pair\x18\x04 \x01(\x0b\x32\x16.accord.v1.AuditedPairH\x00\x12(\n\x05\x63hunk\x18\x05 \x01(\x0b\x32\x17.accord.v1.AuditedChunkH\x00\x42\x06\n\x04part\"[\n\x0c\x41uditedRound\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x01 \x01(\t\x12\"\n\x07metrics\x18\x02 \x03(\x0b\x32\x11.accord.v1.Metric\x12\x0f\n\x07\x63ommits\x18\x03 \x03(\x0c\"^\n\rAuditedUpload\x12\x13\n\x0bparticipant\x18\x01 \x01(\t\x12\x0f\n\x07receipt\x18\x02 \x01(\x0c\x12\x15\n\rchunk_digests\x18\x03 \x01(\x0c\x12\x10\n\x08self_key\x18\x04 \x01(\x0c\"@\n\x13\x41uditedConfirmation\x12\x13\n\x0bparticipant\x18\x01 \x01(\t\x12\x14\n\x0c\x63onfirmation\x18\x02 \x01(\x0c\"B\n\x0b\x41uditedPair\x12\x0f\n\x07\x64ropped\x18\x01 \x01(\t\x12\x10\n\x08survivor\x18\x02 \x01(\t\x12\x10\n\x08pair_key\x18\x03 \x01(\x0c\"A\n\x0c\x41uditedChunk\x12\x13\n\x0bparticipant\x18\x01 \x01(\t\x12\r\n\x05\x63hunk\x18\x02 \x01(\r\x12\r\n\x05words\x18\x03 \x01(\x0c\x32\xa0\x07\n\x18SecureAggregationService\x12R\n\rAdvertiseKeys\x12\x1f.accord.v1.AdvertiseKeysRequest\x1a .accord.v1.AdvertiseKeysResponse\x12H\n\tGetRoster\x12\x1b.accord.v1.GetRosterRequest\x1a\x1c.accord.v1.GetRosterResponse0\x01\x12R\n\rDepositShares\x12\x1f.accord.v1.DepositSharesRequest\x1a .accord.v1.DepositSharesResponse\x12H\n\tGetShares\x12\x1b.accord.v1.GetSharesRequest\x1a\x1c.accord.v1.GetSharesResponse0\x01\x12R\n\rConfirmShares\x12\x1f.accord.v1.ConfirmSharesRequest\x1a .accord.v1.ConfirmSharesResponse\x12\x46\n\tGetUpload\x12\x1b.accord.v1.GetUploadRequest\x1a\x1c.accord.v1.GetUploadResponse\x12\x63\n\x12UploadMaskedUpdate\x12$.accord.v1.UploadMaskedUpdateRequest\x1a%.accord.v1.UploadMaskedUpdateResponse(\x01\x12L\n\x0bGetEvidence\x12\x1d.accord.v1.GetEvidenceRequest\x1a\x1e.accord.v1.GetEvidenceResponse\x12X\n\x0f\x43ommitSurvivors\x12!.accord.v1.CommitSurvivorsRequest\x1a\".accord.v1.CommitSurvivorsResponse\x12O\n\x0cRevealShares\x12\x1e.accord.v1.RevealSharesRequest\x1a\x1f.accord.v1.RevealSharesResponse\x12N\n\x0b\x41uditChunks\x12\x1d.accord.v1.AuditChunksRequest\x1a\x1e.accord.v1.AuditChunksResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'accord.v1.secure_aggregation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ADVERTISEKEYSREQUEST']._serialized_start=49
-  _globals['_ADVERTISEKEYSREQUEST']._serialized_end=122
-  _globals['_ADVERTISEKEYSRESPONSE']._serialized_start=124
-  _globals['_ADVERTISEKEYSRESPONSE']._serialized_end=147
-  _globals['_GETROSTERREQUEST']._serialized_start=149
-  _globals['_GETROSTERREQUEST']._serialized_end=195
-  _globals['_GETROSTERRESPONSE']._serialized_start=197
-  _globals['_GETROSTERRESPONSE']._serialized_end=231
-  _globals['_DEPOSITSHARESREQUEST']._serialized_start=233
-  _globals['_DEPOSITSHARESREQUEST']._serialized_end=300
-  _globals['_DEPOSITSHARESRESPONSE']._serialized_start=302
-  _globals['_DEPOSITSHARESRESPONSE']._serialized_end=325
-  _globals['_GETSHARESREQUEST']._serialized_start=327
-  _globals['_GETSHARESREQUEST']._serialized_end=373
-  _globals['_GETSHARESRESPONSE']._serialized_start=375
-  _globals['_GETSHARESRESPONSE']._serialized_end=416
-  _globals['_CONFIRMSHARESREQUEST']._serialized_start=418
-  _globals['_CONFIRMSHARESREQUEST']._serialized_end=490
-  _globals['_CONFIRMSHARESRESPONSE']._serialized_start=492
-  _globals['_CONFIRMSHARESRESPONSE']._serialized_end=515
-  _globals['_GETUPLOADREQUEST']._serialized_start=517
-  _globals['_GETUPLOADREQUEST']._serialized_end=563
-  _globals['_GETUPLOADRESPONSE']._serialized_start=565
-  _globals['_GETUPLOADRESPONSE']._serialized_end=626
-  _globals['_UPLOADMASKEDUPDATEREQUEST']._serialized_start=628
-  _globals['_UPLOADMASKEDUPDATEREQUEST']._serialized_end=742
-  _globals['_UPLOADHEADER']._serialized_start=745
-  _globals['_UPLOADHEADER']._serialized_end=873
-  _globals['_UPLOADMASKEDUPDATERESPONSE']._serialized_start=875
-  _globals['_UPLOADMASKEDUPDATERESPONSE']._serialized_end=924
-  _globals['_GETEVIDENCEREQUEST']._serialized_start=926
-  _globals['_GETEVIDENCEREQUEST']._serialized_end=1016
-  _globals['_GETEVIDENCERESPONSE']._serialized_start=1018
-  _globals['_GETEVIDENCERESPONSE']._serialized_end=1107
-  _globals['_COMMITSURVIVORSREQUEST']._serialized_start=1109
-  _globals['_COMMITSURVIVORSREQUEST']._serialized_end=1177
-  _globals['_COMMITSURVIVORSRESPONSE']._serialized_start=1179
-  _globals['_COMMITSURVIVORSRESPONSE']._serialized_end=1204
-  _globals['_REVEALSHARESREQUEST']._serialized_start=1206
-  _globals['_REVEALSHARESREQUEST']._serialized_end=1271
-  _globals['_REVEALSHARESRESPONSE']._serialized_start=1273
-  _globals['_REVEALSHARESRESPONSE']._serialized_end=1295
-  _globals['_SECUREAGGREGATIONSERVICE']._serialized_start=1298
-  _globals['_SECUREAGGREGATIONSERVICE']._serialized_end=2146
+  _globals['_ADVERTISEKEYSREQUEST']._serialized_start=76
+  _globals['_ADVERTISEKEYSREQUEST']._serialized_end=149
+  _globals['_ADVERTISEKEYSRESPONSE']._serialized_start=151
+  _globals['_ADVERTISEKEYSRESPONSE']._serialized_end=174
+  _globals['_GETROSTERREQUEST']._serialized_start=176
+  _globals['_GETROSTERREQUEST']._serialized_end=222
+  _globals['_GETROSTERRESPONSE']._serialized_start=224
+  _globals['_GETROSTERRESPONSE']._serialized_end=258
+  _globals['_DEPOSITSHARESREQUEST']._serialized_start=260
+  _globals['_DEPOSITSHARESREQUEST']._serialized_end=327
+  _globals['_DEPOSITSHARESRESPONSE']._serialized_start=329
+  _globals['_DEPOSITSHARESRESPONSE']._serialized_end=352
+  _globals['_GETSHARESREQUEST']._serialized_start=354
+  _globals['_GETSHARESREQUEST']._serialized_end=400
+  _globals['_GETSHARESRESPONSE']._serialized_start=402
+  _globals['_GETSHARESRESPONSE']._serialized_end=443
+  _globals['_CONFIRMSHARESREQUEST']._serialized_start=445
+  _globals['_CONFIRMSHARESREQUEST']._serialized_end=517
+  _globals['_CONFIRMSHARESRESPONSE']._serialized_start=519
+  _globals['_CONFIRMSHARESRESPONSE']._serialized_end=542
+  _globals['_GETUPLOADREQUEST']._serialized_start=544
+  _globals['_GETUPLOADREQUEST']._serialized_end=590
+  _globals['_GETUPLOADRESPONSE']._serialized_start=592
+  _globals['_GETUPLOADRESPONSE']._serialized_end=653
+  _globals['_UPLOADMASKEDUPDATEREQUEST']._serialized_start=655
+  _globals['_UPLOADMASKEDUPDATEREQUEST']._serialized_end=769
+  _globals['_UPLOADHEADER']._serialized_start=772
+  _globals['_UPLOADHEADER']._serialized_end=900
+  _globals['_UPLOADMASKEDUPDATERESPONSE']._serialized_start=902
+  _globals['_UPLOADMASKEDUPDATERESPONSE']._serialized_end=951
+  _globals['_GETEVIDENCEREQUEST']._serialized_start=953
+  _globals['_GETEVIDENCEREQUEST']._serialized_end=1043
+  _globals['_GETEVIDENCERESPONSE']._serialized_start=1045
+  _globals['_GETEVIDENCERESPONSE']._serialized_end=1134
+  _globals['_COMMITSURVIVORSREQUEST']._serialized_start=1136
+  _globals['_COMMITSURVIVORSREQUEST']._serialized_end=1204
+  _globals['_COMMITSURVIVORSRESPONSE']._serialized_start=1206
+  _globals['_COMMITSURVIVORSRESPONSE']._serialized_end=1231
+  _globals['_REVEALSHARESREQUEST']._serialized_start=1233
+  _globals['_REVEALSHARESREQUEST']._serialized_end=1298
+  _globals['_REVEALSHARESRESPONSE']._serialized_start=1300
+  _globals['_REVEALSHARESRESPONSE']._serialized_end=1322
+  _globals['_AUDITCHUNKSREQUEST']._serialized_start=1324
+  _globals['_AUDITCHUNKSREQUEST']._serialized_end=1388
+  _globals['_AUDITCHUNKSRESPONSE']._serialized_start=1391
+  _globals['_AUDITCHUNKSRESPONSE']._serialized_end=1644
+  _globals['_AUDITEDROUND']._serialized_start=1646
+  _globals['_AUDITEDROUND']._serialized_end=1737
+  _globals['_AUDITEDUPLOAD']._serialized_start=1739
+  _globals['_AUDITEDUPLOAD']._serialized_end=1833
+  _globals['_AUDITEDCONFIRMATION']._serialized_start=1835
+  _globals['_AUDITEDCONFIRMATION']._serialized_end=1899
+  _globals['_AUDITEDPAIR']._serialized_start=1901
+  _globals['_AUDITEDPAIR']._serialized_end=1967
+  _globals['_AUDITEDCHUNK']._serialized_start=1969
+  _globals['_AUDITEDCHUNK']._serialized_end=2034
+  _globals['_SECUREAGGREGATIONSERVICE']._serialized_start=2037
+  _globals['_SECUREAGGREGATIONSERVICE']._serialized_end=2965
 # @@protoc_insertion_point(module_scope)

@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from accord.v1 import resources_pb2 as _resources_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -497,3 +498,214 @@ class RevealSharesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RevealSharesResponse: _TypeAlias = RevealSharesResponse  # noqa: Y015
+
+@_typing.final
+class AuditChunksRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    round: _builtins.int
+    @_builtins.property
+    def chunks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Indices of chunks, none twice; the last chunk of the vector carries weight, count and metrics."""
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        round: _builtins.int = ...,
+        chunks: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "round", b"round", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditChunksRequest: _TypeAlias = AuditChunksRequest  # noqa: Y015
+
+@_typing.final
+class AuditChunksResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_FIELD_NUMBER: _builtins.int
+    UPLOAD_FIELD_NUMBER: _builtins.int
+    CONFIRMATION_FIELD_NUMBER: _builtins.int
+    PAIR_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def round(self) -> Global___AuditedRound: ...
+    @_builtins.property
+    def upload(self) -> Global___AuditedUpload: ...
+    @_builtins.property
+    def confirmation(self) -> Global___AuditedConfirmation: ...
+    @_builtins.property
+    def pair(self) -> Global___AuditedPair: ...
+    @_builtins.property
+    def chunk(self) -> Global___AuditedChunk: ...
+    def __init__(
+        self,
+        *,
+        round: Global___AuditedRound | None = ...,
+        upload: Global___AuditedUpload | None = ...,
+        confirmation: Global___AuditedConfirmation | None = ...,
+        pair: Global___AuditedPair | None = ...,
+        chunk: Global___AuditedChunk | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "confirmation", b"confirmation", "pair", b"pair", "part", b"part", "round", b"round", "upload", b"upload"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "confirmation", b"confirmation", "pair", b"pair", "part", b"part", "round", b"round", "upload", b"upload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["round", "upload", "confirmation", "pair", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___AuditChunksResponse: _TypeAlias = AuditChunksResponse  # noqa: Y015
+
+@_typing.final
+class AuditedRound(_message.Message):
+    """What came of the round."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_DIGEST_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    COMMITS_FIELD_NUMBER: _builtins.int
+    adapter_digest: _builtins.str
+    """Digest of the adapter that it published; empty after an evaluation round."""
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Metric]: ...
+    @_builtins.property
+    def commits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The signed commits to the survivor set; empty after a fast close."""
+
+    def __init__(
+        self,
+        *,
+        adapter_digest: _builtins.str = ...,
+        metrics: _abc.Iterable[_resources_pb2.Metric] | None = ...,
+        commits: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_digest", b"adapter_digest", "commits", b"commits", "metrics", b"metrics"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditedRound: _TypeAlias = AuditedRound  # noqa: Y015
+
+@_typing.final
+class AuditedUpload(_message.Message):
+    """One survivor's masked update."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTICIPANT_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    CHUNK_DIGESTS_FIELD_NUMBER: _builtins.int
+    SELF_KEY_FIELD_NUMBER: _builtins.int
+    participant: _builtins.str
+    receipt: _builtins.bytes
+    """Signed receipt over the upload's digest."""
+    chunk_digests: _builtins.bytes
+    """SHA-256 of every chunk, 32 bytes each, in order."""
+    self_key: _builtins.bytes
+    """The seed of its self mask in this round, as the revealed shares open it."""
+    def __init__(
+        self,
+        *,
+        participant: _builtins.str = ...,
+        receipt: _builtins.bytes = ...,
+        chunk_digests: _builtins.bytes = ...,
+        self_key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_digests", b"chunk_digests", "participant", b"participant", "receipt", b"receipt", "self_key", b"self_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditedUpload: _TypeAlias = AuditedUpload  # noqa: Y015
+
+@_typing.final
+class AuditedConfirmation(_message.Message):
+    """What a member had confirmed at the key epoch's set-up (ConfirmSharesRequest), with its commitments to its pair keys.
+    Sent for dropped members and their neighbours.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTICIPANT_FIELD_NUMBER: _builtins.int
+    CONFIRMATION_FIELD_NUMBER: _builtins.int
+    participant: _builtins.str
+    confirmation: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        participant: _builtins.str = ...,
+        confirmation: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmation", b"confirmation", "participant", b"participant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditedConfirmation: _TypeAlias = AuditedConfirmation  # noqa: Y015
+
+@_typing.final
+class AuditedPair(_message.Message):
+    """The key of a mask that a dropped member's absence has left in the sum."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DROPPED_FIELD_NUMBER: _builtins.int
+    SURVIVOR_FIELD_NUMBER: _builtins.int
+    PAIR_KEY_FIELD_NUMBER: _builtins.int
+    dropped: _builtins.str
+    survivor: _builtins.str
+    pair_key: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        dropped: _builtins.str = ...,
+        survivor: _builtins.str = ...,
+        pair_key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "pair_key", b"pair_key", "survivor", b"survivor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditedPair: _TypeAlias = AuditedPair  # noqa: Y015
+
+@_typing.final
+class AuditedChunk(_message.Message):
+    """A chunk of one survivor's masked update, as it was uploaded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTICIPANT_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    WORDS_FIELD_NUMBER: _builtins.int
+    participant: _builtins.str
+    chunk: _builtins.int
+    words: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        participant: _builtins.str = ...,
+        chunk: _builtins.int = ...,
+        words: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "participant", b"participant", "words", b"words"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditedChunk: _TypeAlias = AuditedChunk  # noqa: Y015

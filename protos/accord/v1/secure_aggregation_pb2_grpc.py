@@ -86,6 +86,11 @@ class SecureAggregationServiceStub(object):
                 request_serializer=accord_dot_v1_dot_secure__aggregation__pb2.RevealSharesRequest.SerializeToString,
                 response_deserializer=accord_dot_v1_dot_secure__aggregation__pb2.RevealSharesResponse.FromString,
                 _registered_method=True)
+        self.AuditChunks = channel.unary_stream(
+                '/accord.v1.SecureAggregationService/AuditChunks',
+                request_serializer=accord_dot_v1_dot_secure__aggregation__pb2.AuditChunksRequest.SerializeToString,
+                response_deserializer=accord_dot_v1_dot_secure__aggregation__pb2.AuditChunksResponse.FromString,
+                _registered_method=True)
 
 
 class SecureAggregationServiceServicer(object):
@@ -196,6 +201,20 @@ class SecureAggregationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AuditChunks(self, request, context):
+        """Streams what some chunks of a finished round's sum were made of: first the round, then every survivor's receipt,
+        chunk digests and opened self key, then what opened the masks of dropped members, and last the masked chunks, chunk
+        after chunk in the order asked for, each survivor's in the order of their names. With it a member recomputes that
+        part of the sum and of the published adapter. It is the coordinator's own view of these chunks, and nothing more.
+
+        Caller: a member of the round's cohort. State: ROUND_STATE_SUCCEEDED and its uploads still kept, which those of the
+        run's two newest rounds are, else FAILED_PRECONDITION. A chunk that the vector has not: INVALID_ARGUMENT.
+        Retry: safe; the answer never changes. Each call is a line in the audit log.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SecureAggregationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -248,6 +267,11 @@ def add_SecureAggregationServiceServicer_to_server(servicer, server):
                     servicer.RevealShares,
                     request_deserializer=accord_dot_v1_dot_secure__aggregation__pb2.RevealSharesRequest.FromString,
                     response_serializer=accord_dot_v1_dot_secure__aggregation__pb2.RevealSharesResponse.SerializeToString,
+            ),
+            'AuditChunks': grpc.unary_stream_rpc_method_handler(
+                    servicer.AuditChunks,
+                    request_deserializer=accord_dot_v1_dot_secure__aggregation__pb2.AuditChunksRequest.FromString,
+                    response_serializer=accord_dot_v1_dot_secure__aggregation__pb2.AuditChunksResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -522,6 +546,33 @@ class SecureAggregationService(object):
             '/accord.v1.SecureAggregationService/RevealShares',
             accord_dot_v1_dot_secure__aggregation__pb2.RevealSharesRequest.SerializeToString,
             accord_dot_v1_dot_secure__aggregation__pb2.RevealSharesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AuditChunks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/accord.v1.SecureAggregationService/AuditChunks',
+            accord_dot_v1_dot_secure__aggregation__pb2.AuditChunksRequest.SerializeToString,
+            accord_dot_v1_dot_secure__aggregation__pb2.AuditChunksResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -98,6 +98,16 @@ class SecureAggregationServiceStub:
     Caller: a member of the round's cohort. State: ROUND_STATE_UNMASKING, else FAILED_PRECONDITION.
     Retry: safe; a repeat must equal the first, else ALREADY_EXISTS.
     """
+    AuditChunks: _grpc.UnaryStreamMultiCallable[_secure_aggregation_pb2.AuditChunksRequest, _secure_aggregation_pb2.AuditChunksResponse]
+    """Streams what some chunks of a finished round's sum were made of: first the round, then every survivor's receipt,
+    chunk digests and opened self key, then what opened the masks of dropped members, and last the masked chunks, chunk
+    after chunk in the order asked for, each survivor's in the order of their names. With it a member recomputes that
+    part of the sum and of the published adapter. It is the coordinator's own view of these chunks, and nothing more.
+
+    Caller: a member of the round's cohort. State: ROUND_STATE_SUCCEEDED and its uploads still kept, which those of the
+    run's two newest rounds are, else FAILED_PRECONDITION. A chunk that the vector has not: INVALID_ARGUMENT.
+    Retry: safe; the answer never changes. Each call is a line in the audit log.
+    """
 
 @_typing.type_check_only
 class SecureAggregationServiceAsyncStub(SecureAggregationServiceStub):
@@ -168,6 +178,16 @@ class SecureAggregationServiceAsyncStub(SecureAggregationServiceStub):
 
     Caller: a member of the round's cohort. State: ROUND_STATE_UNMASKING, else FAILED_PRECONDITION.
     Retry: safe; a repeat must equal the first, else ALREADY_EXISTS.
+    """
+    AuditChunks: _aio.UnaryStreamMultiCallable[_secure_aggregation_pb2.AuditChunksRequest, _secure_aggregation_pb2.AuditChunksResponse]  # type: ignore[assignment]
+    """Streams what some chunks of a finished round's sum were made of: first the round, then every survivor's receipt,
+    chunk digests and opened self key, then what opened the masks of dropped members, and last the masked chunks, chunk
+    after chunk in the order asked for, each survivor's in the order of their names. With it a member recomputes that
+    part of the sum and of the published adapter. It is the coordinator's own view of these chunks, and nothing more.
+
+    Caller: a member of the round's cohort. State: ROUND_STATE_SUCCEEDED and its uploads still kept, which those of the
+    run's two newest rounds are, else FAILED_PRECONDITION. A chunk that the vector has not: INVALID_ARGUMENT.
+    Retry: safe; the answer never changes. Each call is a line in the audit log.
     """
 
 class SecureAggregationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -296,6 +316,22 @@ class SecureAggregationServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Caller: a member of the round's cohort. State: ROUND_STATE_UNMASKING, else FAILED_PRECONDITION.
         Retry: safe; a repeat must equal the first, else ALREADY_EXISTS.
+        """
+
+    @_abc_1.abstractmethod
+    def AuditChunks(
+        self,
+        request: _secure_aggregation_pb2.AuditChunksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_secure_aggregation_pb2.AuditChunksResponse], _abc.AsyncIterator[_secure_aggregation_pb2.AuditChunksResponse]]:
+        """Streams what some chunks of a finished round's sum were made of: first the round, then every survivor's receipt,
+        chunk digests and opened self key, then what opened the masks of dropped members, and last the masked chunks, chunk
+        after chunk in the order asked for, each survivor's in the order of their names. With it a member recomputes that
+        part of the sum and of the published adapter. It is the coordinator's own view of these chunks, and nothing more.
+
+        Caller: a member of the round's cohort. State: ROUND_STATE_SUCCEEDED and its uploads still kept, which those of the
+        run's two newest rounds are, else FAILED_PRECONDITION. A chunk that the vector has not: INVALID_ARGUMENT.
+        Retry: safe; the answer never changes. Each call is a line in the audit log.
         """
 
 def add_SecureAggregationServiceServicer_to_server(servicer: SecureAggregationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

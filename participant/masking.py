@@ -317,6 +317,9 @@ class MaskingDesk:
         kind: type[Masked] | type[Bound] = Masked if entry.phase is RoundPhase.MASKED else Bound
         state = kind.from_bytes(entry.state)
         if evidence.is_fast:
+            if evidence.commits or self._indices(state, evidence) != state.context.cohort:
+                # Alive for one half of the answer and dead for the other: Flower's clients open both kinds of share.
+                raise ProtocolViolation("the evidence contradicts itself: a fast close is of the whole cohort")
             return state.accept_fast_close(evidence.receipts)
         bound = state.bind(self._indices(state, evidence), evidence.receipts)
         if entry.phase is not RoundPhase.BOUND:

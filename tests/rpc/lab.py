@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +26,13 @@ class Lab:
 
 
 @contextmanager
-def lab_in(folders: pytest.TempPathFactory, *, rounds_per_epoch: int = 1, **settings: Any) -> Iterator[Lab]:
+def lab_in(
+    folders: pytest.TempPathFactory,
+    *,
+    rounds_per_epoch: int = 1,
+    federation_in: Callable[[Path], AbstractContextManager[Federation]] = federation_in,
+    **settings: Any,
+) -> Iterator[Lab]:
     """Every federation has a run of many rounds that all sites have joined; it is paused, and no round is open."""
     with ExitStack() as open_ones:
 

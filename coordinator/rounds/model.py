@@ -245,7 +245,10 @@ class Upload:
 
 
 class MessageKind(Enum):
-    """What a stored protocol message is; the first four belong to a key epoch, the others to a round."""
+    """What a stored protocol message is; the first four belong to a key epoch, the others to a round.
+
+    The last three were refused and are kept as proof against their senders.
+    """
 
     ROSTER = "roster"
     ADVERTISEMENT = "advertisement"
@@ -253,6 +256,9 @@ class MessageKind(Enum):
     CONFIRMATION = "confirmation"
     COMMIT = "commit"
     REVEAL = "reveal"
+    SECOND_RECEIPT = "second_receipt"
+    SECOND_COMMIT = "second_commit"
+    FALSE_REVEAL = "false_reveal"
 
 
 @dataclass(frozen=True, slots=True)

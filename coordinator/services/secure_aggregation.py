@@ -43,6 +43,7 @@ from common.secagg import (
 from common.states import RoundState
 from coordinator import audit_lines
 from coordinator.masked import commitments_of, context_of, epoch_of, roster_message, roster_of
+from coordinator.proofs import keep_proof, kept_as_proof
 from coordinator.rounds.model import (
     EpochState,
     KeyEpoch,
@@ -58,7 +59,7 @@ from coordinator.services.audits import ChunkAudits
 from coordinator.standing import charter_of, require_member
 from coordinator.store.blobs import BlobStore
 from coordinator.store.interface import Reader, Store, Writer
-from coordinator.uploads import DIGEST_BYTES, check_chunk, check_header, segment_chunks, upload_prefix, write_segment
+from coordinator.uploads import check_chunk, check_header, segment_chunks, split_digests, upload_prefix, write_segment
 from coordinator.wakeups import Wakeups
 
 MAX_WAIT_SECONDS: Final = 50
@@ -208,7 +209,15 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
         first = await anext(aiter(requests), None)
         if first is None or first.WhichOneof("part") != "header":
             raise InvalidArgument("an upload begins with its header")
-        upload, layout = await asyncio.to_thread(self._begin_upload, first.header, participant)
+        try:
+            upload, layout = await asyncio.to_thread(self._begin_upload, first.header, participant)
+        except AlreadyExists as refusal:
+            # Of a second upload nothing is kept but what its sender has signed, which is proof against it.
+            receipt = await self._receipt_at_the_end(requests, most_chunks=first.header.chunk_count)
+            run, number = first.header.run, first.header.round
+            proof = ProtocolMessage(run, MessageKind.SECOND_RECEIPT, number, participant, receipt)
+            await asyncio.to_thread(keep_proof, self._store, self._clock, proof, refusal.message)
+            raise
         if upload.is_complete:
             return pb.UploadMaskedUpdateResponse(total_bytes=upload.total_bytes)
         held: list[bytes] = []
@@ -237,6 +246,22 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
                 with contextlib.suppress(OutOfTurn):
                     await asyncio.shield(asyncio.to_thread(self._keep_segment, upload, held))
         raise UploadIncomplete("the upload ended without its receipt; ask GetUpload and go on from there")
+
+    async def _receipt_at_the_end(
+        self, requests: AsyncIterator[pb.UploadMaskedUpdateRequest], *, most_chunks: int
+    ) -> bytes:
+        """The receipt of an upload that is refused, or nothing; its chunks are let go one by one."""
+        self._open_uploads += 1
+        try:
+            async for message in requests:
+                part = message.WhichOneof("part")
+                if part == "chunk" and most_chunks > 0:
+                    most_chunks -= 1
+                    continue
+                return message.receipt if part == "receipt" else b""
+            return b""
+        finally:
+            self._open_uploads -= 1
 
     def _begin_upload(self, header: pb.UploadHeader, participant: str) -> tuple[Upload, VectorLayout]:
         with self._store.write() as writer:
@@ -292,7 +317,8 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
         return replace(upload, durable_chunks=upload.durable_chunks + len(chunks))
 
     def _complete_upload(self, upload: Upload, receipt: bytes) -> None:
-        with self._store.write() as writer:
+        proof = ProtocolMessage(upload.run, MessageKind.SECOND_RECEIPT, upload.round, upload.participant, receipt)
+        with kept_as_proof(self._store, self._clock, proof), self._store.write() as writer:
             _, round_, context = self._round(writer, upload.run, upload.round, upload.participant)
             stored = writer.upload(upload.run, upload.round, upload.participant)
             if stored is None or stored.durable_chunks != stored.chunk_count:
@@ -306,7 +332,7 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
             checked = context.check_receipt(receipt)
             if checked.index != context.members.index_of(upload.participant):
                 raise ProtocolViolation("the receipt is in another member's name")
-            if checked.upload_hash != upload_hash(_digests(stored)):
+            if checked.upload_hash != upload_hash(split_digests(stored.chunk_digests)):
                 raise UploadMismatch("the receipt is for another upload than the one that arrived")
             writer.put_upload(replace(stored, is_complete=True, receipt=receipt))
             writer.put_participation(
@@ -326,6 +352,7 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
                 subject=round_.name,
                 bytes=stored.total_bytes,
                 upload_hash=checked.upload_hash.hex(),
+                receipt=receipt.hex(),
             )
 
     def _note_upload(self, writer: Writer, round_: Round, upload: Upload, more_bytes: int) -> None:
@@ -408,7 +435,9 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
         with self._store.read() as reader:
             _, round_, context = self._round(reader, request.run, request.round, participant)
         sender = context.members.index_of(participant)
-        verify_commit(context, _indices(context, round_.survivors), request.commit, sender=sender)
+        proof = ProtocolMessage(round_.run, MessageKind.SECOND_COMMIT, round_.number, participant, request.commit)
+        with kept_as_proof(self._store, self._clock, proof):
+            verify_commit(context, _indices(context, round_.survivors), request.commit, sender=sender)
         message = ProtocolMessage(round_.run, MessageKind.COMMIT, round_.number, participant, request.commit)
         self._keep_round_message(message, ParticipationState.COMMITTED)
 
@@ -416,13 +445,10 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
         with self._store.read() as reader:
             _, round_, context = self._round(reader, request.run, request.round, participant)
             commitments = commitments_of(reader, context, round_)
-        verify_reveal(
-            context,
-            _indices(context, round_.survivors),
-            request.reveal,
-            sender=context.members.index_of(participant),
-            commitments=commitments,
-        )
+        survivors, sender = _indices(context, round_.survivors), context.members.index_of(participant)
+        proof = ProtocolMessage(round_.run, MessageKind.FALSE_REVEAL, round_.number, participant, request.reveal)
+        with kept_as_proof(self._store, self._clock, proof):
+            verify_reveal(context, survivors, request.reveal, sender=sender, commitments=commitments)
         message = ProtocolMessage(round_.run, MessageKind.REVEAL, round_.number, participant, request.reveal)
         self._keep_round_message(message, ParticipationState.REVEALED)
 
@@ -468,11 +494,6 @@ def _is_stored(reader: Reader, message: ProtocolMessage) -> bool:
                 raise AlreadyExists(f"{message.sender} has sent another {message.kind.value} before")
             return True
     return False
-
-
-def _digests(upload: Upload) -> list[bytes]:
-    content = upload.chunk_digests
-    return [content[at : at + DIGEST_BYTES] for at in range(0, len(content), DIGEST_BYTES)]
 
 
 def _participation(reader: Reader, round_: Round, participant: str) -> Participation:

@@ -177,7 +177,12 @@ PROTOCOL_MESSAGES: Final = Table(
     "protocol_messages",
     METADATA,
     _key("run", Text(), "runs.name"),
-    _key("kind", OneOf(MessageKind), "advertisement, deposit, confirmation (of an epoch), commit, reveal (of a round)"),
+    _key(
+        "kind",
+        OneOf(MessageKind),
+        "roster, advertisement, deposit, confirmation (of an epoch), commit, reveal (of a round), and kept as proof of "
+        "a lie in a round: second_receipt, second_commit, false_reveal",
+    ),
     _key("number", Whole(), "key_epochs.number or rounds.number, by kind"),
     _key("sender", Text(), "name of the participant"),
     _must("body", LargeBinary(), "the message, byte for byte"),

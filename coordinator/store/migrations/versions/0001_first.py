@@ -225,7 +225,8 @@ def upgrade() -> None:
             TEXT,
             autoincrement=False,
             nullable=False,
-            comment="advertisement, deposit, confirmation (of an epoch), commit, reveal (of a round)",
+            comment="roster, advertisement, deposit, confirmation (of an epoch), commit, reveal (of a round), and kept "
+            "as proof of a lie in a round: second_receipt, second_commit, false_reveal",
         ),
         sa.Column(
             "number",

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 from common.clock import Clock
-from common.errors import AccordError, ProtocolViolation
+from common.errors import ProtocolViolation, UploadMismatch
 from common.log import get_logger
 from common.secagg import RoundContext, upload_hash
 from common.secagg.messages import Reveal, Signed
@@ -36,7 +36,7 @@ def kept_as_proof(store: Store, clock: Clock, message: ProtocolMessage) -> Itera
     """
     try:
         yield
-    except AccordError as error:
+    except (ProtocolViolation, UploadMismatch) as error:
         keep_proof(store, clock, message, error.message)
         raise
 

@@ -252,8 +252,14 @@ def test_a_member_that_commits_to_the_rounds_set_and_then_to_another_has_signed_
     signed = [masked.context.check_commit(bytes.fromhex(line[name])) for name in ("first_commit", "commit")]
     assert [(commit.index, commit.survivors) for commit in signed] == [(1, bound), (1, other)]
     # Others are shown commits to the round's set alone, whatever else was sent.
+    others = [name for name in federation.sites if name not in (LIAR, LOST)]
+    for name in others:
+        federation.sites[name].line.cut(before="reveal_shares")
+    federation.turn_until(lambda: all(federation.sites[name].line.is_cut for name in others))
     evidence = federation.sites["site-2"].client.evidence("run", number, for_reveal=False, wait_seconds=0)
-    assert {masked.context.check_commit(commit).survivors for commit in evidence.commits} <= {bound}
+    shown = [masked.context.check_commit(commit) for commit in evidence.commits]
+    assert sorted(commit.index for commit in shown) == list(bound)
+    assert {commit.survivors for commit in shown} == {bound}
 
 
 def lying_reveals(masked: Masked, honest: Reveal) -> dict[str, bytes]:

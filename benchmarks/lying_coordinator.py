@@ -289,20 +289,20 @@ class World:
     def model_hash(self) -> bytes:
         return model_hash(self.plan, adapter=ADAPTER, instruction_set=self.plan.instruction_set)
 
-    def prepare(self) -> None:
+    def prepare(self, round_: int = ROUND) -> None:
         """Every site has trained: its journal says so, as the workbench writes it."""
         now = self.clock.now()
         for member in self.members.values():
             member.journal.put_round(
-                RoundEntry(RUN, ROUND, Kind.TRAIN.value, RoundPhase.PREPARED, ADAPTER, self.model_hash, now, now)
+                RoundEntry(RUN, round_, Kind.TRAIN.value, RoundPhase.PREPARED, ADAPTER, self.model_hash, now, now)
             )
 
-    def context(self, roster: Roster) -> RoundContext:
+    def context(self, roster: Roster, round_: int = ROUND) -> RoundContext:
         """The round with everybody in it."""
         return make_start(
             self.epoch,
             roster.members,
-            round_number=ROUND,
+            round_number=round_,
             kind=RoundKind.TRAINING,
             cohort=range(len(roster.members)),
             model_hash=self.model_hash,
@@ -313,7 +313,7 @@ class World:
         for name in names or self.names:
             member = self.members[name]
             member.desk.upload(
-                UploadUpdate(RUN, ROUND, EPOCH, start.encode(), self.clock.now()),
+                UploadUpdate(RUN, start.round, EPOCH, start.encode(), self.clock.now()),
                 self.terms,
                 Contribution(RECORDS, self._metrics()),
                 member.open_update,
@@ -332,7 +332,7 @@ class World:
         """True: the site has revealed. Raises what a site refuses it with."""
         member = self.members[name]
         member.client.evidence_answer = evidence
-        return member.desk.close(CloseRound(RUN, ROUND, EPOCH, start.encode()))
+        return member.desk.close(CloseRound(RUN, start.round, EPOCH, start.encode()))
 
     # --- what is in an upload ---------------------------------------------------------------------------------------
 

@@ -199,6 +199,9 @@ class Journal:
                 self._database.execute("BEGIN IMMEDIATE")
                 yield self._database
                 self._database.execute("COMMIT")
+                # Nor in the write-ahead log, where what was there before would stay until other pages cover it. Where
+                # a reader is in the way it is the next transaction's to do.
+                self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             except sqlite3.Error as error:
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")

@@ -215,9 +215,9 @@ class MaskingDesk:
         start = Start.decode(task.start)
         if start.round != task.round or start.kind is not MASKED_KIND[Kind(entry.kind)]:
             raise ProtocolViolation("the start message is for another round or another kind of round than was prepared")
-        is_spent = self._journal.times_opened(task.run, entry.model_hash) >= MOST_SUMS_ON_A_MODEL
+        spent_models = (entry.model_hash,) if self._is_spent(entry) else ()
         keys, masking = EpochKeys.from_bytes(epoch.state).start(
-            task.start, model_hash=entry.model_hash, spent_models=(entry.model_hash,) if is_spent else ()
+            task.start, model_hash=entry.model_hash, spent_models=spent_models
         )
         after = self._changed(entry, phase=RoundPhase.MASKING, state=masking.to_bytes())
         self._journal.put_round(after, keys=replace(epoch, state=keys.to_bytes()))
@@ -299,6 +299,11 @@ class MaskingDesk:
             entry = self._changed(entry, phase=RoundPhase.MASKED, state=given_up.to_bytes())
             self._journal.put_round(entry)
         if entry.phase is not RoundPhase.REVEALED:
+            # Asked where a sum opens, too: rounds may all have been masked before the first of them was closed.
+            if self._is_spent(entry):
+                raise ProtocolViolation(
+                    f"{MOST_SUMS_ON_A_MODEL} sums were already opened on this model; another could single a member out"
+                )
             revealed = self._evidence_to_reveal(entry)
             if revealed is None:
                 return False
@@ -311,6 +316,9 @@ class MaskingDesk:
             self._journal.put_round(entry)
         self._client().reveal_shares(task.run, task.round, Revealed.from_bytes(entry.state).message)
         return True
+
+    def _is_spent(self, entry: RoundEntry) -> bool:
+        return self._journal.times_opened(entry.run, entry.model_hash) >= MOST_SUMS_ON_A_MODEL
 
     def _evidence_to_reveal(self, entry: RoundEntry) -> Revealed | None:
         evidence = self._client().evidence(entry.run, entry.round, for_reveal=False, wait_seconds=0)

@@ -195,3 +195,24 @@ def test_a_file_that_is_no_journal_is_refused_with_its_name(path: Path):
 def test_secrets_are_not_in_what_is_printed():
     shown = repr((EpochEntry("run", 1, EpochPhase.KEYS, SECRET), round_entry(state=SECRET)))
     assert "nobody else" not in shown
+
+
+def test_a_key_that_was_replaced_or_forgotten_is_in_none_of_the_journals_files(path: Path):
+    """Forward secrecy ends where a write-ahead log still holds the keys of a round that is over."""
+    journal = Journal(path)
+    old, newer, mask = (bytes([at]) * 7 + SECRET for at in range(3))
+    journal.put_epoch(EpochEntry("run", 1, EpochPhase.KEYS, old))
+    journal.put_round(
+        round_entry(phase=RoundPhase.MASKING, state=mask), keys=EpochEntry("run", 1, EpochPhase.KEYS, newer)
+    )
+    assert not _is_on_disk(path, old)
+    journal.put_round(round_entry(phase=RoundPhase.OVER))
+    assert not _is_on_disk(path, mask)
+    assert _is_on_disk(path, newer)
+    journal.forget_keys("run")
+    assert not _is_on_disk(path, newer)
+    journal.close()
+
+
+def _is_on_disk(path: Path, secret: bytes) -> bool:
+    return any(secret in file.read_bytes() for file in path.parent.iterdir())

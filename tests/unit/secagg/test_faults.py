@@ -202,6 +202,35 @@ def test_a_sealed_share_that_is_swapped_forged_or_bent_is_refused_and_its_owner_
     assert len(refusals) == 4
 
 
+def test_a_box_that_the_coordinator_has_sealed_in_a_members_name_is_refused(epoch):
+    """HPKE authenticates nobody: with a pair seed of its own choice the coordinator could take that pair's mask off."""
+    roster, dealt = deal(epoch, MEMBERS)
+    honest = SealedShare.decode(Signed.decode(Deposit.decode(dealt[0].message).envelopes[1]).body)
+    shares = bytes(66) * len(epoch.rounds)
+    place = [(honest.roster_hash, 0, 1, number, bytes(33)) for number in epoch.rounds]
+    forged = replace(
+        honest,
+        commitments=tuple(
+            hashing.commit_shares(hashing.commit_escrow_share(*one), hashing.commit_self_share(*one)) for one in place
+        ),
+        box=sealing.seal_share(
+            roster.advertisements[1].kem_key, bytes(32) + shares, roster_hash=honest.roster_hash, owner=0, holder=1
+        ),
+    )
+    for envelope in (
+        Signed.by_epoch_key(bytes(32), "share", forged.encode()),
+        Signed.by_epoch_key(dealt[2].signing_seed, "share", forged.encode()),
+        Signed(forged.encode(), bytes(64)),
+    ):
+        keys, refusals = dealt[1].confirm([envelope.encode()])
+        assert ["signature" in refusal.why for refusal in refusals] == [True]
+        assert 0 not in keys.shares
+        assert 0 not in keys.pair_chains
+    keys, refusals = dealt[1].confirm([Signed.by_epoch_key(dealt[0].signing_seed, "share", forged.encode()).encode()])
+    assert refusals == (), "signed by its owner, the same box is taken: only the signature was wrong"
+    assert 0 in keys.shares
+
+
 def test_a_box_in_which_the_shares_are_not_the_committed_ones_is_refused_by_name(epoch):
     _, dealt = deal(epoch, MEMBERS)
     sealed = SealedShare.decode(Signed.decode(Deposit.decode(dealt[1].message).envelopes[0]).body)

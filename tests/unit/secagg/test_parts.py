@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from dataclasses import replace
 from itertools import combinations
@@ -36,6 +37,7 @@ from common.secagg import (
     Start,
     StreamSum,
     graph,
+    prg,
     shamir,
 )
 from common.secagg.prg import keystream_by_counter
@@ -311,3 +313,16 @@ def test_an_unknown_round_kind_is_refused():
 def test_a_plan_that_contradicts_itself_is_refused(change):
     with pytest.raises(PlanInvalid):
         replace(make_plan(5), **change)
+
+
+def test_more_streams_than_ciphers_are_kept_for_give_the_same_sum(monkeypatch):
+    seeds = [hashlib.sha256(bytes([at])).digest() for at in range(9)]
+    kept, fresh = np.zeros(LAYOUT.words_in(1), np.uint64), np.zeros(LAYOUT.words_in(1), np.uint64)
+    StreamSum(LAYOUT, plus=seeds[:5], minus=seeds[5:]).add_into(1, kept)
+    monkeypatch.setattr(prg, "MOST_CIPHERS", 8)
+    streams = StreamSum(LAYOUT, plus=seeds[:5], minus=seeds[5:])
+    for _ in range(2):
+        fresh[:] = 0
+        streams.copy().add_into(1, fresh)
+        assert np.array_equal(fresh, kept)
+    assert kept.any()

@@ -9,15 +9,19 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Final
 
 import numpy as np
 
 from common.adapters import ADAPTER_FILE, FLOAT32_BYTES, AdapterLayout, FlatFile, FlatVector, square_norm
+from common.cores import usable_cores
 from common.errors import NormExceeded, StorageFailed, UpdateNotFinite
 from common.secagg import SecaggPlan, StreamSum, TailSums, Unmasking, VectorLayout, Words, add_into, decode_chunk
 from common.strategies import ServerOptimizer
@@ -25,7 +29,7 @@ from coordinator.uploads import UploadReader
 
 # Of float32: participants scale to the bound, the mean is summed up again.
 NORM_SLACK: Final = 1.001
-THREADS: Final = min(4, os.cpu_count() or 1)
+THREADS: Final = min(4, usable_cores())
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +74,32 @@ class OpenSum:
 
     def mean_chunks(self, tail: TailSums) -> Iterator[FlatVector]:
         """The mean delta, float32, lane chunk after lane chunk in order; a few are worked on at a time."""
-        unmaskers = [self.unmasker() for _ in range(THREADS)]
+        # The ciphers are made once and shared: above a thousand members there are thousands of them.
+        unmasker, idle = self.unmasker(), SimpleQueue[StreamSum]()
+        for spare in (unmasker, *(unmasker.copy() for _ in range(THREADS - 1))):
+            idle.put(spare)
 
         def mean(chunk: int) -> FlatVector:
-            words = self.words(chunk, unmaskers[chunk % THREADS])
+            own = idle.get()
+            try:
+                words = self.words(chunk, own)
+            finally:
+                idle.put(own)
             return decode_chunk(self.plan, chunk, words, tail)
 
+        chunks = iter(range(self.layout.lane_chunks))
         with ThreadPoolExecutor(THREADS) as pool:
-            for first in range(0, self.layout.lane_chunks, THREADS):
-                # One batch at a time: a chunk's unmasker is free again, and memory does not grow with the adapter.
-                yield from pool.map(mean, range(first, min(first + THREADS, self.layout.lane_chunks)))
+            # A few at a time, and the next one is begun before one is handed on: memory does not grow with the adapter,
+            # and the threads have work while the caller has.
+            means = deque(pool.submit(mean, chunk) for chunk in islice(chunks, THREADS))
+            try:
+                while means:
+                    done = means.popleft().result()
+                    means.extend(pool.submit(mean, chunk) for chunk in islice(chunks, 1))
+                    yield done
+            finally:
+                for begun in means:
+                    begun.cancel()
 
 
 def make_next_adapter(

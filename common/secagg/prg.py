@@ -8,7 +8,7 @@ Knows nothing of who shares which seed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from mmap import ACCESS_READ, mmap
 from typing import Final
 
@@ -23,6 +23,8 @@ NONCE_BYTES: Final = 12
 TAG_BYTES: Final = 16
 FIRST_BLOCK: Final = 2
 """GCM keeps counter 1 for its tag."""
+MOST_CIPHERS: Final = 1024
+"""A cipher is 2 KiB and takes as long to make as 60 KiB of its stream; beyond so many they are not kept."""
 
 
 def keystream_by_counter(seed: bytes, chunk: int, size: int) -> bytes:
@@ -55,6 +57,22 @@ class Keystream:
         return self.bytes(cipher, chunk, count * WORD_BYTES).view(np.dtype("<u8"))
 
 
+class _MadeWhenUsed:
+    """Ciphers of many seeds, one at a time."""
+
+    __slots__ = ("_seeds",)
+
+    def __init__(self, seeds: Sequence[bytes]) -> None:
+        self._seeds = tuple(seeds)
+
+    def __iter__(self) -> Iterator[AESGCM]:
+        return map(AESGCM, self._seeds)
+
+
+def _ciphers(seeds: Sequence[bytes], *, at_once: bool) -> Iterable[AESGCM]:
+    return tuple(map(AESGCM, seeds)) if at_once else _MadeWhenUsed(seeds)
+
+
 class StreamSum:
     """A signed sum of mask streams over one vector: sum of `plus` minus sum of `minus`, modulo 2**64.
 
@@ -66,8 +84,8 @@ class StreamSum:
 
     def __init__(self, layout: VectorLayout, *, plus: Sequence[bytes], minus: Sequence[bytes]) -> None:
         self._layout = layout
-        self._plus = tuple(AESGCM(seed) for seed in plus)
-        self._minus = tuple(AESGCM(seed) for seed in minus)
+        self._plus = _ciphers(plus, at_once=len(plus) + len(minus) <= MOST_CIPHERS)
+        self._minus = _ciphers(minus, at_once=len(plus) + len(minus) <= MOST_CIPHERS)
         self._keystream = self._new_keystream(layout)
 
     @staticmethod

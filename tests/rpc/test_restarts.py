@@ -23,7 +23,7 @@ from tests.rpc.lying import hold_upload, part
 
 NAME = "site-1"
 # Five chunks for three sites: four of lanes, and the tail.
-LARGE = base_model(size=150_000)
+LARGE = base_model(size=120_000)
 
 
 @pytest.fixture

@@ -222,6 +222,7 @@ class Daemon:
         digest = hashlib.sha256(plan_bytes).hexdigest()
         if digest != task.plan_digest:
             raise DigestMismatch(f"the plan of run {task.run} has digest {digest}, announced was {task.plan_digest}")
+        self._refuse_swapped(task.run, digest)
         entry = RunEntry(task.run, plan_bytes, digest, b"", RunStanding.DECLINED, self._clock.now())
         try:
             charter = self._site.charter(self._client())
@@ -238,6 +239,22 @@ class Daemon:
         self._journal.put_run(replace(entry, standing=RunStanding.JOINED))
         self._client().join_run(task.run, plan_digest=digest, base_model_digest=model)
         log.info("run_joined", plan_digest=digest)
+
+    def _refuse_swapped(self, run: str, digest: str) -> None:
+        """Raises DigestMismatch for another plan than this site has joined the run with.
+
+        Masking keys are bound to the plan of their making, and training is not: under another weight cap for this site
+        alone, its update would be most of the sum.
+        """
+        joined = self._journal.run(run)
+        if joined is None or joined.standing is RunStanding.DECLINED or joined.plan_digest == digest:
+            return
+        error = DigestMismatch(
+            f"this site has joined run {run} with plan {joined.plan_digest}, and is shown {digest}; the plan of a run "
+            "never changes: create a run with another name"
+        )
+        self._client().decline_run(run, reason=error.reason, message=error.message)
+        raise error
 
     def _check(self, plan_bytes: bytes, charter: Charter) -> str:
         """Raises whatever speaks against the plan; returns the digest of this site's own copy of the base model."""

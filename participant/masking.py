@@ -232,6 +232,8 @@ class MaskingDesk:
         on_masked: OnMasked,
     ) -> RoundEntry:
         masking = Masking.from_bytes(entry.state)
+        if masking.context.epoch.plan.plan_hash != terms.plan_digest:
+            raise ProtocolViolation("the update would be made under another plan than its keys; nothing was masked")
         spool = self.spool(entry.run, entry.round)
         update = open_update() if masking.context.start.kind is RoundKind.TRAINING else None
         alpha = contribution.weight(terms.plan.masking.weight_cap)

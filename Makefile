@@ -103,6 +103,10 @@ unit: venv  ## the pure tests, in seconds
 system: venv  ## real processes, killed on purpose
 	@$(BIN)/python -m pytest -q tests/system -n $(PYTEST_WORKERS) --dist worksteal $(ARGS)
 
+.PHONY: mutants
+mutants: venv  ## wrong changes of the masking, one at a time: prints which test kills each, fails if one survives (two minutes)
+	@$(BIN)/python -m tests.mutants $(ARGS)
+
 # --- API --------------------------------------------------------------------------------------------------------------
 $(PROTOGEN_STAMP):
 	@rm -rf $(PROTOGEN)

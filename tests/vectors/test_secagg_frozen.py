@@ -1,12 +1,15 @@
 """Frozen answers of our own: a changed label, order or width breaks every running federation, so it breaks here first.
 
-When one of these changes on purpose, the protocol's tag or suite must change with it.
+When one of these changes on purpose, the protocol's tag or suite must change with it; `python -m
+tests.vectors.test_secagg_frozen` prints the answers anew.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import hmac
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,12 +24,17 @@ from common.secagg import (
     RoundContext,
     RoundKind,
     SecaggPlan,
+    Signed,
     Start,
     StreamSum,
+    graph,
     hashing,
+    read_roster,
     shamir,
 )
+from common.secagg.identity import signature_input
 from common.secagg.packing import pack_tail
+from common.secagg.roster import _encode, sign_advertisement
 
 A, B, C = (bytes([value]) * 32 for value in (0xA1, 0xB2, 0xC3))
 
@@ -46,6 +54,13 @@ def plan():
     )
 
 
+EPOCH = KeyEpoch(plan(), 3, 40)
+
+
+def sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
 FROZEN = {
     "digest": lambda: hashing.digest("plan", b"one", b"", b"two"),
     "first_chain": lambda: hashing.first_chain(A, B),
@@ -57,6 +72,7 @@ FROZEN = {
     "pair_seed": lambda: hashing.pair_seed(A, B, 1, 2),
     "first_pair_chain": lambda: hashing.first_pair_chain(A, B, 1, 2),
     "pair_key": lambda: hashing.pair_key(A, B, 7),
+    "graph_key": lambda: hashing.graph_key(A, B),
     "self_mask_seed": lambda: hashing.self_mask_seed(A, B, 1),
     "pair_mask_seed": lambda: hashing.pair_mask_seed(A, B, 1, 2),
     "commit_self_key": lambda: hashing.commit_self_key(A, "org", 7, B),
@@ -72,10 +88,33 @@ FROZEN = {
     "members": lambda: hashlib.sha256(context().members.encode()).digest(),
     "context": lambda: context().hash,
     "share": lambda: shamir.split(A, (1, 2, 3), bytes(range(96)))[2],
+    **{
+        f"signature_{name}": lambda name=name: sha256(Signed.by_epoch_key(A, name, b"body").signature)  # type: ignore[misc]
+        for name in ("share", "ready", "upload", "commit", "reveal")
+    },
+    "advertise_signature_input": lambda: sha256(advertise_signature_input()),
+    "graph_order": lambda: bytes(graph.permutation(200, A)[:32]),
+    "roster": lambda: read_roster(EPOCH, roster_message()).members.roster_hash,
     "masked_chunk": lambda: hashlib.sha256(masked_chunk().tobytes()).digest(),
     "masked_chunk_head": lambda: masked_chunk()[:2].tobytes(),
     "tail": lambda: tail().tobytes(),
 }
+
+
+def advertise_signature_input() -> bytes:
+    """What an identity key signs of an advertisement; the signature itself is randomised for most kinds of key."""
+    seen: list[bytes] = []
+
+    def signer(name: str, digest: bytes) -> bytes:
+        seen.append(signature_input(name, digest))
+        return b""
+
+    sign_advertisement(advertisement(), signer)
+    return seen[0]
+
+
+def roster_message() -> bytes:
+    return _encode(EPOCH.hash, (Signed(advertisement().encode(), bytes(64)).encode(),))
 
 
 def context() -> RoundContext:
@@ -111,6 +150,7 @@ ANSWERS = {
     "pair_seed": "2c05339bccddffc297e4f5162209da46a40898f261f3648563b9ca172c3c2411",
     "first_pair_chain": "eb9118f7356b966ef9cd0ad2ac7372d1d8166ffb97f0e3a7c928a97ecc85cc95",
     "pair_key": "144f6e1d12c53333261cf2dd126d85db8a317fa3cc7eb1955c88e44a5fa09912",
+    "graph_key": "86437375b566ceb815667b5880d68a7e49d7d3cee2cbfa7d719b5029ebc23e0f",
     "self_mask_seed": "743e4f0cff882e4c1957f62dedf1729fdd91bc687c10ad0e227da669f9f7f8fc",
     "pair_mask_seed": "58fac2248dd28e42fe08d001c039f71054b22dc7be5fdfb33970b8b628b51502",
     "commit_self_key": "4ec59c4e1a229dbe5c87f52f9a2231e1c1114b9db9f043ed5986fbe411987626",
@@ -126,6 +166,14 @@ ANSWERS = {
     "members": "935eef7036e28ae800d4fdd27862bc20037f020de58ec447eb502f0393c77a25",
     "context": "622e766662dc5e0bc6e9610b6b300373768002ee5be73c7feac50f93f504ec3b",
     "share": "0014202c3844505c6874808c98a4b0bad19fb1c3d5e7fa0c1e30425466788a9c06",
+    "signature_share": "6518479a153bb595458f43d84f4c303567597ec6ef578da7acba94c6b55438db",
+    "signature_ready": "81533ab766ec00738ea2536414b700fedbd8af38da44ca7e7cfcfce35071f6af",
+    "signature_upload": "fae4e1d4b0cf17ed4ce131738ff4682d4c0df5eac7502b1574ba9fc019f1beb8",
+    "signature_commit": "6a22f62aa1a397acd14f46ba435e375e3ceb2d2a2aa6340d0d63f8a447e687cc",
+    "signature_reveal": "1eda08ee7b0449ddc02a7c87c1fff4e6ac97519294d6b5c1df473da84e8f6be7",
+    "advertise_signature_input": "9ffb2a80de56472fea72f7733e5dea863032d1cf83620d776eb94f2b179bac2e",
+    "graph_order": "79260d688f44abbe4e2f746d8c80605b23157a2a1f39223f2bbb298876051121",
+    "roster": "de89329ae784c37bf678429f0ba62492a29a22a3ed8ddbb33476e4631b499e78",
     "masked_chunk": "f7e70fe2b5ab470d3851a4c7587156eb573825ecf845e4af974522b045a381b6",
     "masked_chunk_head": "c6ad7ee3044e7695b373ede0261de8de",
     "tail": "00000020000000000100000000000000000018000000000000003000000000000000e0ffffffffff0000000000000000",
@@ -142,6 +190,30 @@ def test_no_two_labels_give_one_key():
     assert len({ANSWERS[name] for name in derived}) == len(derived)
 
 
+LABELS = {
+    "derive": "chain graph pair pair-chain pair-key pair-seed poly-b poly-k ratchet round-b round-k self",
+    "digest": "advertise body commit-b commit-k epoch pair-commit roster round share-b share-k shares upload-chunks",
+    "by_epoch_key": "commit ready reveal share upload",
+    "check_signature": "ready reveal share",
+}
+
+
+@pytest.mark.parametrize("function", LABELS)
+def test_every_label_in_the_source_is_one_of_these(function):
+    """A new label needs a frozen answer above, and a look whether it is the beginning of another."""
+    found = set()
+    for path in Path(hashing.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and function in (
+                getattr(node.func, "attr", None),
+                getattr(node.func, "id", None),
+            ):
+                found |= {
+                    one.value for one in node.args if isinstance(one, ast.Constant) and isinstance(one.value, str)
+                }
+    assert " ".join(sorted(found)) == LABELS[function]
+
+
 def test_the_framing_of_digests_and_keys_written_out_by_hand():
     """A second implementation, of the standard library alone."""
     tag = b"xsa1/plan"
@@ -150,3 +222,8 @@ def test_the_framing_of_digests_and_keys_written_out_by_hand():
     extracted = hmac.digest(B, A, "sha256")
     info = b"xsa1/pair\0" + (1).to_bytes(4, "big") + (2).to_bytes(4, "big")
     assert hmac.digest(extracted, info + b"\1", "sha256").hex() == ANSWERS["pair_mask_seed"]
+
+
+if __name__ == "__main__":
+    for name, answer in FROZEN.items():
+        print(f'    "{name}": "{answer().hex()}",')

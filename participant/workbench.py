@@ -98,9 +98,12 @@ class Workbench:
         entry = self._journal.round(*key)
         if entry is None:
             entry = self._begin_round(task, terms)
-        if entry.adapter != task.adapter:
+        # Not the adapter alone: after a restart the work would go on with what is said now, and be masked as the other.
+        model = model_hash(terms.plan, adapter=task.adapter, instruction_set=task.instruction_set)
+        if (entry.model_hash, entry.kind) != (model, task.kind.value):
             raise DigestMismatch(
-                f"round {task.round} started from adapter {entry.adapter}, and now from {task.adapter}"
+                f"round {task.round} was begun as {entry.kind} from adapter {entry.adapter}, and is now "
+                f"{task.kind.value} from adapter {task.adapter}, or with another instruction set"
             )
         if entry.phase is RoundPhase.PREPARED:
             self._client().report_prepared(task.run, task.round, adapter=task.adapter)

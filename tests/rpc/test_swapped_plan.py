@@ -7,13 +7,14 @@ another weight cap or another clip for one site alone, that site's update would 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from accord.v1 import round_pb2
+from accord.v1 import resources_pb2, round_pb2
 from benchmarks.lying_coordinator import World
 from common.errors import DigestMismatch, ProtocolViolation
 from participant.journal import RoundPhase
@@ -80,6 +81,26 @@ def test_a_plan_that_is_shown_again_is_joined_again(federation: LyingFederation)
     assert joined_plan(site) == before
     liar.be_honest()
     assert federation.play(2)["state"] == "succeeded"
+
+
+@pytest.mark.parametrize("field", ["instruction_set_json", "kind"])
+def test_a_round_that_a_site_has_begun_is_not_gone_on_with_from_anything_else(
+    federation: LyingFederation, field: str
+) -> None:
+    """After a restart in the midst of training it would be trained from what is said then, and masked as the other."""
+    liar, site = federation.liar, federation.sites[VICTIM]
+    federation.turn_until(lambda: site.phase(1) is RoundPhase.PREPARED)
+    task = copy_of(liar.assigned[VICTIM, "prepare_update"])
+    if field == "kind":
+        task.prepare_update.kind = resources_pb2.ROUND_KIND_EVALUATE
+    else:
+        changed = json.loads(task.prepare_update.instruction_set_json)
+        changed["templates"][0]["prompt"] += " Name the patient."
+        task.prepare_update.instruction_set_json = json.dumps(changed)
+    liar.tell("GetAssignment", instead_of_tasks(task), to=[VICTIM])
+    assert_refuses(site, DigestMismatch, "round 1 was begun")
+    liar.be_honest()
+    assert federation.play(1)["state"] == "succeeded"
 
 
 def test_a_site_masks_nothing_by_another_plan_than_its_keys_were_made_under(tmp_path: Path) -> None:

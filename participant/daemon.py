@@ -37,6 +37,7 @@ from common.errors import (
     NotFound,
     NotInCohort,
     OutOfTurn,
+    ProtocolViolation,
     ResourceExhausted,
     StorageFailed,
     Unavailable,
@@ -228,6 +229,7 @@ class Daemon:
             charter = self._site.charter(self._client())
             entry = replace(entry, charter=charter.to_bytes())
             model = self._check(plan_bytes, charter)
+            self._refuse_used_id(task.run, plan_bytes)
         except _TRY_AGAIN:
             raise
         except AccordError as error:
@@ -255,6 +257,14 @@ class Daemon:
         )
         self._client().decline_run(run, reason=error.reason, message=error.message)
         raise error
+
+    def _refuse_used_id(self, run: str, plan_bytes: bytes) -> None:
+        """Raises ProtocolViolation for the id of another run that this site has joined: keys are derived with it."""
+        run_id = Plan.from_bytes(plan_bytes).run_id
+        for entry in self._journal.runs():
+            is_other = entry.run != run and entry.standing is not RunStanding.DECLINED
+            if is_other and Plan.from_bytes(entry.plan).run_id == run_id:
+                raise ProtocolViolation(f"run {run} has the id of run {entry.run}, which this site has joined before")
 
     def _check(self, plan_bytes: bytes, charter: Charter) -> str:
         """Raises whatever speaks against the plan; returns the digest of this site's own copy of the base model."""

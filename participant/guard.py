@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Final
 
 from common.basemodel import BaseModel
@@ -32,6 +32,8 @@ from participant.policy import (
 _FLOAT32_BYTES: Final = 4
 _BRACED: Final = re.compile(r"\{([^{}]*)\}")
 _SHOWN_CHARACTERS: Final = 60
+# As much as certificates are dated back: a clock that is further off breaks the handshake first.
+MOST_CLOCK_SKEW: Final = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,24 @@ def check_base_model(plan: Plan, own: Iterable[BaseModel]) -> BaseModel:
 def review_round(plan: Plan, *, policy: Policy, instruction_set: InstructionSet) -> None:
     """What a round brings beyond its plan: its own instruction set. Raises PolicyRefusal that lists every reason."""
     objections = _instruction_set_objections(instruction_set, policy.instruction_set)
+    _refuse_if(objections, what=f"this round of run {plan.run}")
+
+
+def review_deadline(plan: Plan, *, deadline: datetime, now: datetime) -> None:
+    """Whether the time that a round leaves for its preparation is the plan's. Raises PolicyRefusal.
+
+    One that has passed or is too far away is a wrong clock, here or there, or a round that is meant to stay open.
+    """
+    window = timedelta(seconds=plan.phases.training.window_seconds)
+    told = f"is {deadline:%Y-%m-%d %H:%M} UTC, and here it is {now:%Y-%m-%d %H:%M}"
+    objections = _broken(
+        (deadline >= now - MOST_CLOCK_SKEW, "deadline", f"{told}: it has passed; compare the clocks"),
+        (
+            deadline <= now + window + MOST_CLOCK_SKEW,
+            "deadline",
+            f"{told}: the plan's training window is {plan.phases.training.window_seconds} s; compare the clocks",
+        ),
+    )
     _refuse_if(objections, what=f"this round of run {plan.run}")
 
 

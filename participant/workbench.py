@@ -179,6 +179,7 @@ class Workbench:
             guard.may_take_part_now(
                 self._policy, now=now, today=self._ledger(now, terms.plan), transfer=guard.transfer_of(terms.plan)
             )
+            guard.review_deadline(terms.plan, deadline=task.deadline, now=now)
             guard.review_round(
                 terms.plan,
                 policy=self._policy,

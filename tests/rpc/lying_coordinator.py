@@ -93,6 +93,10 @@ class Liar(grpc.aio.ServerInterceptor):
             and all(getattr(call.request, name) == value for name, value in fields.items())
         ]
 
+    def uploads(self, caller: str, number: int) -> list[list[Any]]:
+        """What a caller has sent with UploadMaskedUpdate for a round, each stream as a list."""
+        return [parts for parts in self.heard("UploadMaskedUpdate", caller) if parts[0].header.round == number]
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],

@@ -350,13 +350,7 @@ def test_11_12_13_29_a_start_that_is_not_the_rounds_own_gets_no_update_and_the_c
     assert heard.reason == "PROTOCOL_VIOLATION"
     assert words in heard.message
     assert site.phase(number) is RoundPhase.PREPARED
-    assert sent_uploads(liar, VICTIM, number) == []
-
-
-def sent_uploads(liar: Liar, name: str, number: int) -> list[list[Any]]:
-    """What a site has sent with UploadMaskedUpdate for a round, each stream as a list."""
-    uploads = [call.request for call in liar.calls if call.method == "UploadMaskedUpdate" and call.caller == name]
-    return [parts for parts in uploads if parts and parts[0].header.round == number]
+    assert liar.uploads(VICTIM, number) == []
 
 
 def test_12_a_site_that_was_given_another_model_is_in_no_sum_with_the_others(federation: LyingFederation) -> None:
@@ -444,7 +438,7 @@ def test_14_asked_again_a_site_sends_the_same_bytes_or_says_that_it_is_out(feder
     site = federation.reopen_site(VICTIM)
     site.turn()
 
-    first, *again = sent_uploads(liar, VICTIM, number)
+    first, *again = liar.uploads(VICTIM, number)
     assert len(again) == 2
     assert all(parts == first for parts in again)
 
@@ -454,7 +448,7 @@ def test_14_asked_again_a_site_sends_the_same_bytes_or_says_that_it_is_out(feder
         site.turn()
     assert [line["reason"] for line in lines if line["event"] == "task_failed"] == ["UPDATE_LOST"]
     assert liar.heard("ReportFailure", VICTIM, round=number)[-1].reason == "UPDATE_LOST"
-    assert len(sent_uploads(liar, VICTIM, number)) == 3
+    assert len(liar.uploads(VICTIM, number)) == 3
     assert honest_end(federation) == "succeeded"
 
 
@@ -468,7 +462,7 @@ def test_16_an_upload_after_its_site_was_declared_dropped_stays_masked(federatio
     liar.tell("GetAssignment", instead_of_tasks(liar.assigned[LATE, "upload_update"]), to=[LATE])
     liar.keep("UploadMaskedUpdate", take_all, of=[LATE])
     late.turn()
-    ((_, *chunks, receipt),) = sent_uploads(liar, LATE, number)[-1:]
+    ((_, *chunks, receipt),) = liar.uploads(LATE, number)[-1:]
     assert receipt.receipt == upload.receipt
     assert tuple(part.chunk for part in chunks) == upload.chunks
 

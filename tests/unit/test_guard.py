@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
 from hypothesis import given, settings
@@ -306,6 +306,18 @@ def test_an_instruction_set_that_is_none_is_refused():
 
 def test_a_round_with_the_instruction_set_of_its_plan_is_accepted():
     guard.review_round(PLAN, policy=POLICY, instruction_set=InstructionSet.from_json(PLAN.instruction_set))
+
+
+@pytest.mark.parametrize(
+    "offset", [-guard.MOST_CLOCK_SKEW, timedelta(seconds=PLAN.phases.training.window_seconds) + guard.MOST_CLOCK_SKEW]
+)
+def test_a_deadline_at_the_very_edge_of_the_plans_window_is_accepted_and_one_beyond_it_is_not(offset):
+    now = datetime(2026, 5, 4, 12, tzinfo=UTC)
+    guard.review_deadline(PLAN, deadline=now + offset, now=now)
+    beyond = timedelta(seconds=1 if offset > timedelta(0) else -1)
+    with pytest.raises(PolicyRefusal, match="compare the clocks") as refusal:
+        guard.review_deadline(PLAN, deadline=now + offset + beyond, now=now)
+    assert refusal.value.metadata["fields"] == "deadline"
 
 
 # --- the charter ---------------------------------------------------------------------------------------------------

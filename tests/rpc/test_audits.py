@@ -22,7 +22,8 @@ import pytest
 from accord.v1 import secure_aggregation_pb2 as pb
 from common.adapters import ADAPTER_FILE
 from common.errors import AuditFailed, InvalidArgument, NotFound, NotInCohort, OutOfTurn, ShapeMismatch
-from common.secagg import TailSums
+from common.masking import secagg_plan
+from common.secagg import RoundKind, TailSums, VectorLayout
 from coordinator.aggregation import NextAdapter, OpenSum, make_next_adapter
 from coordinator.driver import aggregating
 from coordinator.services import audits
@@ -37,7 +38,7 @@ from tests.rpc.lab import open_round
 SITES = 4
 AUDITOR = "site-0"
 VICTIM = "site-2"
-# Five lane chunks at four lanes a word.
+# A few lane chunks, however many lanes a word has.
 LARGE = base_model(size=150_000)
 
 
@@ -67,6 +68,11 @@ def play(federation: Federation, *, without: Collection[str] = ()) -> int:
     return number
 
 
+def layout_of(federation: Federation) -> VectorLayout:
+    run = federation.run()
+    return secagg_plan(federation.plan(), bytes.fromhex(run["plan_digest"])).layout(RoundKind.TRAINING)
+
+
 def audit(federation: Federation, number: int, name: str = AUDITOR, *, chunks: Sequence[int] = (0,)) -> AuditReport:
     site = federation.sites[name]
     journal = site.journal()
@@ -81,21 +87,20 @@ def audit(federation: Federation, number: int, name: str = AUDITOR, *, chunks: S
 
 
 def all_chunks(federation: Federation, number: int, name: str) -> AuditReport:
-    return audit(federation, number, name, chunks=range(5))
+    return audit(federation, number, name, chunks=range(layout_of(federation).lane_chunks))
 
 
 # --- what is right passes -------------------------------------------------------------------------------------------
 
 
 def test_every_chunk_of_an_honest_round_passes_at_every_site_and_each_audit_is_in_the_log(shared: Federation) -> None:
-    number = play(shared)
+    number, layout = play(shared), layout_of(shared)
     before = len(shared.audit("round_audited"))
 
     reports = {name: all_chunks(shared, number, name) for name in sorted(shared.sites)}
 
     for name, report in reports.items():
-        assert report.lane_chunks == 5, name
-        assert report.chunks == (0, 1, 2, 3, 4)
+        assert report.lane_chunks == len(report.chunks) == layout.lane_chunks > 3, name
         assert report.parameters == report.all_parameters == shared.plan().layout().parameters
         assert report.survivors == tuple(sorted(shared.sites))
         assert report.dropped == ()
@@ -104,7 +109,7 @@ def test_every_chunk_of_an_honest_round_passes_at_every_site_and_each_audit_is_i
     lines = shared.audit("round_audited")[before:]
     assert [line["actor"] for line in lines] == [f"participants/{name}" for name in sorted(shared.sites)]
     assert {line["subject"] for line in lines} == {f"runs/run/rounds/{number}"}
-    assert json.loads(lines[0]["details_json"]) == {"chunks": [5, 0, 1, 2, 3, 4]}
+    assert json.loads(lines[0]["details_json"]) == {"chunks": [layout.tail_chunk, *range(layout.lane_chunks)]}
 
 
 @pytest.mark.parametrize("lost", ["site-0", "site-1", "site-3"])
@@ -165,13 +170,16 @@ def nudging(element: int) -> Iterator[None]:
 
 
 def test_one_parameter_that_is_off_by_one_bit_is_found_in_its_chunk_and_only_there(shared: Federation) -> None:
-    element = 3 * 524_288 + 17
-    with nudging(element):
+    layout = layout_of(shared)
+    start, stop = layout.parameters_in(2)
+    with nudging(start + 17):
         number = play(shared)
 
-    assert audit(shared, number, chunks=(0, 1, 2, 4)).chunks == (0, 1, 2, 4)
-    with pytest.raises(AuditFailed, match=f"in chunk 3 1 of 524288 parameters differ, first parameter {element}: "):
-        audit(shared, number, chunks=(3,))
+    others = tuple(chunk for chunk in range(layout.lane_chunks) if chunk != 2)
+    assert audit(shared, number, chunks=others).chunks == others
+    said = f"in chunk 2 1 of {stop - start} parameters differ, first parameter {start + 17}: "
+    with pytest.raises(AuditFailed, match=said):
+        audit(shared, number, chunks=(2,))
 
 
 def test_a_mean_by_another_weight_than_was_told_is_found_in_every_chunk(shared: Federation) -> None:
@@ -182,7 +190,7 @@ def test_a_mean_by_another_weight_than_was_told_is_found_in_every_chunk(shared: 
     with patch.object(OpenSum, "mean_chunks", mean_chunks):
         number = play(shared)
 
-    for chunk in range(5):
+    for chunk in range(layout_of(shared).lane_chunks):
         with pytest.raises(AuditFailed, match=f"not what the members' sum makes of the one before: in chunk {chunk} "):
             audit(shared, number, chunks=(chunk,))
 
@@ -435,25 +443,29 @@ coordinator = {{ address = "{shared.addresses.participants}" }}
 def test_the_command_says_what_was_audited_what_that_shows_and_what_not(
     shared: Federation, config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    number = play(shared, without=["site-1"])
+    number, layout = play(shared, without=["site-1"]), layout_of(shared)
+    count = layout.lane_chunks
 
     assert main(["audit", "--config", str(config)]) == Exit.OK
     said = capsys.readouterr().out
     assert f"round {number} of run run: what was audited is right" in said
     assert "site-1: the survivors have signed that" in said
-    assert re.search(r"chunks       [0-4] of 5: (524,288|\d{3},\d{3}) of 2,400,256 parameters", said)
-    assert "Had 1 of the 5 chunks been wrong" in said
-    assert "with a chance of 20%" in said
+    found = re.search(r"chunks       (\d+) of (\d+): ([\d,]+) of 2,400,256 parameters", said)
+    assert found is not None
+    start, stop = layout.parameters_in(int(found[1]))
+    assert (found[2], found[3]) == (str(count), f"{stop - start:,}")
+    assert f"Had 1 of the {count} chunks been wrong" in said
+    assert f"with a chance of {1 / count:.0%}" in said
     assert "What it does not: that the members were honest" in said
 
     arguments = ["audit", "--config", str(config), "--run", "run", "--round", str(number), "--json"]
     assert main([*arguments, "--chunks", "99"]) == Exit.OK
-    found = json.loads(capsys.readouterr().out)
-    assert found["chunks"] == [0, 1, 2, 3, 4]
-    assert found["is_right"] is True
-    assert found["chance_to_catch_a_tenth_wrong"] == 1.0
-    assert main([*arguments, "--chunk", "5"]) == Exit.USAGE
-    assert "the last one is 4" in capsys.readouterr().err
+    told = json.loads(capsys.readouterr().out)
+    assert told["chunks"] == list(range(count))
+    assert told["is_right"] is True
+    assert told["chance_to_catch_a_tenth_wrong"] == 1.0
+    assert main([*arguments, "--chunk", str(count)]) == Exit.USAGE
+    assert f"the last one is {count - 1}" in capsys.readouterr().err
     assert not list(config.parent.glob(".audit-*"))
 
 
@@ -464,7 +476,7 @@ def test_the_command_ends_with_8_and_the_reason_when_something_is_wrong(
         number = play(shared)
 
     assert main(["audit", "--config", str(config), "--round", str(number), "--chunk", "0"]) == Exit.AUDIT
-    assert "in chunk 0 1 of 524288 parameters differ, first parameter 5" in capsys.readouterr().err
+    assert re.search(r"in chunk 0 1 of \d+ parameters differ, first parameter 5: ", capsys.readouterr().err)
     with ExitStack() as lies:
         lies.enter_context(showing(forge_receipt))
         assert main(["audit", "--config", str(config), "--chunk", "1", "--json"]) == Exit.AUDIT

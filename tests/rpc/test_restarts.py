@@ -238,6 +238,8 @@ def test_a_journal_that_went_back_in_time_gets_no_second_update_in(tmp_path: Pat
 
         assert found["state"] == "succeeded"
         assert federation.participations(2)[NAME] == ("failed", "ALREADY_EXISTS")
+        # Whoever looks at the log sees that two were signed; whether by a lie or a backup is for people to find out.
+        assert [event["actor"] for event in federation.audit("second_receipt")] == [f"participants/{NAME}"]
         assert f"participants/{NAME}" not in found["survivors"]
 
 

@@ -23,6 +23,7 @@ from common.secagg import (
     ShownRound,
     ShownUpload,
     chance_to_catch,
+    graph,
     open_keys,
     upload_hash,
 )
@@ -52,8 +53,8 @@ class Finished:
         return [(index, self.round.uploads[index][at].tobytes()) for index in self.survivors]
 
 
-def finished(*, dropped=(), members=MEMBERS, parameters=300, kind=RoundKind.TRAINING) -> Finished:
-    epoch = set_up(make_plan(members, parameters=parameters), members)
+def finished(*, dropped=(), members=MEMBERS, kind=RoundKind.TRAINING, **plan) -> Finished:
+    epoch = set_up(make_plan(members, **plan), members)
     round_ = Round.start(epoch, kind=kind)
     survivors = tuple(index for index in round_.context.cohort if index not in dropped)
     plain = {index: random_chunks(round_.context, index) for index in survivors}
@@ -88,6 +89,21 @@ def test_every_chunk_of_an_honest_round_opens_to_the_sum_of_what_was_masked(drop
         assert np.array_equal(audit.sum_of(at, iter(done.chunks(at))), expected[at]), at
     tail = audit.tail(audit.sum_of(layout.tail_chunk, done.chunks(layout.tail_chunk)))
     assert (tail.count, tail.weight) == (len(done.survivors), len(done.survivors))
+
+
+def test_in_a_sparse_graph_pair_keys_are_due_of_neighbours_alone(monkeypatch):
+    rule = graph.GraphRule(complete_up_to=16, dropped_percent=10, safety_bits=4, abort_bits=1)
+    monkeypatch.setattr(graph, "RULE", rule)
+    done = finished(dropped=(4, 17), members=24, colluders=2, lanes=3)
+    neighbours = done.round.context.graph.neighbours
+    assert {one for one, _ in done.shown.keys.pair_keys} == {4, 17}
+    assert all(other in neighbours(one) for one, other in done.shown.keys.pair_keys)
+    readies = {index: done.shown.readies[index] for index in (4, 17, *neighbours(4), *neighbours(17))}
+    assert len(readies) < 24
+    audit = done.audit(replace(done.shown, readies=readies))
+    expected = plain_sum(done.plain.values())
+    for at in range(done.round.context.layout.chunks):
+        assert np.array_equal(audit.sum_of(at, done.chunks(at)), expected[at]), at
 
 
 def test_an_evaluation_round_is_audited_by_its_tail_alone():

@@ -318,7 +318,8 @@ class Federation:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self._pool = concurrent.futures.ThreadPoolExecutor(8)
+        # A thread for each site: one that waits for the commits of a quorum keeps its thread until they are there.
+        self._pool = concurrent.futures.ThreadPoolExecutor(64)
         self._stop: asyncio.Event | None = None
         self._served: concurrent.futures.Future[None] | None = None
         config = folder / "coordinator.toml"

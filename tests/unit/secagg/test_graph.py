@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import ProtocolViolation, TooFewMembers
-from common.secagg import CloseKind, RoundContext, RoundKind, Start, choose_close, graph, make_start, settle_epoch
+from common.secagg import (
+    CloseKind,
+    RoundContext,
+    RoundKind,
+    Start,
+    choose_close,
+    graph,
+    hashing,
+    make_start,
+    settle_epoch,
+)
 from common.secagg.graph import GraphRule, Sparse
 from common.secagg.roster import graph_of
 from tests.unit.secagg.federation import MODEL, Epoch, Round, make_plan, plain_sum, random_chunks, set_up
@@ -121,6 +131,31 @@ def test_the_ring_follows_from_the_key_and_is_another_for_every_key():
 
 
 FROZEN_RING = (3, 4, 7, 6, 0, 1, 2, 5)
+
+
+def test_the_key_of_a_ring_is_bound_to_roster_and_epoch():
+    one, other = bytes([0xA1]) * 32, bytes([0xB2]) * 32
+    assert hashing.graph_key(one, other).hex() == FROZEN_KEY
+    assert hashing.graph_key(other, one).hex() != FROZEN_KEY
+
+
+FROZEN_KEY = "86437375b566ceb815667b5880d68a7e49d7d3cee2cbfa7d719b5029ebc23e0f"
+
+
+@pytest.mark.parametrize(("members", "colluders"), [(129, 25), (200, 66), (300, 60)])
+def test_in_drawn_rings_colluders_stay_below_what_the_thresholds_allow(members, colluders):
+    """Twenty rings each; what the tails bound by 2**-81 must not be seen once."""
+    sparse = graph.parameters(members, colluders)
+    assert sparse is not None
+    half, colluding = sparse.degree // 2, set(range(colluders))
+    for at in range(20):
+        drawn = graph.drawn(members, sparse, at.to_bytes(32, "big"))
+        nearby = max(len(colluding.intersection(drawn.neighbours(index))) for index in range(members))
+        assert 2 * sparse.threshold > sparse.degree + 1 + nearby
+        ring = (*drawn.ring, *drawn.ring[: half - 1])
+        heavy = max(len(colluding.intersection(ring[place : place + half])) for place in range(members))
+        assert heavy < sparse.cover
+        drawn.check_cover(set(range(members)) - set(range(colluders, colluders + members // 20)))
 
 
 def test_every_order_of_the_ring_is_drawn_about_equally_often():

@@ -142,9 +142,9 @@ class RoundEntry:
     state: bytes = field(default=b"", repr=False)
     chunk_digests: bytes = field(default=b"", repr=False)
     uploaded_bytes: int = 0
-    contribution: str = ""
+    contribution: str = field(default="", repr=False)
     clipping: str = ""
-    scores: str = ""
+    scores: str = field(default="", repr=False)
     outcome: str = ""
     reason: str = ""
     message: str = ""

@@ -35,9 +35,9 @@ MAX_IDENTITY_SIGNATURE_BYTES: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """Exact bytes and a signature over them. Receivers verify before they parse."""
+    """Exact bytes and a signature over them. Receivers verify before they parse. The body may be a Reveal's: shares."""
 
-    body: bytes
+    body: bytes = field(repr=False)
     signature: bytes
 
     def encode(self) -> bytes:

@@ -29,7 +29,7 @@ def secagg_plan(plan: Plan, digest: bytes) -> SecaggPlan:
         members_floor=masking.least_cohort,
         members_limit=masking.most_participants,
         rounds_per_epoch=masking.rounds_per_epoch,
-        slots=tuple(ClipSlot(slot.size, masking.element_clip) for slot in plan.layout().slots),
+        slots=tuple(ClipSlot(slot.size, masking.clip_of(slot.name)) for slot in plan.layout().slots),
         metrics=masking.metrics,
         lanes=masking.lanes,
         colluders=masking.colluders,

@@ -76,11 +76,21 @@ class Method:
 
 
 @dataclass(frozen=True, slots=True)
+class TensorClip:
+    """A bound of their own for the elements of every tensor whose name has `name` in it, such as "lora_B"."""
+
+    name: str
+    clip: float
+
+
+@dataclass(frozen=True, slots=True)
 class Masking:
     """Parameters of secure aggregation.
 
-    element_clip: bound on one element of a delta; max_update_norm: bound on its L2 norm; weight_cap: number of training
-    records that counts as weight 1; most_participants: n_max, which sizes the lanes; colluders: c, None for (n-1)//3.
+    element_clip: bound on one element of a delta. tensor_clips: narrower ones for tensors that move less, so that they
+    have as many steps; of those that fit a tensor the first holds. max_update_norm: bound on the delta's L2 norm.
+    weight_cap: number of training records that counts as weight 1; most_participants: n_max, which sizes the lanes;
+    colluders: c, None for (n-1)//3.
     metrics: words that every member fills; metric_groups: words that are summed where enough members fill them.
     """
 
@@ -93,6 +103,7 @@ class Masking:
     lanes: int
     colluders: int | None = None
     suite: int = SUITE
+    tensor_clips: tuple[TensorClip, ...] = ()
     metrics: tuple[str, ...] = METRIC_WORDS
     metric_groups: tuple[MetricGroup, ...] = METRIC_GROUPS
 
@@ -100,6 +111,10 @@ class Masking:
     def metric_words(self) -> tuple[str, ...]:
         """Everyone's metric words and those of the groups, in the order in which they are masked."""
         return (*self.metrics, *(word for group in self.metric_groups for word in group.words))
+
+    def clip_of(self, tensor: str) -> float:
+        """Bound on one element of a tensor's delta."""
+        return next((own.clip for own in self.tensor_clips if own.name in tensor), self.element_clip)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +197,13 @@ class Plan:
             ),
             (not 1 <= masking.rounds_per_epoch <= 256, "rounds_per_epoch must be 1 to 256"),
             (not _is_positive(masking.element_clip), "element_clip must be a positive number"),
+            *(
+                (
+                    not own.name or not 0 < own.clip <= masking.element_clip,
+                    f"tensor_clips: {own.name!r} needs a name and a clip over 0 and at most element_clip",
+                )
+                for own in masking.tensor_clips
+            ),
             (not _is_positive(masking.max_update_norm), "max_update_norm must be a positive number"),
             (masking.colluders is not None and masking.colluders < 0, "colluders must not be negative"),
             (self.rounds < 1, "rounds must be at least 1"),

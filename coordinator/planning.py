@@ -15,7 +15,7 @@ from common.charter import Charter
 from common.errors import AccordError, PlanInvalid
 from common.instructions import InstructionSet, chat_instruction_set
 from common.masking import plan_digest, secagg_plan
-from common.plan import Gate, Masking, Method, PhaseLimits, Phases, Plan, Training
+from common.plan import Gate, Masking, Method, PhaseLimits, Phases, Plan, TensorClip, Training
 from common.plan_review import plan_mistakes
 from common.secagg.plan import HEAD_WORDS
 from common.secagg.ring import VectorLayout, choose_lanes
@@ -68,6 +68,7 @@ class PlanSettings:
     batch_size: int = 0
     max_length: int = 0
     element_clip: float = 0.0
+    tensor_clips: tuple[TensorClip, ...] = ()
     max_update_norm: float = 0.0
     weight_cap: int = 0
     least_cohort: int = 0
@@ -142,6 +143,7 @@ def make_plan(settings: PlanSettings, *, identity: RunIdentity, charter: Charter
             most_participants=most_participants,
             rounds_per_epoch=settings.rounds_per_epoch or DEFAULT_ROUNDS_PER_EPOCH,
             element_clip=element_clip,
+            tensor_clips=settings.tensor_clips,
             max_update_norm=settings.max_update_norm or element_clip * math.sqrt(max(parameters, 1)),
             weight_cap=settings.weight_cap or DEFAULT_WEIGHT_CAP,
             lanes=lanes,
@@ -164,6 +166,7 @@ def make_plan(settings: PlanSettings, *, identity: RunIdentity, charter: Charter
         *plan_mistakes(plan, charter),
         *_quorum_mistakes(plan, charter),
         *_size_mistakes(plan, parameters, most_upload_bytes),
+        *_tensor_clip_mistakes(plan, parameters),
     ]
     mistakes = mistakes or _masking_mistakes(plan, charter)
     if mistakes:
@@ -261,6 +264,18 @@ def _masking_mistakes(plan: Plan, charter: Charter) -> list[str]:
     except AccordError as error:
         return [f"masking: {error.message}"]
     return []
+
+
+def _tensor_clip_mistakes(plan: Plan, parameters: int) -> list[str]:
+    """A name that fits nothing was meant for something else."""
+    if not parameters:
+        return []
+    names = [slot.name for slot in plan.layout().slots]
+    return [
+        f"tensor_clips: the adapter has no tensor with {own.name!r} in its name; there is {names[0]}"
+        for own in plan.masking.tensor_clips
+        if not any(own.name in name for name in names)
+    ]
 
 
 def _size_mistakes(plan: Plan, parameters: int, most_upload_bytes: int) -> list[str]:

@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from accord.v1 import admin_pb2, resources_pb2
 from common import identifiers, states
 from common.basemodel import BaseModel
-from common.plan import Plan
+from common.plan import Plan, TensorClip
 from common.rpc.assignments import ROUND_KINDS, ROUND_STATES, RUN_STATES, timestamp
 from coordinator.planning import PhaseChoice, PlanSettings
 from coordinator.rounds import model
@@ -199,6 +199,7 @@ def plan_settings(message: resources_pb2.PlanSettings) -> PlanSettings:
         batch_size=message.batch_size,
         max_length=message.max_length,
         element_clip=message.element_clip,
+        tensor_clips=tuple(TensorClip(own.name, own.clip) for own in message.tensor_clips),
         max_update_norm=message.max_update_norm,
         weight_cap=message.weight_cap,
         least_cohort=message.least_cohort,

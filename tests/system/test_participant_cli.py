@@ -20,6 +20,7 @@ from participant.cli.exits import Exit
 from participant.cli.parser import build_parser
 from participant.config import load_config
 from participant.journal import Journal, RoundEntry, RoundPhase, RunEntry, RunStanding
+from participant.update import ClipReport
 from tests.rpc.background import coordinator_in_background
 from tests.site_files import write_site
 
@@ -125,6 +126,7 @@ def test_exit_codes_keep_their_numbers():
         "UNAVAILABLE": 5,
         "CONTENT": 6,
         "STORAGE": 7,
+        "AUDIT": 8,
         "INTERRUPTED": 130,
     }
 
@@ -283,7 +285,8 @@ def write_journal(config: Path) -> None:
         replace(joined, run="greedy", standing=RunStanding.DECLINED, reason="POLICY_REFUSAL", message="rank is 64")
     )
     entry = RoundEntry("tune", 1, "train", RoundPhase.OVER, "cd" * 32, b"", now, now, outcome="succeeded")
-    journal.put_round(replace(entry, uploaded_bytes=3 * 2**20))
+    clipping = ClipReport(1000, 0.5, 7, 0.0123).to_json()
+    journal.put_round(replace(entry, uploaded_bytes=3 * 2**20, clipping=clipping))
     journal.put_round(replace(entry, round=2, phase=RoundPhase.FAILED, reason="TRAINING_FAILED", message="killed"))
     journal.close()
 
@@ -296,9 +299,11 @@ def test_status_tells_of_runs_rounds_and_every_refusal(enrolled):
     assert "POLICY_REFUSAL: rank is 64" in ended.out
     assert "TRAINING_FAILED: killed" in ended.out
     assert "3.0 MiB" in ended.out
+    assert "scaled by 0.5; 7 elements, 1.2 % of the norm" in ended.out
     runs = {run["run"]: run for run in accord("status", "--config", enrolled, "--json").json["runs"]}
     assert runs["greedy"]["standing"] == "declined"
     assert [round_["round"] for round_ in runs["tune"]["rounds"]] == [2, 1]
+    assert [(round_["clipping"] or {}).get("clipped_elements") for round_ in runs["tune"]["rounds"]] == [None, 7]
 
 
 def test_status_knows_whether_the_daemon_runs(enrolled):

@@ -60,11 +60,15 @@ def test_every_setting_of_the_api_reaches_the_plan_settings():
     own = {field.name for field in fields(PlanSettings)}
     wire = {field.name.removesuffix("_json") for field in resources_pb2.PlanSettings.DESCRIPTOR.fields}
     assert own == wire
-    message = resources_pb2.PlanSettings(base_model_json=MODEL.to_json(), target_modules=["q_proj"])
+    message = resources_pb2.PlanSettings(
+        base_model_json=MODEL.to_json(),
+        target_modules=["q_proj"],
+        tensor_clips=[resources_pb2.TensorClip(name="lora_B", clip=0.5)],
+    )
     for number, field in enumerate(resources_pb2.PlanSettings.DESCRIPTOR.fields, start=2):
-        if field.message_type is not None:
+        if field.message_type is not None and not field.is_repeated:
             getattr(message, field.name).quorum = number
-        elif field.name not in ("base_model_json", "target_modules"):
+        elif field.name not in ("base_model_json", "target_modules", "tensor_clips"):
             kind = str if field.type == field.TYPE_STRING else bool if field.type == field.TYPE_BOOL else int
             setattr(message, field.name, kind(number))
     settings = convert.plan_settings(message)

@@ -12,7 +12,7 @@ from common.basemodel import BaseModel
 from common.charter import CHARTER_FORM, USUAL_BOUNDS, Charter, CharterMember
 from common.errors import PlanInvalid
 from common.instructions import InstructionSet, PromptForm, chat_instruction_set
-from common.plan import PhaseLimits, Plan
+from common.plan import PhaseLimits, Plan, TensorClip
 from common.secagg.ring import lane_limit
 from coordinator.planning import PhaseChoice, PlanSettings, RunIdentity, all_linear, make_plan
 
@@ -85,6 +85,12 @@ def test_an_empty_request_takes_the_defaults_that_the_api_names():
     assert made.phases.unmasking == PhaseLimits(3, 600)
     assert made.phases.key_setup == PhaseLimits(3, 300)
     assert not made.name_survivors
+
+
+def test_a_tensor_clip_that_fits_no_tensor_is_a_mistake():
+    clips = (TensorClip("lora_B", 1e-3), TensorClip("lora_C", 1e-3))
+    assert "no tensor with 'lora_C' in its name" in mistakes(PlanSettings(MODEL, tensor_clips=clips))
+    assert plan(PlanSettings(MODEL, tensor_clips=clips[:1])).masking.tensor_clips == clips[:1]
 
 
 def test_a_plan_reads_back_as_it_was_written():

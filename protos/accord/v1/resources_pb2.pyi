@@ -279,6 +279,32 @@ class PhaseLimits(_message.Message):
 Global___PhaseLimits: _TypeAlias = PhaseLimits  # noqa: Y015
 
 @_typing.final
+class TensorClip(_message.Message):
+    """A bound of their own for the elements of some tensors."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CLIP_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Part of the tensors' names, such as "lora_B" or "layers.0."."""
+    clip: _builtins.float
+    """Bound on one element of their delta, at most element_clip."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        clip: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TensorClip: _TypeAlias = TensorClip  # noqa: Y015
+
+@_typing.final
 class PlanSettings(_message.Message):
     """What an operator asks for when a run is created; unset fields take defaults, and the answer's plan has all of them."""
 
@@ -313,6 +339,7 @@ class PlanSettings(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     INSTRUCTION_SET_JSON_FIELD_NUMBER: _builtins.int
     NAME_SURVIVORS_FIELD_NUMBER: _builtins.int
+    TENSOR_CLIPS_FIELD_NUMBER: _builtins.int
     base_model_json: _builtins.str
     """The base model as `accord-participant describe-model FOLDER` prints it (JSON): name, digest and linear layers."""
     rank: _builtins.int
@@ -377,6 +404,12 @@ class PlanSettings(_message.Message):
     def key_setup(self) -> Global___PhaseLimits:
         """Limits of each of the three steps of a key epoch."""
 
+    @_builtins.property
+    def tensor_clips(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorClip]:
+        """Narrower clips for tensors that move less than others, so that they are sent in as many steps; the first that fits
+        a tensor's name holds. Default: element_clip for all.
+        """
+
     def __init__(
         self,
         *,
@@ -409,10 +442,11 @@ class PlanSettings(_message.Message):
         seed: _builtins.int = ...,
         instruction_set_json: _builtins.str = ...,
         name_survivors: _builtins.bool = ...,
+        tensor_clips: _abc.Iterable[Global___TensorClip] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["collecting", b"collecting", "forming", b"forming", "key_setup", b"key_setup", "training", b"training", "unmasking", b"unmasking"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "base_model_json", b"base_model_json", "batch_size", b"batch_size", "collecting", b"collecting", "element_clip", b"element_clip", "evaluation_records", b"evaluation_records", "forming", b"forming", "gate_loss_rise", b"gate_loss_rise", "instruction_set_json", b"instruction_set_json", "key_setup", b"key_setup", "learning_rate", b"learning_rate", "least_cohort", b"least_cohort", "max_length", b"max_length", "max_update_norm", b"max_update_norm", "method", b"method", "most_failed_rounds", b"most_failed_rounds", "most_participants", b"most_participants", "name_survivors", b"name_survivors", "rank", b"rank", "rounds", b"rounds", "rounds_per_epoch", b"rounds_per_epoch", "seed", b"seed", "server_learning_rate", b"server_learning_rate", "server_optimizer", b"server_optimizer", "steps_per_round", b"steps_per_round", "target_modules", b"target_modules", "training", b"training", "unmasking", b"unmasking", "weight_cap", b"weight_cap"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "base_model_json", b"base_model_json", "batch_size", b"batch_size", "collecting", b"collecting", "element_clip", b"element_clip", "evaluation_records", b"evaluation_records", "forming", b"forming", "gate_loss_rise", b"gate_loss_rise", "instruction_set_json", b"instruction_set_json", "key_setup", b"key_setup", "learning_rate", b"learning_rate", "least_cohort", b"least_cohort", "max_length", b"max_length", "max_update_norm", b"max_update_norm", "method", b"method", "most_failed_rounds", b"most_failed_rounds", "most_participants", b"most_participants", "name_survivors", b"name_survivors", "rank", b"rank", "rounds", b"rounds", "rounds_per_epoch", b"rounds_per_epoch", "seed", b"seed", "server_learning_rate", b"server_learning_rate", "server_optimizer", b"server_optimizer", "steps_per_round", b"steps_per_round", "target_modules", b"target_modules", "tensor_clips", b"tensor_clips", "training", b"training", "unmasking", b"unmasking", "weight_cap", b"weight_cap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

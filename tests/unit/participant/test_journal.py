@@ -59,6 +59,7 @@ def test_every_field_of_every_row_survives_a_restart(path: Path):
         chunk_digests=b"\x02" * 64,
         uploaded_bytes=12345,
         contribution='{"records":1}',
+        clipping='{"scale":1.0}',
         scores='{"x":1}',
         outcome="failed",
         reason="WHY",
@@ -216,3 +217,15 @@ def test_a_key_that_was_replaced_or_forgotten_is_in_none_of_the_journals_files(p
 
 def _is_on_disk(path: Path, secret: bytes) -> bool:
     return any(secret in file.read_bytes() for file in path.parent.iterdir())
+
+
+def test_a_journal_of_an_earlier_version_gets_the_columns_that_it_has_not(path: Path):
+    journal = Journal(path)
+    journal.put_round(round_entry(7, clipping="{}"))
+    journal.close()
+    with sqlite3.connect(path) as database:
+        database.execute("ALTER TABLE rounds DROP COLUMN clipping")
+
+    assert reopened(path).round("run", 7) == round_entry(7)
+    reopened(path).put_round(round_entry(7, clipping="{}"))
+    assert reopened(path).round("run", 7) == round_entry(7, clipping="{}")

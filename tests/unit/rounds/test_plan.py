@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from common.errors import PlanInvalid
-from common.plan import METRIC_GROUPS, METRIC_WORDS, PhaseLimits, Plan
+from common.masking import secagg_plan
+from common.plan import METRIC_GROUPS, METRIC_WORDS, PhaseLimits, Plan, TensorClip
 from common.secagg import MetricGroup
 from tests.unit.rounds import made
 
@@ -50,6 +51,9 @@ BROKEN = {
     "metric_groups must have": masking(metric_groups=(MetricGroup("empty", ()),)),
     "rounds_per_epoch": masking(rounds_per_epoch=257),
     "element_clip": masking(element_clip=0.0),
+    "tensor_clips: 'lora_B'": masking(tensor_clips=(TensorClip("lora_B", 0.2),)),
+    "tensor_clips: 'lora_A'": masking(tensor_clips=(TensorClip("lora_A", NAN),)),
+    "tensor_clips: ''": masking(tensor_clips=(TensorClip("", 0.01),)),
     "max_update_norm": masking(max_update_norm=INFINITY),
     "colluders": masking(colluders=-1),
     "rounds must be at least 1": replace(PLAN, rounds=0),
@@ -95,6 +99,15 @@ def test_all_mistakes_are_said_at_once():
     with pytest.raises(PlanInvalid) as refused:
         wrong.check()
     assert all(word in refused.value.message for word in ("lanes", "weight_cap", "rounds"))
+
+
+def test_the_first_tensor_clip_that_fits_holds_and_element_clip_for_the_rest():
+    one, all_b = TensorClip("layers.0.self_attn.q_proj.lora_B", 0.01), TensorClip("lora_B", 0.02)
+    for clips, expected in (((one, all_b), [0.1, 0.01]), ((all_b, one), [0.1, 0.02]), ((), [0.1, 0.1])):
+        made = masking(tensor_clips=clips)
+        made.check()
+        assert [slot.clip for slot in secagg_plan(made, bytes(32)).slots] == expected
+        assert Plan.from_bytes(made.to_bytes()) == made
 
 
 def test_a_plan_reads_back_byte_for_byte():

@@ -20,7 +20,7 @@ from participant.training.job import Hyperparameters, Resources
 from participant.training.loop import TrainingTask, train
 from participant.training.methods import FedIT
 from participant.training.model import load_model
-from participant.training.tokens import Encoder
+from participant.training.tokens import Encoded, Encoder
 from tests.tiny_model import TINY_SPEC
 from tests.unit.test_planning import charter, plan
 
@@ -48,12 +48,13 @@ def deltas(tiny_folder, layout, adapter_folder, tokenizer):
                 device=torch.device("cpu"),
                 precision=torch.float32,
             )
-            records = [
+            encoded = (
                 encoder.encode(
                     Record(n, "g", Task.INSTRUCTION, Exchange("Name the colour.", f"{thing} {n}", colour), f"{n:02x}")
                 )
                 for n, (thing, colour) in enumerate(THINGS[site:] * 4)
-            ]
+            )
+            records = [record for record in encoded if isinstance(record, Encoded)]
             task = TrainingTask(
                 records=records,
                 weights=[1.0] * len(records),

@@ -2,10 +2,10 @@
 
     python -m benchmarks.flower_secagg --parameters 1000000 --participants 10 --dropouts 1
 
-Both sides run their own code, one thread each, participant and coordinator in a process of their own: Flower's client
-masks with `secaggplus_mod` and its server collects and unmasks with `SecAggPlusWorkflow`; Accord's with `write_masked`
-and `OpenSum`. Nothing goes over a network, and agreeing on keys and shares is not in the times. Flower quantises to its
-usual 2**22 steps, Accord to those that its lanes leave (2 * 3276 for ten members).
+Both run their own code, participant and coordinator in a process of their own; CPU time is over all threads. Flower's
+client masks with `secaggplus_mod` and its server collects and unmasks with `SecAggPlusWorkflow`; Accord's with
+`write_masked` and `OpenSum`. Nothing goes over a network, and agreeing on keys and shares is not in the times. Flower
+quantises to its usual 2**22 steps, Accord to those that its lanes leave (2 * 3276 for ten members).
 
 Flower gets a venv of its own, below .tools, made at the first run; --python takes another one. Prints one JSON line;
 `ratio` is Flower's figure by Accord's. Exit code 3: Flower is not to be had here.

@@ -334,6 +334,15 @@ MUTANTS: Final = (
         ),
         killers=(UNIT + "test_metric_groups.py::test_words_of_a_closed_group_are_zeros_at_the_only_site_that_has_any",),
     ),
+    # --- what is printed ---
+    mutant(
+        "a signed message prints its body",
+        Edit(CORE + "messages.py", "    body: bytes = field(repr=False)\n", "    body: bytes\n"),
+        killers=(
+            UNIT + "test_secrets.py::test_no_secret_is_in_what_any_value_prints",
+            UNIT + "test_secrets.py::test_every_field_of_bytes_that_a_repr_shows_is_known_to_be_public",
+        ),
+    ),
     # --- the journal ---
     mutant(
         "shares are journalled after they are deposited",

@@ -12,6 +12,7 @@ from typing import Final
 
 CORE: Final = "common/secagg/"
 UNIT: Final = "tests/unit/secagg/"
+GRAPH: Final = UNIT + "test_graph.py::"
 DESK: Final = "tests/unit/participant/test_desk_deaths.py::"
 VECTORS: Final = "tests/vectors/"
 
@@ -376,5 +377,29 @@ MUTANTS: Final = (
             "        self._journal.put_round(entry)\n",
         ),
         killers=(DESK + "test_every_message_is_journalled_before_it_is_sent",),
+    ),
+    # --- sparse graph ---
+    mutant(
+        "a cohort need not cover the ring",
+        context('        _check_cover(graph_of(epoch, members), start.cohort, "cohort")\n', ""),
+        killers=(GRAPH + "test_a_cohort_that_leaves_a_member_without_neighbours_is_refused_by_both_sides",),
+    ),
+    mutant(
+        "a survivor set need not cover the ring",
+        context('        _check_cover(self.graph, found, "survivor set")\n', ""),
+        killers=(GRAPH + "test_a_survivor_set_that_would_cut_a_member_off_is_refused_by_both_sides",),
+    ),
+    mutant(
+        "a member fewer in a stretch of the ring will do",
+        Edit(CORE + "graph.py", "if least < self.sparse.cover:", "if least + 1 < self.sparse.cover:"),
+        killers=(GRAPH + "test_a_survivor_set_that_would_cut_a_member_off_is_refused_by_both_sides",),
+    ),
+    mutant(
+        "the threshold of a sparse graph forgets the owner's own share",
+        Edit(CORE + "graph.py", "too_many = 2 * threshold - degree - 1", "too_many = 2 * threshold - degree"),
+        killers=(
+            GRAPH + "test_sharing_alone_needs_the_degrees_and_thresholds_of_the_table",
+            GRAPH + "test_parameters_hold_what_they_promise_at_any_size",
+        ),
     ),
 )

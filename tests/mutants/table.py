@@ -192,6 +192,11 @@ MUTANTS: Final = (
         epoch("if start.model_hash != model_hash:", "if False:"),
         killers=(UNIT + "test_protocol.py::test_a_start_that_does_not_fit_is_refused",),
     ),
+    mutant(
+        "a second sum is opened on a spent model",
+        epoch("if model_hash in spent_models:", "if False:"),
+        killers=(UNIT + "test_protocol.py::test_no_second_sum_is_opened_on_a_spent_model",),
+    ),
     # --- thresholds ---
     mutant(
         "the threshold is one too low",
@@ -313,6 +318,17 @@ MUTANTS: Final = (
         killers=(
             UNIT + "test_faults.py::test_a_wrong_unmask_shows_in_the_count_word",
             UNIT + "test_packing.py::test_an_impossible_tail_is_refused",
+        ),
+    ),
+    mutant(
+        "an audit does not compare chunks with receipts",
+        Edit(
+            CORE + "audit.py",
+            "if hashlib.sha256(content).digest() != self.chunk_digests[index][chunk]:",
+            "if False:",
+        ),
+        killers=(
+            UNIT + "test_audit.py::test_one_flipped_bit_in_any_chunk_of_any_member_is_found_and_the_member_named",
         ),
     ),
     # --- lanes ---

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import flower_secagg
 from benchmarks.flower_secagg import NOT_TO_BE_HAD, FlowerMissing, compared, flower_python
-from benchmarks.peers.accord_masking import coordinator_side, participant_side
+from benchmarks.peers.accord_masking import case_of, coordinator_side, participant_side
 
 
 def run(monkeypatch, *arguments):
@@ -45,9 +45,9 @@ def test_a_ratio_is_flowers_figure_by_accords_and_memory_below_a_mebibyte_counts
 
 
 def test_accords_side_uploads_two_bytes_a_parameter_and_decodes_all_of_them(tmp_path):
-    participant = participant_side(tmp_path, 100_000, 10)
+    participant = participant_side(tmp_path, case_of(100_000, 10, 1))
     assert participant["upload_bytes_per_parameter"] == pytest.approx(2.0, abs=0.01)
-    coordinator = coordinator_side(tmp_path, 100_000, 10, 1)
+    coordinator = coordinator_side(tmp_path, case_of(100_000, 10, 1))
     assert coordinator.keys() | participant.keys() == {
         "mask_ns_per_parameter_peer",
         "client_cpu_seconds",

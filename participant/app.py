@@ -25,6 +25,7 @@ from participant.client import CoordinatorClient
 from participant.config import CharterConfig, CharterMode, ParticipantConfig
 from participant.connection import Connection
 from participant.daemon import Daemon, Site
+from participant.fence import Fence
 from participant.health import serving_health
 from participant.identity import IdentityFolder
 from participant.journal import Journal
@@ -66,7 +67,7 @@ def serving(
     metrics = ParticipantMetrics.create(registry)
     with ExitStack() as parts:
         parts.enter_context(_only_one(state / "lock"))
-        journal = Journal(config.journal_file)
+        journal = Journal(config.journal_file, fence=Fence(config.counter_file))
         parts.callback(journal.close)
         connection = Connection(
             IdentityFolder(config.identity_directory),

@@ -179,7 +179,11 @@ class LogConfig(StrictModel):
 
 
 class ParticipantConfig(StrictModel):
-    """All of participant.toml. least_free_mebibytes: below it `check` fails, and no round is begun."""
+    """All of participant.toml. least_free_mebibytes: below it `check` fails, and no round is begun.
+
+    journal_counter: a file where no backup of the state directory comes, so that a restored journal is told from the
+    one that went on; in the state directory where it is not named.
+    """
 
     state_directory: FilePath
     policy_file: FilePath
@@ -187,6 +191,7 @@ class ParticipantConfig(StrictModel):
     data: DataConfig
     charter: CharterConfig
     base_model_cache: FilePath | None = None
+    journal_counter: FilePath | None = None
     least_free_mebibytes: NonNegativeInt = 1024
     coordinator: CoordinatorConfig = CoordinatorConfig()
     training: TrainingConfig = TrainingConfig()
@@ -212,6 +217,11 @@ class ParticipantConfig(StrictModel):
     def journal_file(self) -> Path:
         """What this site has done, as the daemon writes it."""
         return self.state_directory / "journal.sqlite"
+
+    @property
+    def counter_file(self) -> Path:
+        """How far the journal is: what tells one that comes from a backup."""
+        return self.journal_counter or self.state_directory / "journal.counter"
 
     @property
     def lock_file(self) -> Path:

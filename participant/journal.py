@@ -18,8 +18,21 @@ from pathlib import Path
 from typing import Final
 
 from common.errors import StorageFailed
+from common.log import get_logger
+from participant.fence import Fence
 
+log = get_logger(__name__)
+
+_WENT_BACK: Final = (
+    "the journal is older than its counter, or a copy: it comes from a backup. All masking keys in it were erased, "
+    "since with them a second update could be masked; this site is back with the next key epoch"
+)
 _SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS fence (
+    only INTEGER PRIMARY KEY CHECK (only = 1),
+    count INTEGER NOT NULL,
+    file INTEGER NOT NULL
+) STRICT;
 CREATE TABLE IF NOT EXISTS runs (
     run TEXT PRIMARY KEY,
     plan BLOB NOT NULL,
@@ -168,9 +181,13 @@ class RoundRecord:
 class Journal:
     """Safe for use by several threads of one process; a second process is refused by the daemon's lock, not here."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises StorageFailed if the file cannot be opened or is no journal."""
+    def __init__(self, path: Path, *, fence: Fence | None = None) -> None:
+        """fence: for the daemon, which writes; a journal that went back in time loses its keys here.
+
+        Raises StorageFailed if the file cannot be opened or is no journal.
+        """
         self._lock = threading.Lock()
+        self._fence = fence
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
@@ -181,6 +198,8 @@ class Journal:
             self._database.execute("PRAGMA secure_delete=ON")
             self._database.executescript(_SCHEMA)
             self._add_columns()
+            if fence is not None:
+                self._keep_in_step(fence)
         except (OSError, sqlite3.Error) as error:
             raise StorageFailed(f"cannot open the journal {path}: {error}") from error
 
@@ -188,6 +207,26 @@ class Journal:
         """A journal of an earlier version gets the columns that it has not."""
         if "clipping" not in {name for _, name, *_ in self._database.execute("PRAGMA table_info(rounds)")}:
             self._database.execute("ALTER TABLE rounds ADD COLUMN clipping TEXT NOT NULL DEFAULT ''")
+
+    def _keep_in_step(self, fence: Fence) -> None:
+        """Compare journal and counter; erase every key and mask of a journal that is not the one that was counted."""
+        mark = fence.read()
+        row = self._database.execute("SELECT count, file FROM fence").fetchone()
+        went_back = row is not None and (mark is None or mark.file != row[1] or mark.count > row[0])
+        now = mark or fence.write(0)
+        with self._transaction() as database:
+            if went_back:
+                database.execute("DELETE FROM epochs")
+                database.execute(
+                    "UPDATE rounds SET state = x'', phase = ?, reason = ?, message = ? WHERE phase <> ?",
+                    (RoundPhase.FAILED.value, StorageFailed.reason, _WENT_BACK, RoundPhase.OVER.value),
+                )
+            database.execute(
+                "INSERT OR REPLACE INTO fence (only, count, file) VALUES (1, ?, ?)",
+                (max(now.count, row[0] if row else 0), now.file),
+            )
+        if went_back:
+            log.error("journal_went_back", message=_WENT_BACK)
 
     def close(self) -> None:
         self._database.close()
@@ -198,11 +237,15 @@ class Journal:
             try:
                 self._database.execute("BEGIN IMMEDIATE")
                 yield self._database
+                self._database.execute("UPDATE fence SET count = count + 1")
+                counted = self._database.execute("SELECT count FROM fence").fetchone()
                 self._database.execute("COMMIT")
+                if self._fence is not None and counted is not None:
+                    self._fence.write(int(counted[0]))
                 # Nor in the write-ahead log, where what was there before would stay until other pages cover it. Where
                 # a reader is in the way it is the next transaction's to do.
                 self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            except sqlite3.Error as error:
+            except (OSError, sqlite3.Error) as error:
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
                 raise StorageFailed(f"cannot write the journal: {error}; is the disk full?") from error

@@ -209,7 +209,10 @@ class MaskingDesk:
         """Take the round's keys out of the epoch; both states are journalled together."""
         if entry.phase is not RoundPhase.PREPARED:
             return entry
-        epoch = self._own_epoch(task.run, task.epoch)
+        epoch = self._journal.epoch(task.run, task.epoch)
+        if epoch is None:
+            # Said, not waited out: the round goes on without this site at once.
+            raise UpdateLost(f"this site's keys of key epoch {task.epoch} are gone; it is back with the next key epoch")
         if epoch.phase is not EpochPhase.KEYS:
             raise OutOfTurn(f"this site has not confirmed key epoch {task.epoch}")
         start = Start.decode(task.start)

@@ -7,11 +7,13 @@ it tells the coordinator.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from accord.v1 import round_pb2
 from accord.v1 import secure_aggregation_pb2 as pb
@@ -135,11 +137,53 @@ def test_13_no_fourth_sum_on_one_model_however_often_the_run_goes_back_to_it(lab
 
     assert states == ["succeeded", "succeeded", "succeeded", "failed"]
     number = int(federation.run()["round"])
-    assert set(federation.participations(number).values()) == {("failed", "PROTOCOL_VIOLATION")}
-    for name in federation.sites:
+    # The round is over once too few are left for a sum, whether or not the last one has been asked by then.
+    refusing = [name for name, said in federation.participations(number).items() if said != ("prepared", "")]
+    assert {federation.participations(number)[name] for name in refusing} == {("failed", "PROTOCOL_VIOLATION")}
+    for name in refusing:
         heard = federation.liar.heard("ReportFailure", name, round=number)[-1]
         assert "a second one could single a member out" in heard.message
-        assert federation.liar.uploads(name, number) == []
+    assert all(federation.liar.uploads(name, number) == [] for name in federation.sites)
+
+
+@pytest.mark.parametrize("restored", ["the journal", "the whole folder"])
+def test_28_a_journal_from_a_backup_has_lost_its_keys_and_masks_no_second_update(tmp_path: Path, restored: str) -> None:
+    with lying_federation_in(tmp_path) as federation:
+        federation.add_sites(4)
+        federation.create_run(rounds=3, rounds_per_epoch=2)
+        liar, site = federation.liar, federation.sites[VICTIM]
+        site.line.cut(after="report_prepared")
+        federation.turn_until(lambda: site.line.is_cut)
+        site.close()
+        backup = tmp_path / "backup"
+        shutil.copytree(site.state, backup)
+        site = federation.open_site(VICTIM, site.trainer)
+        federation.turn_until(lambda: len(liar.uploads(VICTIM, 1)) == 1)
+        upload = liar.assigned[VICTIM, "upload_update"]
+        site.close()
+        for path in site.state.glob("journal.sqlite*"):
+            path.unlink()
+        if restored == "the whole folder":
+            shutil.rmtree(site.state)
+            shutil.copytree(backup, site.state)
+        else:
+            shutil.copy(backup / "journal.sqlite", site.state)
+
+        with capture_logs() as lines:
+            site = federation.open_site(VICTIM, site.trainer)
+        assert [line["log_level"] for line in lines if line["event"] == "journal_went_back"] == ["error"]
+        liar.tell("GetAssignment", instead_of_tasks(upload), to=[VICTIM])
+        liar.keep("GetUpload", lambda call: pb.GetUploadResponse(), of=[VICTIM])
+        site.turn()
+        assert len(liar.uploads(VICTIM, 1)) == 1
+        assert site.phase(1) is RoundPhase.FAILED
+        liar.be_honest()
+
+        assert federation.play(1)["state"] == "succeeded"
+        assert federation.play(2)["state"] == "succeeded"
+        assert federation.participations(2)[VICTIM] == ("failed", "UPDATE_LOST")
+        assert federation.play(3)["state"] == "succeeded"
+        assert f"participants/{VICTIM}" in federation.round(3)["survivors"]
 
 
 def test_30_a_runs_name_or_id_is_not_taken_for_another_run(federation: LyingFederation) -> None:

@@ -222,7 +222,8 @@ def test_a_journal_that_went_back_in_time_gets_no_second_update_in(tmp_path: Pat
         site.line.cut(after="report_prepared")
         federation.turn_until(lambda: site.line.is_cut)
         site.close()
-        backup = {path: path.read_bytes() for path in site.state.glob("journal.sqlite*")}
+        # With its counter, as where a whole machine goes back: where that stays, the keys are erased (test_28).
+        backup = {path: path.read_bytes() for path in site.state.glob("journal.*")}
         federation.open_site(NAME, site.trainer)
         held = hold_upload(federation, 2, NAME)
         with pytest.raises(UploadIncomplete):

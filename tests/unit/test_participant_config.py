@@ -70,6 +70,7 @@ def test_every_setting_of_the_example_is_also_documented_by_the_model():
         "most_train_records",
         "most_none_fraction",
         "address",
+        "journal_counter",
         "memory_mebibytes",
     }
 

@@ -59,6 +59,9 @@ def test_every_message_is_journalled_before_it_is_sent(moments):
 def test_a_death_at_any_moment_changes_nothing_of_what_a_site_says(moments, tmp_path):
     uploading, names = moments
     for moment, name in enumerate(names):
+        # Before a write or a call all is as after the one before it; but the spool is written between two.
+        if name.startswith("before ") and name != "before journalling round masked":
+            continue
         folder = tmp_path / str(moment)
         folder.mkdir()
         hub, desks = play(folder, Fate(moment), uploading=uploading)

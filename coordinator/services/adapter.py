@@ -56,7 +56,7 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
             while offset < adapter.size_bytes:
                 size = chunk_bytes(self._open_downloads)
                 chunk = await asyncio.to_thread(self._blobs.read, adapter_key(adapter.digest), offset, size)
-                offset += len(chunk)
+                offset += size
                 yield adapter_pb2.DownloadAdapterResponse(chunk=chunk)
         finally:
             self._open_downloads -= 1

@@ -81,7 +81,7 @@ def _second_receipt(reader: Reader, context: RoundContext, round_: Round, messag
 def _second_commit(reader: Reader, context: RoundContext, round_: Round, message: ProtocolMessage) -> Details | None:
     """A commit to another survivor set than the round's, which is the only one that anybody was told."""
     commit = context.check_commit(message.body)
-    survivors = tuple(sorted(context.members.index_of(name) for name in round_.survivors))
+    survivors = context.members.indices_of(round_.survivors)
     if not survivors or commit.index != context.members.index_of(message.sender) or commit.survivors == survivors:
         return None
     own = next(

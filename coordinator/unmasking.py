@@ -5,7 +5,7 @@ The driver opens sums with it, and audits of finished rounds show it to members.
 
 from __future__ import annotations
 
-from common.secagg import OpenedKeys, Unmasking, check_ready, open_keys, verify_reveal
+from common.secagg import OpenedKeys, RoundContext, Unmasking, check_ready, open_keys, verify_reveal
 from coordinator.masked import commitments_of, context_of, roster_of
 from coordinator.rounds.model import MessageKind, Round, Run
 from coordinator.store.interface import Reader
@@ -14,14 +14,21 @@ from coordinator.store.interface import Reader
 def open_unmasking(reader: Reader, run: Run, round_: Round) -> Unmasking:
     """The seeds of the masks that are left in the sum. Raises TooFewMembers or MemberAtFault."""
     context = context_of(reader, run, round_)
-    return opened_keys(reader, run, round_).unmasking(context, survivor_indices(reader, run, round_))
+    survivors = context.members.indices_of(round_.survivors)
+    return _open_keys(reader, run, round_, context, survivors).unmasking(context, survivors)
 
 
 def opened_keys(reader: Reader, run: Run, round_: Round) -> OpenedKeys:
     """The keys that the round's members have revealed. Raises TooFewMembers or MemberAtFault."""
     context = context_of(reader, run, round_)
+    return _open_keys(reader, run, round_, context, context.members.indices_of(round_.survivors))
+
+
+def _open_keys(
+    reader: Reader, run: Run, round_: Round, context: RoundContext, survivors: tuple[int, ...]
+) -> OpenedKeys:
     roster = roster_of(reader, run, reader.epoch(run.name, round_.epoch))
-    members, survivors = roster.members, survivor_indices(reader, run, round_)
+    members = roster.members
     commitments = commitments_of(reader, context, round_)
     reveals = [
         verify_reveal(
@@ -34,12 +41,6 @@ def opened_keys(reader: Reader, run: Run, round_: Round) -> OpenedKeys:
         for sender, body in ready_messages(reader, round_).items()
     }
     return open_keys(context, roster, survivors, reveals, readies)
-
-
-def survivor_indices(reader: Reader, run: Run, round_: Round) -> tuple[int, ...]:
-    """The bound set, ascending."""
-    members = context_of(reader, run, round_).members
-    return tuple(sorted(members.index_of(name) for name in round_.survivors))
 
 
 def ready_messages(reader: Reader, round_: Round) -> dict[str, bytes]:

@@ -344,7 +344,7 @@ class MaskingDesk:
         return bound.accept(evidence.commits) if evidence.commits else None
 
     def _indices(self, state: Masked | Bound, evidence: Evidence) -> tuple[int, ...]:
-        return tuple(sorted(state.context.members.index_of(name) for name in evidence.survivors))
+        return state.context.members.indices_of(evidence.survivors)
 
     # --- forgetting -----------------------------------------------------------------------------------------------
 

@@ -66,6 +66,10 @@ class Members:
         except ValueError:
             raise ProtocolViolation(f"{org_id} is not in the key roster") from None
 
+    def indices_of(self, org_ids: Iterable[str]) -> tuple[int, ...]:
+        """Their indices, ascending. Raises ProtocolViolation if the roster does not name one of them."""
+        return tuple(sorted(self.index_of(org_id) for org_id in org_ids))
+
     def names(self, indices: Iterable[int]) -> tuple[str, ...]:
         return tuple(self.org_ids[index] for index in indices)
 

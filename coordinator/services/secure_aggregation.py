@@ -437,7 +437,7 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
         sender = context.members.index_of(participant)
         proof = ProtocolMessage(round_.run, MessageKind.SECOND_COMMIT, round_.number, participant, request.commit)
         with kept_as_proof(self._store, self._clock, proof):
-            verify_commit(context, _indices(context, round_.survivors), request.commit, sender=sender)
+            verify_commit(context, context.members.indices_of(round_.survivors), request.commit, sender=sender)
         message = ProtocolMessage(round_.run, MessageKind.COMMIT, round_.number, participant, request.commit)
         self._keep_round_message(message, ParticipationState.COMMITTED)
 
@@ -445,7 +445,8 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
         with self._store.read() as reader:
             _, round_, context = self._round(reader, request.run, request.round, participant)
             commitments = commitments_of(reader, context, round_)
-        survivors, sender = _indices(context, round_.survivors), context.members.index_of(participant)
+        members = context.members
+        survivors, sender = members.indices_of(round_.survivors), members.index_of(participant)
         proof = ProtocolMessage(round_.run, MessageKind.FALSE_REVEAL, round_.number, participant, request.reveal)
         with kept_as_proof(self._store, self._clock, proof):
             verify_reveal(context, survivors, request.reveal, sender=sender, commitments=commitments)
@@ -509,7 +510,3 @@ def _participation_in(reader: Reader, round_: Round, participant: str) -> Partic
     if participation.state.is_out:
         raise OutOfTurn(f"{participant} has declared itself out of {round_.name}")
     return participation
-
-
-def _indices(context: RoundContext, names: tuple[str, ...]) -> tuple[int, ...]:
-    return tuple(sorted(context.members.index_of(name) for name in names))

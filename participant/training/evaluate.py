@@ -97,8 +97,12 @@ def evaluate(
     batch_size: int,
     on_progress: Callable[[Progress], None],
     should_stop: Callable[[], bool],
+    on_record: Callable[[Record, DomainScores], None] = lambda record, scores: None,
 ) -> tuple[DomainScores, ...]:
-    """Scores per domain, sorted by name. Raises TrainingStopped if asked to."""
+    """Scores per domain, sorted by name. Raises TrainingStopped if asked to.
+
+    on_record: told each record's own part of the sums, its loss and its free answer apart from one another.
+    """
     began = time.perf_counter()
     ordered = sorted(asked, key=lambda question: (question.is_answered, -len(question.encoded.ids)))
     groups = list(_groups(ordered, batch_size))
@@ -108,7 +112,8 @@ def evaluate(
         for number, group in enumerate(groups, start=1):
             if should_stop():
                 raise TrainingStopped("stopped during evaluation; start the job again to go on")
-            for score in _score(model, group, encoder=encoder, settings=settings):
+            for record, score in _score(model, group, encoder=encoder, settings=settings):
+                on_record(record, score)
                 scores[score.domain] = scores.get(score.domain, DomainScores(domain=score.domain)) + score
             seconds = time.perf_counter() - began
             tokens += sum(len(question.encoded.ids) for question in group)
@@ -154,16 +159,16 @@ def _groups(asked: Sequence[Question], size: int) -> Iterator[Sequence[Question]
 
 def _score(
     model: AdaptedModel, group: Sequence[Question], *, encoder: Encoder, settings: EvaluationSettings
-) -> Iterator[DomainScores]:
+) -> Iterator[tuple[Record, DomainScores]]:
     done = _forward(model, group)
     for question, prediction in zip(group, done.predictions, strict=True):
         if question.has_loss and prediction.losses:
-            yield _loss_scores(question, prediction)
+            yield question.encoded.record, _loss_scores(question, prediction)
     if done.cache is None:
         return
     answers = _answers(model, group, done, encoder, settings.max_new_tokens)
     for question, answer in zip(group, answers, strict=True):
-        yield _answer_scores(question.encoded.record, answer)
+        yield question.encoded.record, _answer_scores(question.encoded.record, answer)
 
 
 def _loss_scores(question: Question, prediction: _Prediction) -> DomainScores:

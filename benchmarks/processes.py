@@ -6,11 +6,12 @@ CPU seconds hold on a busy machine where wall time does not; `yardstick` says ho
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from typing import Final, Self
 MEBIBYTE: Final = 1024 * 1024
 TICKS: Final = os.sysconf("SC_CLK_TCK")
 SAMPLE_SECONDS: Final = 0.05
+TRIES: Final = 5
 
 
 def cpu_seconds(pid: int) -> float:
@@ -98,3 +100,24 @@ def yardstick(folder: Path, mebibytes: int = 64) -> dict[str, float]:
         "sha256_mib_per_cpu_second": round(mebibytes / (hashed - copied)),
         "file_write_mib_per_cpu_second": round(8 * mebibytes / (written - hashed)),
     }
+
+
+def watch_memory() -> float:
+    """Let this process's peak begin here; MiB that are resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return status_mib(os.getpid(), "VmRSS")
+
+
+def extra_mib(before: float) -> float:
+    """MiB by which the peak went beyond `before`."""
+    return round(status_mib(os.getpid(), "VmHWM") - before, 2)
+
+
+def best(work: Callable[[], object], clock: Callable[[], float] = time.thread_time, tries: int = TRIES) -> float:
+    """Least seconds of several tries."""
+    seconds = math.inf
+    for _ in range(tries):
+        begun = clock()
+        work()
+        seconds = min(seconds, clock() - begun)
+    return seconds

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.masked_round import Case, delta_of, masking_of, unmasking_of
-from benchmarks.secagg import extra_mib, watch_memory
+from benchmarks.processes import extra_mib, watch_memory
 from common.secagg import RoundContext, TailSums
 from coordinator.aggregation import OpenSum
 from coordinator.store.blobs_file import FileBlobStore

@@ -1,0 +1,1 @@
+"""What masking costs, participant and coordinator: `python -m benchmarks.secagg`."""

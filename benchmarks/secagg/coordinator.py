@@ -1,0 +1,204 @@
+"""What masking costs a coordinator, from arriving chunks to the next adapter, beside what its cost model says.
+
+Every chunk of every upload is checked and made durable in a `FileBlobStore`; then the sum is opened and decoded and the
+next adapter is written (`OpenSum`, `make_next_adapter`).
+
+The model: |U|V/a + |U|V/h + S V/b + |U|V/w + |U|V/r + d q + 4d/h + 4d/w + f, with the constants of the same process: V
+bytes an upload, |U| survivors, S streams that are left in the sum, a adding, h SHA-256, b masking, w and r writing and
+reading blobs, q decoding; 4d/h and 4d/w are the next adapter's digest and file. f is what no byte of the update pays
+for: files, threads, ciphers. It is not fitted: it is the CPU time of the same round, with the same members, dropouts
+and streams, over one parameter (`fixed`).
+
+A round of a few chunks and members is played before anything is measured: what a process does once in its life, such as
+loading a cipher or taking memory that it keeps, is no part of a round. The bare model is the first three terms alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from benchmarks.masked_round import CLIP, Case, exact_file, file_chunks, unmasking_of, upload_file
+from benchmarks.processes import MEBIBYTE, best, extra_mib, watch_memory
+from common.adapters import FLOAT32_BYTES, FlatFile
+from common.errors import AccordError
+from common.secagg import RoundContext, StreamSum, TailSums, Unmasking, add_into, decode_chunk
+from common.strategies import server_optimizer
+from coordinator.aggregation import NextAdapter, OpenSum, make_next_adapter
+from coordinator.store.blobs_file import FileBlobStore
+from coordinator.uploads import SEGMENT_CHUNKS, UploadReader, check_chunk, upload_prefix, write_segment
+
+ADDED_BYTES: Final = 160 * MEBIBYTE
+WRITTEN_SEGMENTS: Final = 64
+SMALL_ROUNDS: Final = 3
+SMALL_STORED: Final = 32
+WARM_MEMBERS: Final = 3
+WARM_CHUNKS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A round that was received and opened, and its CPU seconds. seconds: wall time of opening."""
+
+    unmasking: Unmasking
+    made: NextAdapter
+    tail: TailSums
+    receiving: float
+    opening: float
+    seconds: float
+
+    @property
+    def spent(self) -> float:
+        return self.receiving + self.opening
+
+
+def small_case(case: Case) -> Case:
+    """The same members, dropouts and streams over one parameter."""
+    return replace(case, parameters=1, stored=min(case.stored, SMALL_STORED))
+
+
+def warm_case(case: Case) -> Case:
+    """A few members and, if the case has so many, a few chunks."""
+    some = case.context().layout.parameters_per_chunk * WARM_CHUNKS
+    return Case(min(some, case.parameters), WARM_MEMBERS, 0, stored=WARM_MEMBERS)
+
+
+def small_folder(folder: Path) -> Path:
+    return folder / "small"
+
+
+def warm_folder(folder: Path) -> Path:
+    return folder / "warm"
+
+
+def measure_coordinator(case: Case, folder: Path) -> dict[str, Any]:
+    """From arriving chunks to the next adapter."""
+    blobs = FileBlobStore(folder / "blobs")
+    before = watch_memory()
+    _play(warm_case(case), warm_folder(folder), blobs, 1)
+    played = _play(case, folder, blobs, 2)
+    extra = extra_mib(before)
+    context, streams = case.context(), len(played.unmasking.added) + len(played.unmasking.subtracted)
+    terms = _model_terms(case, context, played.unmasking.unmasker(), streams, blobs)
+    bare = terms["add"] + terms["hash"] + terms["streams"]
+    small = [_play(small_case(case), small_folder(folder), blobs, 3 + at).spent for at in range(SMALL_ROUNDS)]
+    terms["fixed"] = sum(small) / SMALL_ROUNDS
+    return {
+        "coordinator_cpu_seconds": played.spent,
+        "coordinator_receive_cpu_seconds": played.receiving,
+        "coordinator_open_cpu_seconds": played.opening,
+        "coordinator_open_seconds": played.seconds,
+        "coordinator_extra_rss_mib": extra,
+        "coordinator_model_cpu_seconds": terms,
+        "coordinator_fixed_cpu_seconds": terms["fixed"],
+        "coordinator_cpu_over_model": played.spent / sum(terms.values()),
+        "coordinator_cpu_over_bare_model": played.spent / bare,
+        "unmask_streams": streams,
+        "max_error_over_bound": _error_over_bound(case, context, folder, played.made.path, played.tail),
+        "opens_in_protocol": _opens(case, context),
+    }
+
+
+def _play(case: Case, folder: Path, blobs: FileBlobStore, round_: int) -> Opened:
+    """Receive the uploads that lie in `folder`, open their sum and make the next adapter there."""
+    context = case.context()
+    prefixes = {index: upload_prefix("bench", round_, f"site-{index:04}") for index in case.uploaders}
+    receiving = sum(_receive(blobs, context, upload_file(folder, index), prefixes[index]) for index in case.uploaders)
+    unmasking = unmasking_of(case, context)
+    readers = {index: UploadReader(blobs, prefix, context.layout) for index, prefix in prefixes.items()}
+    wall, cpu = time.perf_counter(), time.process_time()
+    opened = OpenSum(unmasking, [readers[case.uploader_for(at)] for at in range(len(case.survivors))])
+    tail = opened.tail()
+    made = make_next_adapter(
+        opened,
+        tail,
+        base=folder / "base",
+        adapter_layout=case.adapter,
+        optimizer=server_optimizer("fedavg", 1.0),
+        max_update_norm=math.inf,
+        scratch=folder / "scratch",
+        still_ours=lambda: None,
+    )
+    opening, seconds = time.process_time() - cpu, time.perf_counter() - wall
+    return Opened(unmasking, made, tail, receiving * len(case.survivors) / len(case.uploaders), opening, seconds)
+
+
+def _receive(blobs: FileBlobStore, context: RoundContext, upload: Path, prefix: str) -> float:
+    """CPU seconds of checking and storing one upload. Reading it stands for the network and is not counted."""
+    spent, collected, first = 0.0, list[bytes](), 0
+    layout = context.layout
+    digests = b"".join(hashlib.sha256(chunk).digest() for chunk in file_chunks(upload, context))
+    for index, chunk in enumerate(file_chunks(upload, context)):
+        begun = time.thread_time()
+        check_chunk(layout, digests, index, chunk)
+        collected.append(chunk)
+        if len(collected) == SEGMENT_CHUNKS or index == layout.tail_chunk:
+            write_segment(blobs, prefix, first, collected)
+            first, collected = index + 1, []
+        spent += time.thread_time() - begun
+    return spent
+
+
+def _model_terms(
+    case: Case, context: RoundContext, masker: StreamSum, streams: int, blobs: FileBlobStore
+) -> dict[str, float]:
+    """CPU seconds of each term of the cost model, with rates that are measured here."""
+    layout, survivors = context.layout, len(case.survivors)
+    upload_bytes = layout.bytes
+    large = [np.ones(ADDED_BYTES // 8, dtype=np.uint64) for _ in range(2)]
+    add = large[0].nbytes / best(lambda: add_into(*large))
+    content = os.urandom(MEBIBYTE)
+    digest = MEBIBYTE / best(lambda: hashlib.sha256(content).digest(), tries=20)
+    words = np.zeros(layout.words_in(0), dtype=np.uint64)
+    per_stream = best(lambda: masker.add_into(0, words), tries=3) / max(streams, 1)
+    segment = (content,) * SEGMENT_CHUNKS
+    # The mean and not the best: a file's pages are fresh ones each time, and some are much dearer than others.
+    begun = time.thread_time()
+    for at in range(WRITTEN_SEGMENTS):
+        blobs.put(f"rate/{at}", *segment)
+    write = WRITTEN_SEGMENTS * SEGMENT_CHUNKS * MEBIBYTE / (time.thread_time() - begun)
+    read = (
+        SEGMENT_CHUNKS
+        * MEBIBYTE
+        / best(lambda: [blobs.read("rate/0", at * MEBIBYTE, MEBIBYTE) for at in range(SEGMENT_CHUNKS)])
+    )
+    tail = TailSums(survivors, float(survivors), {})
+    decode = best(lambda: decode_chunk(context.epoch.plan, 0, words, tail)) / layout.parameters_in(0)[1]
+    received = survivors * upload_bytes
+    return {
+        "add": received / add,
+        "hash": received / digest,
+        "streams": streams * upload_bytes * per_stream / words.nbytes,
+        "write": received / write,
+        "read": received / read,
+        "decode": case.parameters * decode,
+        "adapter": case.parameters * FLOAT32_BYTES * (1 / digest + 1 / write),
+    }
+
+
+def _error_over_bound(case: Case, context: RoundContext, folder: Path, made: Path, tail: TailSums) -> float:
+    """Largest error of an element of the mean, over the bound |U| C / (L A). The old adapter is zeros."""
+    bound = tail.count * CLIP / (context.epoch.plan.lane_limit * tail.weight)
+    new = FlatFile.open(made, case.adapter)
+    worst, step = 0.0, 1 << 20
+    for start in range(0, case.parameters, step):
+        stop = min(start + step, case.parameters)
+        exact = np.fromfile(exact_file(folder), dtype=np.float32, count=stop - start, offset=4 * start)
+        worst = max(worst, float(np.abs(new.read(start, stop) - exact).max()))
+    return worst / bound
+
+
+def _opens(case: Case, context: RoundContext) -> bool:
+    """Whether the protocol's floors let such a sum be opened: with a third of the members missing they may not."""
+    try:
+        context.check_survivors(case.survivors)
+    except AccordError:
+        return False
+    return not context.unopenable(case.survivors)

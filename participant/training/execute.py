@@ -24,8 +24,10 @@ from participant.training.loop import TrainingTask, train
 from participant.training.methods import METHODS
 from participant.training.model import (
     AdaptedModel,
+    LoadBase,
     choose_device,
     choose_precision,
+    load_base,
     load_model,
     save_adapter,
 )
@@ -64,6 +66,7 @@ class Execution:
         base_model_name: str,
         report: Reporter,
         stop: StopRequest,
+        base_from: LoadBase = load_base,
     ) -> None:
         self._folder = folder
         self._job = job
@@ -71,6 +74,7 @@ class Execution:
         self._base_model_name = base_model_name
         self._report = report
         self._stop = stop
+        self._base_from = base_from
 
     def run(self, records: Dataset, *, layout: AdapterLayout, start: FlatVector) -> JobResult:
         """Do what is left of the job from the global adapter `start`, float32[d] in `layout`.
@@ -131,6 +135,7 @@ class Execution:
             start=start,
             device=device,
             precision=choose_precision(job.resources.precision, device),
+            base_from=self._base_from,
         )
 
     def _evaluate(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -29,6 +29,8 @@ from common.adapters import (
 )
 from common.errors import BaseModelUnavailable, ShapeMismatch
 from participant.training.job import Device, Precision
+
+LoadBase = Callable[[Path, torch.dtype], PreTrainedModel]
 
 _PEFT_ADAPTER: Final = ".default"
 _HEAD_TOLERANCE: Final = 2e-2  # relative; far under any scaling of logits that a model may do after its head
@@ -123,6 +125,16 @@ def choose_precision(wanted: Precision, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def load_base(folder: Path, precision: torch.dtype) -> PreTrainedModel:
+    """The base model in a local folder, as the library loads it. Raises BaseModelUnavailable if it cannot."""
+    try:
+        base = AutoModelForCausalLM.from_pretrained(str(folder), dtype=precision, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise BaseModelUnavailable(f"{folder}: the model cannot be loaded: {error}") from error
+    assert isinstance(base, PreTrainedModel)  # noqa: S101  (for mypy)
+    return base
+
+
 def load_model(
     folder: Path,
     *,
@@ -131,15 +143,14 @@ def load_model(
     start: FlatVector,
     device: torch.device,
     precision: torch.dtype,
+    base_from: LoadBase = load_base,
 ) -> AdaptedModel:
     """Load a base model, freeze it, and put the adapter `start` float32[d] on it.
 
+    base_from: who has the base model in memory already loads none; what it gives is changed here.
     Raises BaseModelUnavailable if the library cannot load it, ShapeMismatch if its linear layers are not the layout's.
     """
-    try:
-        base = AutoModelForCausalLM.from_pretrained(str(folder), dtype=precision, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise BaseModelUnavailable(f"{folder}: the model cannot be loaded: {error}") from error
+    base = base_from(folder, precision)
     config = LoraConfig(
         r=spec.rank,
         lora_alpha=spec.alpha,  # type: ignore[arg-type]  # annotated int; only ever divided by the rank

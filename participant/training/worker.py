@@ -11,7 +11,7 @@ import fcntl
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -23,13 +23,19 @@ from participant.training.child import Reporter, StopRequest, run_child, write_a
 from participant.training.job import JOB_FILE, TrainingJob
 from participant.training.result import RESULT_FILE, JobResult, Phase, Progress
 
+if TYPE_CHECKING:
+    from participant.training.model import LoadBase
+
 LOCK_FILE: Final = "worker.lock"
 
 _CHECKS: Final = 3
 
 
-def run_job(folder: Path, report: Reporter, stop: StopRequest) -> None:
-    """Do the job in `folder`, or what is left of it. Raises what `run_child` turns into exit codes."""
+def run_job(folder: Path, report: Reporter, stop: StopRequest, *, base_from: LoadBase | None = None) -> None:
+    """Do the job in `folder`, or what is left of it. Raises what `run_child` turns into exit codes.
+
+    base_from: gives the base model where one is in memory already.
+    """
     with _locked(folder):
         try:
             written = TrainingJob.from_json((folder / JOB_FILE).read_bytes())
@@ -47,10 +53,17 @@ def run_job(folder: Path, report: Reporter, stop: StopRequest) -> None:
         records = data.load(job.data)
         report(Progress(phase=Phase.LOAD, step=3, total_steps=_CHECKS, detail="load the base model"))
 
-        from participant.training.execute import Execution  # the slow import
+        from participant.training.execute import Execution  # the slow imports
+        from participant.training.model import load_base
 
         execution = Execution(
-            folder, job, job_digest=written.digest, base_model_name=model.name, report=report, stop=stop
+            folder,
+            job,
+            job_digest=written.digest,
+            base_model_name=model.name,
+            report=report,
+            stop=stop,
+            base_from=base_from or load_base,
         )
         write_atomically(folder / RESULT_FILE, execution.run(records, layout=layout, start=start).to_json())
         execution.tidy()

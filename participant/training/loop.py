@@ -9,10 +9,10 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +31,30 @@ from participant.training.tokens import Encoded
 HEAD_ROWS: Final = 1024
 
 
+class PrivateSteps(Protocol):
+    """Steps that keep single records private: which records a step sees, and gradients that are clipped and noisy.
+
+    A step's records and noise follow from its number, so a job that is resumed does the same again.
+    """
+
+    def batches(self, *, first_step: int) -> Iterator[tuple[int, ...]]:
+        """Record indices of one step after the other, endless; a step may have none, and is a step all the same."""
+        ...
+
+    def fill_gradients(
+        self, model: AdaptedModel, trained: Mapping[str, nn.Parameter], indices: tuple[int, ...], *, step: int
+    ) -> float:
+        """Put the step's gradients on the parameters, in place of any. Returns the mean loss of its records, for this
+        site's own people; 0 where there are none."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingTask:
-    """What to train on and how. weights: of the records, for drawing. checkpoint: None keeps none."""
+    """What to train on and how. weights: of the records, for drawing. checkpoint: None keeps none.
+
+    private: None for ordinary steps, each on the mean loss per answer token of its batch.
+    """
 
     records: Sequence[Encoded]
     weights: Sequence[float]
@@ -42,6 +63,7 @@ class TrainingTask:
     method: ClientMethod
     job_digest: str
     checkpoint: Path | None
+    private: PrivateSteps | None = None
 
 
 def train(
@@ -64,19 +86,13 @@ def train(
     optimiser = torch.optim.AdamW(list(trained.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     position = _restored(task, trained, optimiser)
     resumed_at = position.step
-    order = batches(
-        [len(record.ids) for record in task.records],
-        task.weights,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-    )
-    for indices in itertools.islice(order, position.step, settings.steps):
+    for indices in itertools.islice(_order(task, first_step=resumed_at), settings.steps - resumed_at):
         if should_stop():
             _checkpoint(task, position, trained, optimiser)
             raise TrainingStopped(f"stopped at step {position.step} of {settings.steps}; start the job again to go on")
         began = time.perf_counter()
         records = [task.records[index] for index in indices]
-        loss = _step(model, task, records, start=start, trained=trained, optimiser=optimiser, step=position.step)
+        loss = _step(model, task, indices, start=start, trained=trained, optimiser=optimiser, step=position.step)
         position = replace(
             position,
             step=position.step + 1,
@@ -133,31 +149,32 @@ def answer_flags(model: AdaptedModel, records: Sequence[Encoded], length: int) -
     return flags.to(model.device)
 
 
+def _order(task: TrainingTask, *, first_step: int) -> Iterator[tuple[int, ...]]:
+    """Record indices of every step from `first_step` on."""
+    if task.private is not None:
+        return task.private.batches(first_step=first_step)
+    lengths = [len(record.ids) for record in task.records]
+    settings = task.hyperparameters
+    order = batches(lengths, task.weights, batch_size=settings.batch_size, seed=settings.seed)
+    return itertools.islice(order, first_step, None)
+
+
 def _step(
     model: AdaptedModel,
     task: TrainingTask,
-    records: Sequence[Encoded],
+    indices: tuple[int, ...],
     *,
     start: Mapping[str, Tensor],
     trained: Mapping[str, nn.Parameter],
     optimiser: torch.optim.AdamW,
     step: int,
 ) -> float:
-    """One optimiser step; returns the mean loss per answer token of its batch.
-
-    Micro-batches add up to the mean over the whole batch, so their size changes memory and not the gradient.
-    """
+    """One optimiser step; returns the mean loss of its records."""
     optimiser.zero_grad(set_to_none=True)
-    answer_tokens = sum(record.answer_tokens for record in records)
-    loss = 0.0
-    size = task.resources.micro_batch_size
-    for first in range(0, len(records), size):
-        part = records[first : first + size]
-        batch = model.batch([record.ids for record in part])
-        flags = answer_flags(model, part, batch.ids.shape[1])
-        mean = answer_losses(model, model.hidden(batch), batch, flags).sum() / answer_tokens
-        mean.backward()
-        loss += float(mean.detach())
+    if task.private is not None:
+        loss = task.private.fill_gradients(model, trained, indices, step=step)
+    else:
+        loss = _fill_gradients(model, task, [task.records[index] for index in indices])
     penalty = task.method.penalty(trained, start)
     if penalty is not None:
         penalty.backward()
@@ -168,6 +185,24 @@ def _step(
             f"the plan's learning rate {task.hyperparameters.learning_rate} may be too high for this site's records"
         )
     optimiser.step()
+    return loss
+
+
+def _fill_gradients(model: AdaptedModel, task: TrainingTask, records: Sequence[Encoded]) -> float:
+    """Gradients of the batch's mean loss per answer token, which is returned.
+
+    Micro-batches add up to the mean over the whole batch, so their size changes memory and not the gradient.
+    """
+    answer_tokens = sum(record.answer_tokens for record in records)
+    loss = 0.0
+    size = task.resources.micro_batch_size
+    for first in range(0, len(records), size):
+        part = records[first : first + size]
+        batch = model.batch([record.ids for record in part])
+        flags = answer_flags(model, part, batch.ids.shape[1])
+        mean = answer_losses(model, model.hidden(batch), batch, flags).sum() / answer_tokens
+        mean.backward()
+        loss += float(mean.detach())
     return loss
 
 

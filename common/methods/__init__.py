@@ -11,7 +11,10 @@ from typing import Final
 from common.adapters import AdapterSpec
 from common.errors import PlanInvalid
 from common.methods.base import AdapterMethod, LoraFactors, Matrix, Method, tensor_name, turn_of
+from common.methods.core import Core
 from common.methods.lora import FedIT, FfaLora, RoLora
+from common.methods.ravan import Ravan
+from common.methods.refusals import check_settings
 
 __all__ = [
     "METHODS",
@@ -28,6 +31,8 @@ METHODS: Final[Mapping[str, Callable[[Method, AdapterSpec], AdapterMethod]]] = {
     "fedit": FedIT.of,
     "ffa_lora": FfaLora.of,
     "rolora": RoLora.of,
+    "core": Core.of,
+    "ravan": Ravan.of,
 }
 
 
@@ -37,4 +42,5 @@ def adapter_method(method: Method, spec: AdapterSpec) -> AdapterMethod:
         make = METHODS[method.name]
     except KeyError:
         raise PlanInvalid(f"method {method.name!r} is not known; known: {', '.join(METHODS)}") from None
+    check_settings(method)
     return make(method, spec)

@@ -34,6 +34,9 @@ class Method:
     schedule: RoLoRA's turns, such as ("B", "A") or ("B", "B", "A"), each `phase_rounds` rounds long, over and over.
     beta1, beta2, tau: of the server optimiser, 0 for those that it has not (`common.strategies`).
     product_probes: random pairs a layer of FedIT's product monitor (`common.methods.probes`); 0 is off.
+    heads: RAVAN's, each of the adapter's rank; 0 for those of a method that has none, and for ravan's usual number.
+    proximal_weight: FedProx's mu, 0 is off. alignment: FedRot-LoRA's lambda, 0 is off.
+    control_variates: SCAFFOLD's, a second sum as long as the first, its elements bounded by control_clip.
     """
 
     name: str = "fedit"
@@ -45,6 +48,11 @@ class Method:
     beta2: float = 0.0
     tau: float = 0.0
     product_probes: int = 0
+    heads: int = 0
+    proximal_weight: float = 0.0
+    alignment: float = 0.0
+    control_variates: bool = False
+    control_clip: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,6 @@ class FedIT:
 
     @classmethod
     def of(cls, method: Method, spec: AdapterSpec) -> Self:
-        _refuse_schedule(method)
         return cls(spec)
 
     @property
@@ -68,8 +67,6 @@ class FfaLora:
 
     @classmethod
     def of(cls, method: Method, spec: AdapterSpec) -> Self:
-        _refuse_schedule(method)
-        _refuse_probes(method)
         return cls(spec)
 
     @property
@@ -107,7 +104,6 @@ class RoLora:
     @classmethod
     def of(cls, method: Method, spec: AdapterSpec) -> Self:
         """Raises PlanInvalid for a schedule that is none."""
-        _refuse_probes(method)
         letters = method.schedule or DEFAULT_SCHEDULE
         if set(letters) != {"A", "B"}:
             raise PlanInvalid(
@@ -162,15 +158,3 @@ def _checked_layout(spec: AdapterSpec, layers: Iterable[LinearLayer]) -> Adapter
             "orthonormal rows; take a smaller rank"
         )
     return spec.layout(adapted)
-
-
-def _refuse_schedule(method: Method) -> None:
-    if method.schedule or method.phase_rounds != 1:
-        raise PlanInvalid(f"method.schedule and phase_rounds are rolora's: {method.name} sends the same in every round")
-
-
-def _refuse_probes(method: Method) -> None:
-    if method.product_probes:
-        raise PlanInvalid(
-            f"method.product_probes measures how far FedIT's mean is from the exact one: {method.name} is exact, set 0"
-        )

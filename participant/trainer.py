@@ -106,11 +106,12 @@ class WorkerTrainer:
         return metric_groups_of(asked_of(data.load(self.data).held_out, self.evaluation))
 
     def prepare(self, work: Preparation, *, on_progress: OnProgress, stop: threading.Event) -> Prepared:
-        write_job(work.job, self._job(work))
+        write_job(work.job, self.job_of(work))
         result = run_worker(work.job, on_progress, stop=stop)
         return Prepared(contribution_of(result, work.plan), result.to_json())
 
-    def _job(self, work: Preparation) -> TrainingJob:
+    def job_of(self, work: Preparation) -> TrainingJob:
+        """The training process's job for a round's work."""
         training = work.plan.training
         return TrainingJob(
             kind=JobKind.TRAIN if work.kind is RoundKind.TRAIN else JobKind.EVALUATE,

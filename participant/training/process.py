@@ -103,7 +103,7 @@ def run_worker(
     )
     if code == ExitCode.OK:
         return JobResult.from_json(_read(job_folder / RESULT_FILE))
-    raise _failure(code, job_folder)
+    raise failure_of(code, job_folder)
 
 
 def prepare_base_model(
@@ -134,7 +134,7 @@ def prepare_base_model(
         if stop is not None and stop.is_set():
             raise TrainingStopped("asked to stop while the base model was being prepared; call again to go on")
         if code != ExitCode.OK:
-            raise _failure(code, folder)
+            raise failure_of(code, folder)
         return Path(str(json.loads(_read(folder / RESULT_FILE))))
 
 
@@ -225,7 +225,7 @@ def _environment(threads: int) -> dict[str, str]:
     }
 
 
-def _failure(code: int, folder: Path) -> AccordError:
+def failure_of(code: int, folder: Path) -> AccordError:
     """The error that the child wrote down, or one made of its exit code and last words."""
     try:
         written = jsonform.decode((folder / ERROR_FILE).read_bytes(), JobError, what="training error")

@@ -1,7 +1,8 @@
 """A counter beside the journal, which tells a journal that went back in time: one that was restored from a backup.
 
-The journal counts its transactions and says so here after each of them, so the file is never ahead of the journal that
-belongs to it. A copy of the file is another file and is told from it, too. Knows nothing of what a journal holds.
+The journal counts the transactions that change keys or masks, or say that a sum was opened, and says so here after each
+of them, so the file is never ahead of the journal that belongs to it. A copy of the file is another file and is told
+from it, too. Knows nothing of what a journal holds.
 """
 
 from __future__ import annotations

@@ -188,6 +188,7 @@ class Journal:
         """
         self._lock = threading.Lock()
         self._fence = fence
+        self._owes_erasure = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
@@ -215,6 +216,8 @@ class Journal:
         went_back = row is not None and (mark is None or mark.file != row[1] or mark.count > row[0])
         now = mark or fence.write(0)
         with self._transaction() as database:
+            # Also for what a process that was killed has left in the write-ahead log.
+            self._owes_erasure = True
             if went_back:
                 database.execute("DELETE FROM epochs")
                 database.execute(
@@ -233,22 +236,36 @@ class Journal:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Durable when the block has ended.
+
+        A block that changes keys or masks sets `_owes_erasure`: it is counted, and what it replaced is erased from the
+        log. That takes four syncs of the disk more than the others need, and most of a round's need none of it.
+        """
         with self._lock:
             try:
                 self._database.execute("BEGIN IMMEDIATE")
                 yield self._database
-                self._database.execute("UPDATE fence SET count = count + 1")
-                counted = self._database.execute("SELECT count FROM fence").fetchone()
+                counted = self._count() if self._owes_erasure else None
                 self._database.execute("COMMIT")
                 if self._fence is not None and counted is not None:
-                    self._fence.write(int(counted[0]))
-                # Nor in the write-ahead log, where what was there before would stay until other pages cover it. Where
-                # a reader is in the way it is the next transaction's to do.
-                self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                    self._fence.write(counted)
+                if self._owes_erasure:
+                    self._owes_erasure = not self._empty_log()
             except (OSError, sqlite3.Error) as error:
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
                 raise StorageFailed(f"cannot write the journal: {error}; is the disk full?") from error
+
+    def _count(self) -> int | None:
+        self._database.execute("UPDATE fence SET count = count + 1")
+        counted = self._database.execute("SELECT count FROM fence").fetchone()
+        return None if counted is None else int(counted[0])
+
+    def _empty_log(self) -> bool:
+        """Keys must not linger in the write-ahead log either, where what was there before would stay until other pages
+        cover it. False where a reader is in the way: it is the next transaction's to do."""
+        is_busy, *_ = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not is_busy
 
     def _rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
         with self._lock:
@@ -311,12 +328,14 @@ class Journal:
     def put_epoch(self, entry: EpochEntry) -> None:
         """Also forgets the keys of the run's earlier epochs: the coordinator never goes back to one."""
         with self._transaction() as database:
+            self._owes_erasure = True
             _put_epoch(database, entry)
             database.execute("DELETE FROM epochs WHERE run = ? AND epoch < ?", (entry.run, entry.epoch))
 
     def forget_keys(self, run: str) -> None:
         """Erase all keys and masks of a run that is over."""
         with self._transaction() as database:
+            self._owes_erasure = True
             database.execute("DELETE FROM epochs WHERE run = ?", (run,))
             database.execute("UPDATE rounds SET state = x'' WHERE run = ?", (run,))
 
@@ -378,6 +397,10 @@ class Journal:
     def put_round(self, entry: RoundEntry, *, keys: EpochEntry | None = None) -> None:
         """Write a round and, in the same transaction, the key epoch that its masks were taken out of."""
         with self._transaction() as database:
+            query = "SELECT state, has_opened FROM rounds WHERE run = ? AND round = ?"
+            before = database.execute(query, (entry.run, entry.round)).fetchone() or (b"", 0)
+            if keys is not None or before != (entry.state, int(entry.has_opened)):
+                self._owes_erasure = True
             if keys is not None:
                 _put_epoch(database, keys)
             database.execute(

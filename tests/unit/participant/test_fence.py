@@ -5,13 +5,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from participant.fence import Fence
-from participant.journal import EpochEntry, EpochPhase, Journal
+from participant.journal import EpochEntry, EpochPhase, Journal, RoundEntry, RoundPhase
 
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
 KEYS = EpochEntry("run", 1, EpochPhase.KEYS, b"keys")
 
 
@@ -86,3 +90,36 @@ def test_who_only_looks_changes_nothing(folder: Path) -> None:
     with closing(Journal(folder / "journal.sqlite")) as journal:
         assert journal.epoch("run", 1) == KEYS
     assert keys_in(folder) is None
+
+
+ROUND = RoundEntry("run", 1, "train", RoundPhase.PREPARING, "00" * 32, bytes(32), NOW, NOW)
+
+
+@pytest.mark.parametrize(
+    ("change", "is_counted"),
+    [
+        ({"state": b"masks"}, True),
+        ({"has_opened": True}, True),
+        ({"phase": RoundPhase.MASKED, "uploaded_bytes": 5, "contribution": "{}"}, False),
+    ],
+)
+def test_what_changes_keys_masks_or_opened_sums_is_counted_and_nothing_else(
+    folder: Path, change: dict[str, Any], is_counted: bool
+) -> None:
+    with closing(opened(folder)) as journal:
+        journal.put_round(ROUND)
+        before = (folder / "journal.counter").read_bytes()
+        journal.put_round(replace(ROUND, **change))
+        assert ((folder / "journal.counter").read_bytes() != before) is is_counted
+
+
+def test_what_is_not_counted_is_durable_and_costs_no_keys(folder: Path) -> None:
+    with closing(opened(folder)) as journal:
+        journal.put_round(ROUND)
+        (folder / "later").mkdir()
+        for file in folder.glob("journal.sqlite*"):  # as a kill at this moment leaves them
+            shutil.copy(file, folder / "later")
+    with closing(Journal(folder / "later" / "journal.sqlite")) as journal:
+        assert journal.round("run", 1) == ROUND
+        assert journal.epoch("run", 1) == KEYS
+    assert keys_in(folder) == KEYS.state

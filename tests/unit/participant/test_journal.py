@@ -215,6 +215,21 @@ def test_a_key_that_was_replaced_or_forgotten_is_in_none_of_the_journals_files(p
     journal.close()
 
 
+def test_a_key_that_a_reader_kept_from_being_erased_goes_with_the_next_write_of_any_kind(path: Path):
+    journal, reader = Journal(path), sqlite3.connect(path)
+    journal._database.execute("PRAGMA busy_timeout = 0")  # it would wait for the reader to end
+    journal.put_round(round_entry(state=SECRET))
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM rounds").fetchone()
+    journal.put_round(round_entry())
+    assert _is_on_disk(path, SECRET)
+    reader.execute("COMMIT")
+    journal.put_run(RunEntry("run", b"plan", "cd" * 32, b"charter", RunStanding.JOINED, NOW, "", ""))
+    assert not _is_on_disk(path, SECRET)
+    reader.close()
+    journal.close()
+
+
 def _is_on_disk(path: Path, secret: bytes) -> bool:
     return any(secret in file.read_bytes() for file in path.parent.iterdir())
 

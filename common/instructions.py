@@ -2,12 +2,15 @@
 
 Operators write templates, plans and rounds carry them, participants fill them in; no text of a participant's record
 ever enters one. Nothing in here executes a template: a placeholder stands for a field of the record, and that is all.
+Where a task and domain have several candidate templates, one is served (the held-out records are asked by it), and
+training draws among all. How candidates and weights change from round to round lies in `common.instruction_updates`.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -15,6 +18,14 @@ from common import jsonform
 from common.errors import PlanInvalid
 
 PLACEHOLDER: Final = re.compile(r"\{(instruction|input|output|domain)\}")
+# Names of domains and templates become parts of the names of metric words, joined by "/".
+SLUG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,47}")
+MOST_CANDIDATES: Final = 8
+# A site of four times the mean weight, and any larger one, has weight 1: so the mean weight is a quarter, whatever the
+# domains' sizes, and the fixed point of the masked sum keeps its bits.
+FULL_WEIGHT: Final = 4.0
+_LEAST_SITE_WEIGHT: Final = 2.0**-20
+_ROUNDING: Final = 1e-6
 _MAX_TEMPLATE_CHARACTERS: Final = 20_000
 
 
@@ -40,6 +51,9 @@ class Template:
     domain: "" for every domain without a template of its own. prompt: for records with an input; prompt_without_input:
     for those without. Placeholders: {instruction}, {input}, {domain}; in answer {output}.
     system: "" for none. labels: the answers a classification chooses among; empty: those in the site's own records.
+    name: tells the candidates of one task and domain apart; "" where there is one alone. probability: with which
+    training draws this candidate; 0 for all means equal ones. is_served: the candidate that held-out records are asked
+    by, and users; where none says so it is the first.
     """
 
     task: Task
@@ -49,6 +63,14 @@ class Template:
     answer: str = "{output}"
     system: str = ""
     labels: tuple[str, ...] = ()
+    name: str = ""
+    probability: float = 0.0
+    is_served: bool = False
+
+    @property
+    def cell(self) -> tuple[Task, str]:
+        """Task and domain: what candidates share."""
+        return self.task, self.domain
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,24 +82,43 @@ class DomainWeight:
 
 
 @dataclass(frozen=True, slots=True)
+class DomainShare:
+    """alpha_g of a domain whose size is known: its part in what is trained, and N_g, its records at all sites."""
+
+    domain: str
+    share: float
+    records: float
+
+
+@dataclass(frozen=True, slots=True)
 class InstructionSet:
-    """The templates and domain weights that a round uses. Raises PlanInvalid where they contradict themselves."""
+    """The templates and domain weights that a round uses. Raises PlanInvalid where they contradict themselves.
+
+    domain_weights: as the operator has set them; for domains without a share. shares: of the domains that the masked
+    sums have measured, together 1. sites: how many were in those sums. version: counts the updates.
+    """
 
     form: PromptForm
     templates: tuple[Template, ...]
     domain_weights: tuple[DomainWeight, ...] = ()
+    shares: tuple[DomainShare, ...] = ()
+    sites: int = 0
+    version: int = 1
 
     def __post_init__(self) -> None:
-        keys = [(template.task, template.domain) for template in self.templates]
-        if len(set(keys)) != len(keys):
-            raise PlanInvalid("the instruction set has two templates for the same task and domain")
-        missing = [task.value for task in Task if (task, "") not in keys]
+        cells = dict.fromkeys(template.cell for template in self.templates)
+        for task, domain in cells:
+            _check_candidates([template for template in self.templates if template.cell == (task, domain)])
+        missing = [task.value for task in Task if (task, "") not in cells]
         if missing:
             raise PlanInvalid(f"the instruction set has no template for every domain of task {', '.join(missing)}")
         for template in self.templates:
             _check_template(template)
         if any(not 0.0 < weight.weight <= 1e6 for weight in self.domain_weights):
             raise PlanInvalid("a domain weight must be over 0 and at most 1e6")
+        _check_shares(self.shares, self.sites)
+        if self.version < 1:
+            raise PlanInvalid("the version of an instruction set counts from 1")
 
     def to_json(self) -> str:
         """Canonical JSON, as it travels in the run's plan."""
@@ -93,12 +134,87 @@ class InstructionSet:
         """Hex SHA-256 of the canonical JSON."""
         return jsonform.digest(self.to_json())
 
+    def candidates(self, task: Task, domain: str) -> tuple[Template, ...]:
+        """Those for records of a task and domain, in the set's order; those of the task where the domain has none."""
+        own = tuple(template for template in self.templates if template.cell == (task, domain))
+        return own or tuple(template for template in self.templates if template.cell == (task, ""))
+
     def template_for(self, task: Task, domain: str) -> Template:
-        by_key = {(template.task, template.domain): template for template in self.templates}
-        return by_key.get((task, domain)) or by_key[task, ""]
+        """The candidate that is served."""
+        found = self.candidates(task, domain)
+        return next((template for template in found if template.is_served), found[0])
+
+    def drawn_template(self, task: Task, domain: str, *, draw: float) -> Template:
+        """The candidate that a record is trained by; draw: uniform in [0, 1)."""
+        found = self.candidates(task, domain)
+        reached = 0.0
+        for template in found:
+            reached += template.probability or 1.0 / len(found)
+            if draw < reached:
+                return template
+        return found[-1]
 
     def weight_of(self, domain: str) -> float:
+        """How often one record of a domain is drawn, relative to the mean over the domains that have a share.
+
+        alpha_g / N_g for those, times all of their records; so records of other domains are drawn as the mean one is.
+        """
+        own = next((share for share in self.shares if share.domain == domain), None)
+        if own is not None:
+            return own.share * sum(share.records for share in self.shares) / own.records
         return next((weight.weight for weight in self.domain_weights if weight.domain == domain), 1.0)
+
+    def site_weight(self, records: Mapping[str, int]) -> float | None:
+        """a_i of a site with so many training records by domain, in (0, 1]; None while no domain has a share.
+
+        sum_g alpha_g n_ig / N_g, of which all sites together have 1, times the sites over `FULL_WEIGHT`, at most 1.
+        Records of a domain without a share do not count: then the summed weight would tell how many there are, and it
+        may be one site that has them. A site with no others has the mean weight.
+        """
+        if not self.shares:
+            return None
+        own = [share for share in self.shares if records.get(share.domain, 0) > 0]
+        if not own:
+            return 1.0 / FULL_WEIGHT
+        mass = sum(share.share * records[share.domain] / share.records for share in own)
+        return min(1.0, max(_LEAST_SITE_WEIGHT, mass * self.sites / FULL_WEIGHT))
+
+    def for_domains(self, cells: tuple[tuple[Task, str], ...]) -> InstructionSet:
+        """The set with candidates of their own for these tasks and domains, where a task has several for every domain.
+
+        A domain's candidates are judged by its own losses, so it needs a copy of them.
+        """
+        added: list[Template] = []
+        for task, domain in cells:
+            found = self.candidates(task, domain)
+            if domain and len(found) > 1 and not found[0].domain:
+                added.extend(replace(template, domain=domain) for template in found)
+        return replace(self, templates=(*self.templates, *added))
+
+
+def _check_candidates(found: list[Template]) -> None:
+    where = f"task {found[0].task.value}, domain {found[0].domain or 'any'}"
+    names = [template.name for template in found]
+    if len(set(names)) < len(names):
+        raise PlanInvalid(f"the instruction set has two templates of one name for the same {where}")
+    if len(found) > MOST_CANDIDATES:
+        raise PlanInvalid(f"{where}: at most {MOST_CANDIDATES} candidate templates")
+    if any(not SLUG.fullmatch(name) for name in names) and (len(found) > 1 or names[0]):
+        raise PlanInvalid(f"{where}: candidate templates need names of letters, digits, '_', '.' and '-'")
+    given = [template.probability for template in found]
+    if any(given) and not (all(0.0 < one <= 1.0 for one in given) and abs(sum(given) - 1.0) <= _ROUNDING):
+        raise PlanInvalid(f"{where}: the candidates' probabilities must be over 0 and add up to 1, or all be 0")
+    if sum(template.is_served for template in found) > 1:
+        raise PlanInvalid(f"{where}: two candidates are served")
+
+
+def _check_shares(shares: tuple[DomainShare, ...], sites: int) -> None:
+    if len({share.domain for share in shares}) < len(shares):
+        raise PlanInvalid("the instruction set has two shares for one domain")
+    if shares and (sites < 1 or not abs(sum(share.share for share in shares) - 1.0) <= _ROUNDING):
+        raise PlanInvalid("the domains' shares must add up to 1, and say of how many sites they are")
+    if any(not (0.0 < share.share <= 1.0 and 0.0 < share.records <= 1e12) for share in shares):
+        raise PlanInvalid("a domain's share must be over 0 and at most 1, its records over 0")
 
 
 def _check_template(template: Template) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import attacks
-from benchmarks.attacks import VICTIM, Attacker, correlation, demonstrate, told
+from benchmarks.attacks import __main__ as command
+from benchmarks.attacks.__main__ import demonstrate
+from benchmarks.attacks.attacker import NAMES, VICTIM, Attacker, correlation
+from benchmarks.attacks.report import told
 from benchmarks.lying_coordinator import World
 from common import log
 from common.secagg import hashing
@@ -62,7 +64,7 @@ def test_the_victim_masks_nothing_under_invented_keys(findings):
 
 def test_an_attacker_with_both_secrets_of_the_victim_is_reported(tmp_path):
     """With what no honest majority gives, the same computation opens the upload, and the demonstration says so."""
-    world = World(tmp_path, attacks.NAMES, seed=1)
+    world = World(tmp_path, NAMES, seed=1)
     try:
         attacker = Attacker(world)
         played = attacker.play_to_uploads()
@@ -77,7 +79,7 @@ def test_an_attacker_with_both_secrets_of_the_victim_is_reported(tmp_path):
 
 
 def test_a_wrong_self_mask_or_a_missing_pair_mask_leaves_noise(tmp_path):
-    world = World(tmp_path, attacks.NAMES, seed=2)
+    world = World(tmp_path, NAMES, seed=2)
     try:
         attacker = Attacker(world)
         played = attacker.play_to_uploads()
@@ -94,11 +96,11 @@ def test_a_wrong_self_mask_or_a_missing_pair_mask_leaves_noise(tmp_path):
 def test_the_exit_code_says_whether_an_attack_has_learned_something(monkeypatch, capsys, findings):
     leaked = replace(findings["alone"], correlation=0.5)
     for found, code in (([findings["alone"]], 0), ([leaked], 1)):
-        monkeypatch.setattr(attacks, "demonstrate", lambda folder, found=found: found)
+        monkeypatch.setattr(command, "demonstrate", lambda folder, found=found: found)
         monkeypatch.setattr(log, "configure", lambda **settings: None)
         monkeypatch.setattr(sys, "argv", ["attacks", "--json"])
-        assert attacks.main() == code
+        assert command.main() == code
         printed = json.loads(capsys.readouterr().out)
         assert printed["accord"][0]["has_learned"] is bool(code)
         assert printed["flower"] == []
-    assert Path(attacks.FLOWER_SCRIPT).name == "flower_attacks.py"
+    assert Path(command.FLOWER_SCRIPT).name == "flower_attacks.py"

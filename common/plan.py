@@ -13,8 +13,10 @@ from typing import Final
 from common import jsonform
 from common.adapters import AdapterLayout, AdapterSpec
 from common.basemodel import BaseModel
+from common.domains import PlanDomain, check_domains, metric_groups
 from common.errors import AccordError, PlanInvalid
-from common.instructions import Task
+from common.instruction_updates import Reference, Updates
+from common.instructions import InstructionSet, Task
 from common.secagg import MetricGroup
 
 PLAN_FORM: Final = 1
@@ -127,7 +129,11 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The whole plan. `run_id` (64 hex digits) makes the masks of two runs of the same name different."""
+    """The whole plan. `run_id` (64 hex digits) makes the masks of two runs of the same name different.
+
+    domains: those whose figures are summed apart; none: only totals are. updates: how each round's sums change the
+    instruction set of the next; None: not at all.
+    """
 
     run: str
     run_id: str
@@ -145,6 +151,8 @@ class Plan:
     instruction_set: str
     evaluation_records: int = 0
     name_survivors: bool = False
+    domains: tuple[PlanDomain, ...] = ()
+    updates: Updates | None = None
     form: int = field(default=PLAN_FORM)
 
     def to_bytes(self) -> bytes:
@@ -160,6 +168,11 @@ class Plan:
             raise PlanInvalid(str(error)) from error
         plan.check()
         return plan
+
+    @property
+    def template_evaluations(self) -> int:
+        """How often the run's candidate templates are measured."""
+        return -(-self.rounds // self.updates.every) if self.updates is not None else 0
 
     def layout(self) -> AdapterLayout:
         """Order of the adapter's tensors in the flat vector."""
@@ -218,6 +231,7 @@ class Plan:
             (not math.isfinite(self.gate.loss_rise) or self.gate.loss_rise < 0, "gate.loss_rise must not be negative"),
             (self.gate.most_failed_rounds < 1, "gate.most_failed_rounds must be at least 1"),
             (self.evaluation_records < 0, "evaluation_records must not be negative"),
+            *((True, text) for text in self._domain_mistakes()),
             *(
                 (limits.quorum < masking.least_cohort, f"quorum of {name} is below least_cohort")
                 for name, limits in floors
@@ -227,6 +241,35 @@ class Plan:
                 for name, limits in (*floors, ("unmasking", phases.unmasking))
             ),
         )
+
+    def _domain_mistakes(self) -> list[str]:
+        try:
+            check_domains(self.domains)
+            if self.updates is not None:
+                self.updates.check()
+            used = InstructionSet.from_json(self.instruction_set) if self.domains else None
+        except AccordError as error:
+            return [error.message]
+        mistakes = []
+        if self.updates is not None and not self.domains:
+            mistakes.append("updates need domains: their sums are what instruction sets are updated from")
+        if used is not None and self.masking.metric_groups != domain_groups(self.domains, used, self.updates):
+            mistakes.append("metric_groups are not those of the plan's domains")
+        if self.updates is not None and "train_records" in self.masking.metrics:
+            mistakes.append("train_records and the domains' records together would tell of a domain that is not shared")
+        return mistakes
+
+
+def domain_groups(
+    domains: tuple[PlanDomain, ...], instruction_set: InstructionSet, updates: Updates | None
+) -> tuple[MetricGroup, ...]:
+    """The metric groups that a plan with these domains has."""
+    return metric_groups(
+        domains,
+        instruction_set,
+        has_updates=updates is not None,
+        has_reference=updates is not None and updates.reference is Reference.LOCAL,
+    )
 
 
 def _is_positive(value: float) -> bool:

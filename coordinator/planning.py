@@ -12,6 +12,7 @@ from typing import Final
 from common.adapters import AdapterSpec
 from common.basemodel import BaseModel
 from common.charter import Charter
+from common.domains import PlanDomain
 from common.errors import AccordError, PlanInvalid
 from common.instructions import InstructionSet, chat_instruction_set
 from common.masking import plan_digest, secagg_plan
@@ -20,6 +21,7 @@ from common.plan_review import plan_mistakes
 from common.secagg.plan import HEAD_WORDS
 from common.secagg.ring import VectorLayout, choose_lanes
 from common.strategies.optimizers import METHODS, SERVER_OPTIMIZERS
+from coordinator.domain_planning import with_domains
 
 LEAST_COHORT_FLOOR: Final = 3
 DEFAULT_RANK: Final = 8
@@ -85,6 +87,8 @@ class PlanSettings:
     seed: int = 0
     instruction_set: str = ""
     name_survivors: bool = False
+    domains: tuple[PlanDomain, ...] = ()
+    updates: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +161,9 @@ def make_plan(settings: PlanSettings, *, identity: RunIdentity, charter: Charter
         evaluation_records=settings.evaluation_records,
         name_survivors=settings.name_survivors,
     )
+    plan, domain_mistakes = with_domains(plan, settings.domains, settings.updates)
     mistakes = [
+        *domain_mistakes,
         *layout_mistakes,
         *lanes_mistakes,
         *instruction_set_mistakes,

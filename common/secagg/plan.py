@@ -22,7 +22,7 @@ RUN_ID_BYTES: Final = 32
 HEAD_WORDS: Final = 2
 """Tail words before the metrics: weight, count."""
 MAX_METRICS: Final = 4096
-MAX_METRIC_GROUPS: Final = 64
+MAX_METRIC_GROUPS: Final = 512
 MAX_SLOTS: Final = 65536
 MAX_PARAMETERS: Final = 2**32 - 1
 UNSET: Final = 2**32 - 1

@@ -10,6 +10,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from accord.v1 import admin_pb2, resources_pb2
 from common import identifiers, states
 from common.basemodel import BaseModel
+from common.domains import PlanDomain
+from common.errors import InvalidArgument
+from common.instructions import Task
 from common.plan import Plan, TensorClip
 from common.rpc.assignments import ROUND_KINDS, ROUND_STATES, RUN_STATES, timestamp
 from coordinator.planning import PhaseChoice, PlanSettings
@@ -216,7 +219,18 @@ def plan_settings(message: resources_pb2.PlanSettings) -> PlanSettings:
         seed=message.seed,
         instruction_set=message.instruction_set_json,
         name_survivors=message.name_survivors,
+        domains=tuple(_domain(own) for own in message.domains),
+        updates=message.updates_json,
     )
+
+
+def _domain(message: resources_pb2.PlanDomain) -> PlanDomain:
+    try:
+        tasks = tuple(Task(task) for task in message.tasks)
+    except ValueError:
+        known = ", ".join(task.value for task in Task)
+        raise InvalidArgument(f"domains: a task of {message.name!r} is none of {known}") from None
+    return PlanDomain(message.name, tasks or tuple(Task), message.most_records, message.reference_loss)
 
 
 def run_states(request: admin_pb2.ListRunsRequest) -> tuple[states.RunState, ...]:

@@ -305,6 +305,42 @@ class TensorClip(_message.Message):
 Global___TensorClip: _TypeAlias = TensorClip  # noqa: Y015
 
 @_typing.final
+class PlanDomain(_message.Message):
+    """A domain whose figures are summed apart from the others', and whose weight in training can be updated."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
+    MOST_RECORDS_FIELD_NUMBER: _builtins.int
+    REFERENCE_LOSS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """As records name it: at most 48 letters, digits, "_", "." and "-"."""
+    most_records: _builtins.int
+    """So many training records of one site count at most in the domain's size. Default: all."""
+    reference_loss: _builtins.float
+    """Mean held-out loss that a site reaches alone, where updates take it from here."""
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tasks of its records that are measured: "instruction", "classification", "ner". Default: all."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        tasks: _abc.Iterable[_builtins.str] | None = ...,
+        most_records: _builtins.int = ...,
+        reference_loss: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["most_records", b"most_records", "name", b"name", "reference_loss", b"reference_loss", "tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanDomain: _TypeAlias = PlanDomain  # noqa: Y015
+
+@_typing.final
 class PlanSettings(_message.Message):
     """What an operator asks for when a run is created; unset fields take defaults, and the answer's plan has all of them."""
 
@@ -340,6 +376,8 @@ class PlanSettings(_message.Message):
     INSTRUCTION_SET_JSON_FIELD_NUMBER: _builtins.int
     NAME_SURVIVORS_FIELD_NUMBER: _builtins.int
     TENSOR_CLIPS_FIELD_NUMBER: _builtins.int
+    DOMAINS_FIELD_NUMBER: _builtins.int
+    UPDATES_JSON_FIELD_NUMBER: _builtins.int
     base_model_json: _builtins.str
     """The base model as `accord-participant describe-model FOLDER` prints it (JSON): name, digest and linear layers."""
     rank: _builtins.int
@@ -386,6 +424,10 @@ class PlanSettings(_message.Message):
     """Instruction set (templates by task and domain) as JSON. Default: the built-in one."""
     name_survivors: _builtins.bool
     """Whether manifests name the survivors, or only count them. Default: count."""
+    updates_json: _builtins.str
+    """How each round's sums update the next round's instruction set, as JSON; "{}" takes all defaults. Default: they
+    do not.
+    """
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Last names of the linear layers to adapt, as in PEFT. Default: all linear layers."""
@@ -409,6 +451,10 @@ class PlanSettings(_message.Message):
         """Narrower clips for tensors that move less than others, so that they are sent in as many steps; the first that fits
         a tensor's name holds. Default: element_clip for all.
         """
+
+    @_builtins.property
+    def domains(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanDomain]:
+        """Domains whose held-out losses and task figures are summed apart. Default: none, only totals are summed."""
 
     def __init__(
         self,
@@ -443,10 +489,12 @@ class PlanSettings(_message.Message):
         instruction_set_json: _builtins.str = ...,
         name_survivors: _builtins.bool = ...,
         tensor_clips: _abc.Iterable[Global___TensorClip] | None = ...,
+        domains: _abc.Iterable[Global___PlanDomain] | None = ...,
+        updates_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["collecting", b"collecting", "forming", b"forming", "key_setup", b"key_setup", "training", b"training", "unmasking", b"unmasking"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "base_model_json", b"base_model_json", "batch_size", b"batch_size", "collecting", b"collecting", "element_clip", b"element_clip", "evaluation_records", b"evaluation_records", "forming", b"forming", "gate_loss_rise", b"gate_loss_rise", "instruction_set_json", b"instruction_set_json", "key_setup", b"key_setup", "learning_rate", b"learning_rate", "least_cohort", b"least_cohort", "max_length", b"max_length", "max_update_norm", b"max_update_norm", "method", b"method", "most_failed_rounds", b"most_failed_rounds", "most_participants", b"most_participants", "name_survivors", b"name_survivors", "rank", b"rank", "rounds", b"rounds", "rounds_per_epoch", b"rounds_per_epoch", "seed", b"seed", "server_learning_rate", b"server_learning_rate", "server_optimizer", b"server_optimizer", "steps_per_round", b"steps_per_round", "target_modules", b"target_modules", "tensor_clips", b"tensor_clips", "training", b"training", "unmasking", b"unmasking", "weight_cap", b"weight_cap"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "base_model_json", b"base_model_json", "batch_size", b"batch_size", "collecting", b"collecting", "domains", b"domains", "element_clip", b"element_clip", "evaluation_records", b"evaluation_records", "forming", b"forming", "gate_loss_rise", b"gate_loss_rise", "instruction_set_json", b"instruction_set_json", "key_setup", b"key_setup", "learning_rate", b"learning_rate", "least_cohort", b"least_cohort", "max_length", b"max_length", "max_update_norm", b"max_update_norm", "method", b"method", "most_failed_rounds", b"most_failed_rounds", "most_participants", b"most_participants", "name_survivors", b"name_survivors", "rank", b"rank", "rounds", b"rounds", "rounds_per_epoch", b"rounds_per_epoch", "seed", b"seed", "server_learning_rate", b"server_learning_rate", "server_optimizer", b"server_optimizer", "steps_per_round", b"steps_per_round", "target_modules", b"target_modules", "tensor_clips", b"tensor_clips", "training", b"training", "unmasking", b"unmasking", "updates_json", b"updates_json", "weight_cap", b"weight_cap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

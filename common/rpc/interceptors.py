@@ -214,6 +214,9 @@ class CallGuard(grpc.aio.ServerInterceptor):
             yield call
         finally:
             self._open.discard(call)
+            if not self._open and self._watch is not None:
+                self._watch.cancel()  # else it would still sleep when the server has stopped and its loop is closed
+                self._watch = None
 
     def _keep_watch(self) -> None:
         if self._watch is None or self._watch.done():

@@ -338,6 +338,25 @@ async def test_open_calls_are_rechecked_without_being_asked(clock, revoked, echo
         assert type(await failing) is CertificateRevoked
 
 
+@pytest.mark.parametrize("end", ["the caller goes", "the server stops"])
+async def test_nothing_is_left_running_when_the_last_open_call_has_ended(guard, echo, pki, end):
+    async with (
+        serving_mutual_tls([echo.handler()], guard, pki) as port,
+        dialling(port, trust_bundle=pki.trust_bundle, caller=pki.participant("bank")) as channel,
+    ):
+        call = unary(channel, "Wait")
+        waiting = asyncio.ensure_future(call)
+        await echo.entered.wait()
+        (watch,) = (task for task in asyncio.all_tasks() if task.get_name() == "recheck-open-calls")
+        if end == "the caller goes":
+            call.cancel()
+            await asyncio.wait([watch], timeout=30)
+            assert watch.done()
+    await asyncio.wait([watch], timeout=30)
+    assert watch.done()
+    await asyncio.wait([waiting])
+
+
 async def test_an_open_call_outlives_a_store_that_does_not_answer(channel, echo, revoked, guard):
     call = unary(channel, "Wait")
     waiting = asyncio.ensure_future(call)

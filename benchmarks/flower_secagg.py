@@ -25,9 +25,9 @@ from typing import Final
 from common.errors import AccordError
 
 FLOWER_VERSION: Final = "1.41.0"
-FOLDER: Final = Path(__file__).resolve().parent
-DEFAULT_VENV: Final = FOLDER.parent / ".tools" / "flower"
-FLOWER_SCRIPT: Final = FOLDER / "peers" / "flower_masking.py"
+CHECKOUT: Final = Path(__file__).resolve().parents[1]
+DEFAULT_VENV: Final = CHECKOUT / ".tools" / "flower"
+FLOWER_MODULE: Final = "benchmarks.peers.flower_masking"
 ACCORD_MODULE: Final = "benchmarks.peers.accord_masking"
 SIDES: Final = ("participant", "coordinator")
 NOT_TO_BE_HAD: Final = 3
@@ -48,13 +48,14 @@ def flower_python(chosen: Path | None) -> Path:
 
     Raises FlowerMissing that says what was tried.
     """
-    python = chosen or DEFAULT_VENV / "bin" / "python"
+    # Absolute, as it is started from the checkout; not resolved: a venv's Python is a link, known by its place.
+    python = (chosen or DEFAULT_VENV / "bin" / "python").absolute()
     if chosen is None and not _has_flower(python):
         venv.create(DEFAULT_VENV, with_pip=True)
         # Never into the checkout's own venv: Flower's versions of grpcio and protobuf are not ours.
         _run([str(python), "-m", "pip", "install", "--quiet", f"flwr=={FLOWER_VERSION}"])
     if not _has_flower(python):
-        raise FlowerMissing(f"{python} cannot import flwr; install it there, or leave --python out")
+        raise FlowerMissing(f"{python} cannot import flwr: install flwr=={FLOWER_VERSION} there or name another Python")
     return python
 
 
@@ -66,7 +67,7 @@ def _has_flower(python: Path) -> bool:
 
 def _run(command: list[str]) -> str:
     """What it prints. Raises FlowerMissing with its last words."""
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=CHECKOUT)
     if ran.returncode:
         raise FlowerMissing(f"{' '.join(command[:4])} failed: {ran.stderr.strip()[-1000:]}")
     return ran.stdout
@@ -89,7 +90,11 @@ def compared(flower: Figures, accord: Figures) -> Figures:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.flower_secagg",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--parameters", type=int, default=1_000_000)
     parser.add_argument("--participants", type=int, default=10)
     parser.add_argument("--dropouts", type=int, default=1)
@@ -103,7 +108,7 @@ def main() -> int:
     try:
         python = str(flower_python(options.python))
         version = _run([python, "-c", "from importlib.metadata import version; print(version('flwr'))"]).strip()
-        flower = figures_of([python, str(FLOWER_SCRIPT)], arguments)
+        flower = figures_of([python, "-m", FLOWER_MODULE], arguments)
     except FlowerMissing as error:
         print(f"Flower is not to be had here, so there is nothing to compare with: {error.message}", file=sys.stderr)
         return NOT_TO_BE_HAD

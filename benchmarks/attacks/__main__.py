@@ -28,10 +28,11 @@ from benchmarks.attacks.alone_with_threshold_one import alone_with_threshold_one
 from benchmarks.attacks.attacker import NAMES, Finding
 from benchmarks.attacks.invented_neighbours import invented_neighbours
 from benchmarks.attacks.report import told, told_of_flower
+from benchmarks.flower_secagg import CHECKOUT, FlowerMissing, flower_python
 from benchmarks.lying_coordinator import World
 from common import log
 
-FLOWER_SCRIPT: Final = Path(__file__).parents[1] / "peers" / "flower_attacks.py"
+FLOWER_MODULE: Final = "benchmarks.peers.flower_attacks"
 ATTACKS: Final = (alive_and_dead, alone_with_threshold_one, invented_neighbours)
 
 
@@ -49,7 +50,7 @@ def demonstrate(folder: Path) -> list[Finding]:
 
 def attack_flower(python: Path) -> list[dict[str, Any]]:
     """The same attacks on Flower's client functions. Raises CalledProcessError."""
-    ran = subprocess.run([str(python), str(FLOWER_SCRIPT)], check=True, stdout=subprocess.PIPE)
+    ran = subprocess.run([str(python), "-m", FLOWER_MODULE], check=True, stdout=subprocess.PIPE, cwd=CHECKOUT)
     found: list[dict[str, Any]] = json.loads(ran.stdout)
     return found
 
@@ -61,11 +62,15 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON line instead of text")
     parser.add_argument("--flower", type=Path, metavar="PYTHON", help="a Python that has flwr, to compare with")
     options = parser.parse_args()
+    try:
+        python = None if options.flower is None else flower_python(options.flower)
+    except FlowerMissing as error:
+        parser.error(f"--flower: {error.message}")
     # What the sites log of the lies is in their answers.
     log.configure(form=log.LogForm.CONSOLE, level=logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="accord-attacks-") as folder:
         findings = demonstrate(Path(folder))
-    flower = [] if options.flower is None else attack_flower(options.flower)
+    flower = [] if python is None else attack_flower(python)
     if options.json:
         accord = [{**asdict(finding), "has_learned": finding.has_learned} for finding in findings]
         print(json.dumps({"accord": accord, "flower": flower}))

@@ -28,7 +28,7 @@ from coordinator.uploads import SEGMENT_CHUNKS, UploadReader, upload_prefix, wri
 from participant.spool import write_masked
 from participant.update import CLIPPED_ELEMENTS, Update, open_update
 
-REPEATS: Final = 5
+REPEATS: Final = 15
 
 
 def case_of(parameters: int, participants: int, dropouts: int) -> Case:

@@ -15,34 +15,18 @@ from typing import Any
 
 import numpy as np
 
-mod: Any = importlib.import_module("flwr.client.mod.secure_aggregation.secaggplus_mod")
+from benchmarks.peers.flower_clients import CLIP, EXAMPLES, MOD, clients_after_key_setup, common, mod, new_client
+
 prg: Any = importlib.import_module("flwr.common.secure_aggregation.secaggplus_utils").pseudo_rand_gen
 shamir: Any = importlib.import_module("flwr.common.secure_aggregation.crypto.shamir")
 symmetric: Any = importlib.import_module("flwr.common.secure_aggregation.crypto.symmetric_encryption")
 quantization: Any = importlib.import_module("flwr.common.secure_aggregation.quantization")
-common: Any = importlib.import_module("flwr.common")
 
 PARAMETERS = 65536
 CLIENTS = 5
 VICTIM = 1
 THRESHOLD = 4
-CLIP, TARGET, MOD = 0.02, 1 << 16, 1 << 32
-EXAMPLES = 1000
-
-
-def new_client(node: int, *, clients: int, threshold: int) -> Any:
-    state = mod.SecAggPlusState()
-    state.nid = node
-    configs = {
-        "sample_num": clients,
-        "share_num": clients,
-        "threshold": threshold,
-        "clipping_range": CLIP,
-        "target_range": TARGET,
-        "mod_range": MOD,
-        "max_weight": float(EXAMPLES),
-    }
-    return state, mod._setup(state, configs)
+TARGET = 1 << 16
 
 
 def update(node: int) -> Any:
@@ -55,22 +39,10 @@ def masked(state: Any, sources: list[int], ciphertexts: list[bytes]) -> list[Any
     return [common.bytes_to_ndarray(part) for part in answer["masked_params"]]
 
 
-def federation(threshold: int) -> tuple[dict[int, Any], dict[int, Any], dict[int, list[Any]]]:
+def federation(threshold: int) -> tuple[dict[int, Any], dict[int, list[bytes]], dict[int, list[Any]]]:
     """Clients after their uploads, their public keys, their uploads; nobody has lied yet."""
-    states, public = {}, {}
-    for node in range(1, CLIENTS + 1):
-        states[node], found = new_client(node, clients=CLIENTS, threshold=threshold)
-        public[node] = (found["pk1"], found["pk2"])
-    named = {str(node): list(pair) for node, pair in public.items()}
-    boxes: dict[int, list[tuple[int, bytes]]] = {node: [] for node in states}
-    for node, state in states.items():
-        answer = mod._share_keys(state, named)
-        for to, box in zip(answer["dsts"], answer["ctxts"], strict=True):
-            boxes[to].append((node, box))
-    uploads = {
-        node: masked(state, [source for source, _ in boxes[node]], [box for _, box in boxes[node]])
-        for node, state in states.items()
-    }
+    states, public, boxes = clients_after_key_setup(CLIENTS, threshold=threshold, target_range=TARGET)
+    uploads = {node: masked(state, boxes[node]["srcs"], boxes[node]["ctxts"]) for node, state in states.items()}
     return states, public, uploads
 
 
@@ -124,7 +96,7 @@ def alive_and_dead() -> dict[str, Any]:
 
 
 def alone_with_threshold_one() -> dict[str, Any]:
-    state, found = new_client(VICTIM, clients=1, threshold=1)
+    state, found = new_client(VICTIM, clients=1, threshold=1, target_range=TARGET)
     mod._share_keys(state, {str(VICTIM): [found["pk1"], found["pk2"]]})
     upload = masked(state, [], [])
     answer = mod._unmask(state, {"active_nids": [VICTIM], "dead_nids": []})
@@ -136,11 +108,11 @@ def alone_with_threshold_one() -> dict[str, Any]:
 
 def invented_neighbours() -> dict[str, Any]:
     """Four neighbours whose keys the server has made. They hold the victim's shares as real ones would."""
-    state, found = new_client(VICTIM, clients=CLIENTS, threshold=THRESHOLD)
+    state, found = new_client(VICTIM, clients=CLIENTS, threshold=THRESHOLD, target_range=TARGET)
     public = {VICTIM: (found["pk1"], found["pk2"])}
     invented = {}
     for node in range(2, CLIENTS + 1):
-        invented[node], keys_of = new_client(node, clients=CLIENTS, threshold=THRESHOLD)
+        invented[node], keys_of = new_client(node, clients=CLIENTS, threshold=THRESHOLD, target_range=TARGET)
         public[node] = (keys_of["pk1"], keys_of["pk2"])
     named = {str(node): list(pair) for node, pair in public.items()}
     dealt = mod._share_keys(state, named)

@@ -1,7 +1,7 @@
 """One round of Flower's SecAgg+ with the functions that its client and its server run: time, bytes and memory.
 
-Runs in a Python that has `flwr` and nothing of Accord; `python -m benchmarks.flower_secagg` starts it, once for each
-side. The graph is complete, as Accord's is up to 128 members. Prints one JSON line.
+Runs in a Python that has `flwr` and nothing of Accord, this folder apart; `python -m benchmarks.flower_secagg` starts
+it, once for each side. The graph is complete, as Accord's is up to 128 members. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ from typing import Any
 
 import numpy as np
 
-mod: Any = importlib.import_module("flwr.client.mod.secure_aggregation.secaggplus_mod")
+from benchmarks.peers.flower_clients import CLIP, EXAMPLES, MOD, clients_after_key_setup, common, mod
+
 workflow: Any = importlib.import_module("flwr.server.workflow.secure_aggregation.secaggplus_workflow")
-common: Any = importlib.import_module("flwr.common")
 compat: Any = importlib.import_module("flwr.compat.common.recorddict_compat")
 
-CLIP, TARGET, MOD = 0.02, 1 << 22, 1 << 32
-EXAMPLES = 1000
-REPEATS = 5
+TARGET = 1 << 22
+REPEATS = 15
+
+
+def threshold_of(clients: int) -> int:
+    """Two thirds and one."""
+    return 2 * clients // 3 + 1
 
 
 def status_kib(name: str) -> int:
@@ -39,40 +43,8 @@ def begin_peak() -> int:
     return status_kib("VmRSS")
 
 
-def new_client(node: int, clients: int, threshold: int) -> tuple[Any, Any]:
-    state = mod.SecAggPlusState()
-    state.nid = node
-    configs = {
-        "sample_num": clients,
-        "share_num": clients,
-        "threshold": threshold,
-        "clipping_range": CLIP,
-        "target_range": TARGET,
-        "mod_range": MOD,
-        "max_weight": float(EXAMPLES),
-    }
-    return state, mod._setup(state, configs)
-
-
-def clients_after_key_setup(clients: int) -> tuple[dict[int, Any], dict[int, list[bytes]], dict[int, Any]]:
-    """Clients with each other's keys, their public keys, and what the server forwards to each of them."""
-    threshold = 2 * clients // 3 + 1
-    states, public = {}, {}
-    for node in range(1, clients + 1):
-        states[node], found = new_client(node, clients, threshold)
-        public[node] = [found["pk1"], found["pk2"]]
-    named = {str(node): pair for node, pair in public.items()}
-    boxes: dict[int, Any] = {node: {"srcs": [], "ctxts": []} for node in states}
-    for node, state in states.items():
-        answer = mod._share_keys(state, named)
-        for to, box in zip(answer["dsts"], answer["ctxts"], strict=True):
-            boxes[to]["srcs"].append(node)
-            boxes[to]["ctxts"].append(box)
-    return states, public, boxes
-
-
 def client_side(parameters: int, clients: int) -> dict[str, Any]:
-    states, _, boxes = clients_after_key_setup(clients)
+    states, _, boxes = clients_after_key_setup(clients, threshold=threshold_of(clients), target_range=TARGET)
     values = np.random.default_rng(1).standard_normal(parameters, dtype=np.float32) * np.float32(CLIP / 5)
     update = common.ndarrays_to_parameters([values])
 
@@ -139,7 +111,7 @@ class ServerContext:
 
 def server_side(parameters: int, clients: int, dropouts: int) -> dict[str, Any]:
     """The stages in which a server collects and unmasks. The masked vectors are random words: it cannot tell."""
-    states, public, boxes = clients_after_key_setup(clients)
+    states, public, boxes = clients_after_key_setup(clients, threshold=threshold_of(clients), target_range=TARGET)
     for node, state in states.items():
         none = common.ndarrays_to_parameters([np.zeros(1, dtype=np.float32)])
         mod._collect_masked_vectors(state, boxes[node], EXAMPLES, none)
@@ -154,7 +126,7 @@ def server_side(parameters: int, clients: int, dropouts: int) -> dict[str, Any]:
         nid_to_fitins={node: common.RecordDict() for node in states},
         sampled_node_ids=sampled,
         active_node_ids=set(active),
-        threshold=2 * clients // 3 + 1,
+        threshold=threshold_of(clients),
         clipping_range=CLIP,
         quantization_range=TARGET,
         mod_range=MOD,
@@ -163,7 +135,7 @@ def server_side(parameters: int, clients: int, dropouts: int) -> dict[str, Any]:
         forward_srcs={node: found["srcs"] for node, found in boxes.items()},
         forward_ciphertexts={node: found["ctxts"] for node, found in boxes.items()},
     )
-    flow = workflow.SecAggPlusWorkflow(num_shares=clients, reconstruction_threshold=2 * clients // 3 + 1)
+    flow = workflow.SecAggPlusWorkflow(num_shares=clients, reconstruction_threshold=threshold_of(clients))
     # Flower's processes know their task and run from how they were started.
     identity = importlib.import_module("flwr.supercore.task_identity").TaskIdentity
     identity.task_id = identity.run_id = identity.node_id = 1

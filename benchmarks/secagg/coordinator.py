@@ -4,10 +4,10 @@ Every chunk of every upload is checked and made durable in a `FileBlobStore`; th
 next adapter is written (`OpenSum`, `make_next_adapter`).
 
 The model: |U|V/a + |U|V/h + S V/b + |U|V/w + |U|V/r + d q + 4d/h + 4d/w + f, with the constants of the same process: V
-bytes an upload, |U| survivors, S streams that are left in the sum, a adding, h SHA-256, b masking, w and r writing and
-reading blobs, q decoding; 4d/h and 4d/w are the next adapter's digest and file. f is what no byte of the update pays
-for: files, threads, ciphers. It is not fitted: it is the CPU time of the same round, with the same members, dropouts
-and streams, over one parameter (`fixed`).
+bytes an upload, |U| survivors, S streams that are left in the sum, a adding, h SHA-256, b masking, w writing blobs
+(between the uploads) and r reading them, q decoding; 4d/h and 4d/w are the next adapter's digest and file. f is what no
+byte of the update pays for: files, threads, ciphers. It is not fitted: it is the CPU time of the same round, with the
+same members, dropouts and streams, over one parameter (`fixed`).
 
 A round of a few chunks and members is played before anything is measured: what a process does once in its life, such as
 loading a cipher or taking memory that it keeps, is no part of a round. The bare model is the first three terms alone.
@@ -19,6 +19,7 @@ import hashlib
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -37,6 +38,7 @@ from coordinator.uploads import SEGMENT_CHUNKS, UploadReader, check_chunk, uploa
 
 ADDED_BYTES: Final = 160 * MEBIBYTE
 WRITTEN_SEGMENTS: Final = 64
+LEAST_SEGMENTS: Final = 32
 SMALL_ROUNDS: Final = 3
 SMALL_STORED: Final = 32
 WARM_MEMBERS: Final = 3
@@ -57,6 +59,36 @@ class Opened:
     @property
     def spent(self) -> float:
         return self.receiving + self.opening
+
+
+class WriteRate:
+    """How fast blobs of a segment's size are written while the uploads are, by the mean and not the best.
+
+    A file's pages are fresh ones each time, and some are much dearer than others; what else the machine writes counts.
+    """
+
+    def __init__(self, blobs: FileBlobStore, *, every: int) -> None:
+        self.blobs = blobs
+        self._every = every
+        self._segment = (os.urandom(MEBIBYTE),) * SEGMENT_CHUNKS
+        self._calls = self._written = 0
+        self._seconds = 0.0
+
+    def sample(self) -> None:
+        """Write one segment at every `every`-th call."""
+        if self._calls % self._every == 0:
+            begun = time.thread_time()
+            self.blobs.put(f"rate/{self._written}", *self._segment)
+            self._seconds += time.thread_time() - begun
+            self._written += 1
+        self._calls += 1
+
+    def bytes_per_second(self) -> float:
+        """Of CPU time. Writes more where too little was written for a mean."""
+        while self._written < LEAST_SEGMENTS:
+            self._every = 1
+            self.sample()
+        return self._written * SEGMENT_CHUNKS * MEBIBYTE / self._seconds
 
 
 def small_case(case: Case) -> Case:
@@ -83,10 +115,11 @@ def measure_coordinator(case: Case, folder: Path) -> dict[str, Any]:
     blobs = FileBlobStore(folder / "blobs")
     before = watch_memory()
     _play(warm_case(case), warm_folder(folder), blobs, 1)
-    played = _play(case, folder, blobs, 2)
+    rate = WriteRate(blobs, every=-(-len(case.uploaders) // WRITTEN_SEGMENTS))
+    played = _play(case, folder, blobs, 2, meanwhile=rate.sample)
     extra = extra_mib(before)
     context, streams = case.context(), len(played.unmasking.added) + len(played.unmasking.subtracted)
-    terms = _model_terms(case, context, played.unmasking.unmasker(), streams, blobs)
+    terms = _model_terms(case, context, played.unmasking.unmasker(), streams, rate)
     bare = terms["add"] + terms["hash"] + terms["streams"]
     small = [_play(small_case(case), small_folder(folder), blobs, 3 + at).spent for at in range(SMALL_ROUNDS)]
     terms["fixed"] = sum(small) / SMALL_ROUNDS
@@ -106,11 +139,19 @@ def measure_coordinator(case: Case, folder: Path) -> dict[str, Any]:
     }
 
 
-def _play(case: Case, folder: Path, blobs: FileBlobStore, round_: int) -> Opened:
-    """Receive the uploads that lie in `folder`, open their sum and make the next adapter there."""
+def _play(
+    case: Case, folder: Path, blobs: FileBlobStore, round_: int, *, meanwhile: Callable[[], None] = lambda: None
+) -> Opened:
+    """Receive the uploads that lie in `folder`, open their sum and make the next adapter there.
+
+    meanwhile: called after each upload; not part of the round.
+    """
     context = case.context()
     prefixes = {index: upload_prefix("bench", round_, f"site-{index:04}") for index in case.uploaders}
-    receiving = sum(_receive(blobs, context, upload_file(folder, index), prefixes[index]) for index in case.uploaders)
+    receiving = 0.0
+    for index in case.uploaders:
+        receiving += _receive(blobs, context, upload_file(folder, index), prefixes[index])
+        meanwhile()
     unmasking = unmasking_of(case, context)
     readers = {index: UploadReader(blobs, prefix, context.layout) for index, prefix in prefixes.items()}
     wall, cpu = time.perf_counter(), time.process_time()
@@ -147,7 +188,7 @@ def _receive(blobs: FileBlobStore, context: RoundContext, upload: Path, prefix: 
 
 
 def _model_terms(
-    case: Case, context: RoundContext, masker: StreamSum, streams: int, blobs: FileBlobStore
+    case: Case, context: RoundContext, masker: StreamSum, streams: int, rate: WriteRate
 ) -> dict[str, float]:
     """CPU seconds of each term of the cost model, with rates that are measured here."""
     layout, survivors = context.layout, len(case.survivors)
@@ -158,16 +199,11 @@ def _model_terms(
     digest = MEBIBYTE / best(lambda: hashlib.sha256(content).digest(), tries=20)
     words = np.zeros(layout.words_in(0), dtype=np.uint64)
     per_stream = best(lambda: masker.add_into(0, words), tries=3) / max(streams, 1)
-    segment = (content,) * SEGMENT_CHUNKS
-    # The mean and not the best: a file's pages are fresh ones each time, and some are much dearer than others.
-    begun = time.thread_time()
-    for at in range(WRITTEN_SEGMENTS):
-        blobs.put(f"rate/{at}", *segment)
-    write = WRITTEN_SEGMENTS * SEGMENT_CHUNKS * MEBIBYTE / (time.thread_time() - begun)
+    write = rate.bytes_per_second()
     read = (
         SEGMENT_CHUNKS
         * MEBIBYTE
-        / best(lambda: [blobs.read("rate/0", at * MEBIBYTE, MEBIBYTE) for at in range(SEGMENT_CHUNKS)])
+        / best(lambda: [rate.blobs.read("rate/0", at * MEBIBYTE, MEBIBYTE) for at in range(SEGMENT_CHUNKS)])
     )
     tail = TailSums(survivors, float(survivors), {})
     decode = best(lambda: decode_chunk(context.epoch.plan, 0, words, tail)) / layout.parameters_in(0)[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -103,4 +103,12 @@ def test_the_exit_code_says_whether_an_attack_has_learned_something(monkeypatch,
         printed = json.loads(capsys.readouterr().out)
         assert printed["accord"][0]["has_learned"] is bool(code)
         assert printed["flower"] == []
-    assert Path(command.FLOWER_SCRIPT).name == "flower_attacks.py"
+
+
+def test_a_python_without_flower_is_refused_before_anything_is_attacked(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["attacks", "--flower", sys.executable])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2
+    assert f"{sys.executable} cannot import flwr" in capsys.readouterr().err
+    assert find_spec(command.FLOWER_MODULE) is not None

@@ -67,7 +67,7 @@ class Case:
             members_floor=3,
             members_limit=self.participants,
             rounds_per_epoch=1,
-            slots=tuple(ClipSlot(slot.size, CLIP) for slot in self.adapter.slots),
+            vectors=(tuple(ClipSlot(slot.size, CLIP) for slot in self.adapter.slots),),
             metrics=METRIC_WORDS,
             lanes=choose_lanes(self.participants),
             metric_groups=METRIC_GROUPS,
@@ -191,7 +191,12 @@ class _Maker:
     def __init__(self, context: RoundContext, case: Case, index: int) -> None:
         plus, minus = left_masks(context, case.dropped, index)
         self.masks = StreamSum(context.layout, plus=plus, minus=minus)
-        self._packer = Packer(context.epoch.plan, alpha=weight_of(index), rounding_key=seed_of("rounding", index))
+        self._packer = Packer(
+            context.epoch.plan,
+            round_=context.start.round,
+            alpha=weight_of(index),
+            rounding_key=seed_of("rounding", index),
+        )
 
     def chunk(self, chunk: int, delta: FlatVector) -> NDArray[np.uint64]:
         words, _ = self._packer.pack_chunk(chunk, delta)

@@ -8,7 +8,8 @@ from typing import Final
 
 from common.charter import Charter
 from common.plan import Plan
-from common.secagg import ClipSlot, KeyEpoch, PinnedMember, PinnedMembers, RoundKind, SecaggPlan
+from common.secagg import KeyEpoch, PinnedMember, PinnedMembers, RoundKind, SecaggPlan
+from common.sent import sent_vectors
 from common.states import RoundKind as Kind
 
 MASKED_KIND: Final = {Kind.TRAIN: RoundKind.TRAINING, Kind.EVALUATE: RoundKind.EVALUATION}
@@ -29,7 +30,8 @@ def secagg_plan(plan: Plan, digest: bytes) -> SecaggPlan:
         members_floor=masking.least_cohort,
         members_limit=masking.most_participants,
         rounds_per_epoch=masking.rounds_per_epoch,
-        slots=tuple(ClipSlot(slot.size, masking.clip_of(slot.name)) for slot in plan.layout().slots),
+        vectors=tuple(sent.slots for sent in sent_vectors(plan)),
+        schedule=plan.adapter_method().schedule,
         metrics=masking.metrics,
         lanes=masking.lanes,
         colluders=masking.colluders,

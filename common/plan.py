@@ -17,7 +17,13 @@ from common.domains import PlanDomain, check_domains, metric_groups
 from common.errors import AccordError, PlanInvalid
 from common.instruction_updates import Reference, Updates
 from common.instructions import InstructionSet, Task
+from common.methods import AdapterMethod, adapter_method
+from common.methods import Method as Method
 from common.secagg import MetricGroup
+from common.strategies import server_optimizer
+
+CONSTANT_RATE: Final = "constant"
+COSINE_RATE: Final = "cosine"
 
 PLAN_FORM: Final = 1
 SUITE: Final = 2
@@ -57,7 +63,11 @@ class Phases:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What a participant does in a training round. Steps are optimiser steps; lengths are tokens."""
+    """What a participant does in a training round. Steps are optimiser steps; lengths are tokens.
+
+    learning_rate: the highest, of the first round. learning_rate_schedule: over the rounds of a run, "constant" or
+    "cosine", which falls to `final_rate_fraction` of it in the last round.
+    """
 
     learning_rate: float
     steps_per_round: int
@@ -66,15 +76,15 @@ class Training:
     seed: int
     weight_decay: float = 0.0
     max_gradient_norm: float = 1.0
+    learning_rate_schedule: str = CONSTANT_RATE
+    final_rate_fraction: float = 1.0
 
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """Which federated method: what is trained and sent, and how the server uses the mean delta."""
-
-    name: str = "fedit"
-    server_optimizer: str = "fedavg"
-    server_learning_rate: float = 1.0
+    def learning_rate_in(self, round_: int, *, rounds: int) -> float:
+        """Of round `round_` (from 1) of a run of `rounds`; later ones, where rounds have failed, have the last's."""
+        if self.learning_rate_schedule == CONSTANT_RATE or rounds < 2:
+            return self.learning_rate
+        fallen = (1 - math.cos(math.pi * min(round_ - 1, rounds - 1) / (rounds - 1))) / 2
+        return self.learning_rate * (1 - (1 - self.final_rate_fraction) * fallen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,14 +179,21 @@ class Plan:
         plan.check()
         return plan
 
+    def adapter_method(self) -> AdapterMethod:
+        """What is stored, sent and exported. Raises PlanInvalid for a method that is not known or does not fit."""
+        return adapter_method(self.method, self.adapter)
+
     @property
     def template_evaluations(self) -> int:
         """How often the run's candidate templates are measured."""
         return -(-self.rounds // self.updates.every) if self.updates is not None else 0
 
     def layout(self) -> AdapterLayout:
-        """Order of the adapter's tensors in the flat vector."""
-        return self.adapter.layout(self.base_model.layers)
+        """Order of the adapter's tensors in the flat vector: all that are stored, whatever a round sends of them.
+
+        Raises PlanInvalid or InvalidArgument if method, adapter and base model do not fit each other.
+        """
+        return self.adapter_method().layout(self.base_model.layers)
 
     def check(self) -> None:
         """Raises PlanInvalid that lists every contradiction."""
@@ -224,10 +241,20 @@ class Plan:
             (not _is_positive(self.adapter.alpha), "adapter alpha must be a positive number"),
             (not self.adapter.target_modules, "the adapter adapts no module"),
             (not _is_positive(training.learning_rate), "learning_rate must be a positive number"),
+            (
+                training.learning_rate_schedule not in (CONSTANT_RATE, COSINE_RATE),
+                f"learning_rate_schedule {training.learning_rate_schedule!r} is not known; known: constant, cosine",
+            ),
+            (not 0 < training.final_rate_fraction <= 1, "final_rate_fraction must be over 0 and at most 1"),
+            (
+                training.learning_rate_schedule == CONSTANT_RATE and training.final_rate_fraction != 1,
+                "final_rate_fraction is the cosine schedule's: with a constant rate it is 1",
+            ),
             (training.steps_per_round < 1, "steps_per_round must be at least 1"),
             (training.batch_size < 1, "batch_size must be at least 1"),
             (training.max_length < 8, "max_length must be at least 8 tokens"),
             (not _is_positive(self.method.server_learning_rate), "server_learning_rate must be a positive number"),
+            *self._method_mistakes(),
             (not math.isfinite(self.gate.loss_rise) or self.gate.loss_rise < 0, "gate.loss_rise must not be negative"),
             (self.gate.most_failed_rounds < 1, "gate.most_failed_rounds must be at least 1"),
             (self.evaluation_records < 0, "evaluation_records must not be negative"),
@@ -241,6 +268,18 @@ class Plan:
                 for name, limits in (*floors, ("unmasking", phases.unmasking))
             ),
         )
+
+    def _method_mistakes(self) -> tuple[tuple[bool, str], ...]:
+        """What the method and the server optimiser themselves refuse. Without a rank there is nothing to ask them."""
+        if self.adapter.rank < 1 or not _is_positive(self.method.server_learning_rate):
+            return ()
+        mistakes: list[tuple[bool, str]] = []
+        for ask in (self.adapter_method, lambda: server_optimizer(self.method)):
+            try:
+                ask()
+            except PlanInvalid as error:
+                mistakes.append((True, error.message))
+        return tuple(mistakes)
 
     def _domain_mistakes(self) -> list[str]:
         try:

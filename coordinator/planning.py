@@ -16,18 +16,35 @@ from common.domains import PlanDomain
 from common.errors import AccordError, PlanInvalid
 from common.instructions import InstructionSet, chat_instruction_set
 from common.masking import plan_digest, secagg_plan
-from common.plan import Gate, Masking, Method, PhaseLimits, Phases, Plan, TensorClip, Training
+from common.methods import adapter_method
+from common.plan import (
+    CONSTANT_RATE,
+    Gate,
+    Masking,
+    Method,
+    PhaseLimits,
+    Phases,
+    Plan,
+    TensorClip,
+    Training,
+)
 from common.plan_review import plan_mistakes
 from common.secagg.plan import HEAD_WORDS
 from common.secagg.ring import VectorLayout, choose_lanes
-from common.strategies.optimizers import METHODS, SERVER_OPTIMIZERS
+from common.sent import sent_vectors
+from common.strategies import SERVER_OPTIMIZERS
 from coordinator.domain_planning import with_domains
 
 LEAST_COHORT_FLOOR: Final = 3
 DEFAULT_RANK: Final = 8
 DEFAULT_ALPHA: Final = 16.0
 DEFAULT_ROUNDS: Final = 3
+DEFAULT_METHOD: Final = "fedit"
+DEFAULT_SERVER_OPTIMIZER: Final = "fedavg"
 DEFAULT_LEARNING_RATE: Final = 5e-4
+# With one factor frozen at a time, a rate of about three times that of both moves the model as far.
+METHOD_LEARNING_RATES: Final = {"ffa_lora": 1.5e-3, "rolora": 1.5e-3}
+DEFAULT_FINAL_RATE_FRACTION: Final = 0.1
 DEFAULT_STEPS_PER_ROUND: Final = 10
 DEFAULT_BATCH_SIZE: Final = 8
 DEFAULT_MAX_LENGTH: Final = 512
@@ -65,7 +82,15 @@ class PlanSettings:
     method: str = ""
     server_optimizer: str = ""
     server_learning_rate: float = 0.0
+    schedule: str = ""
+    phase_rounds: int = 0
+    beta1: float = 0.0
+    beta2: float = 0.0
+    tau: float = 0.0
+    product_probes: int = 0
     learning_rate: float = 0.0
+    learning_rate_schedule: str = ""
+    final_rate_fraction: float = 0.0
     steps_per_round: int = 0
     batch_size: int = 0
     max_length: int = 0
@@ -114,17 +139,23 @@ def make_plan(settings: PlanSettings, *, identity: RunIdentity, charter: Charter
         alpha=settings.alpha or DEFAULT_ALPHA,
         target_modules=settings.target_modules or all_linear(settings.base_model),
     )
+    method = _method(settings)
+    rate_schedule = settings.learning_rate_schedule or CONSTANT_RATE
+    usual_fraction = 1.0 if rate_schedule == CONSTANT_RATE else DEFAULT_FINAL_RATE_FRACTION
     training = Training(
-        learning_rate=settings.learning_rate or DEFAULT_LEARNING_RATE,
+        learning_rate=settings.learning_rate or METHOD_LEARNING_RATES.get(method.name, DEFAULT_LEARNING_RATE),
+        learning_rate_schedule=rate_schedule,
+        final_rate_fraction=settings.final_rate_fraction or usual_fraction,
         steps_per_round=settings.steps_per_round or DEFAULT_STEPS_PER_ROUND,
         batch_size=settings.batch_size or DEFAULT_BATCH_SIZE,
         max_length=settings.max_length or DEFAULT_MAX_LENGTH,
         seed=settings.seed,
     )
     # These need figures that may themselves be mistakes; those are listed, and stand-ins keep the rest checkable.
-    parameters, layout_mistakes = _parameters(adapter, settings.base_model)
+    parameters, layout_mistakes = _most_deltas(method, adapter, settings.base_model)
     lanes, lanes_mistakes = _lanes(most_participants)
     instruction_set, instruction_set_mistakes = _instruction_set(settings.instruction_set)
+    # Of the highest rate: a later round's smaller updates have fewer steps of the fixed point, and still enough.
     element_clip = settings.element_clip or ADAMW_REACH * training.learning_rate * training.steps_per_round
     plan = Plan(
         run=identity.run,
@@ -135,11 +166,7 @@ def make_plan(settings: PlanSettings, *, identity: RunIdentity, charter: Charter
         base_model=settings.base_model,
         adapter=adapter,
         rounds=settings.rounds or DEFAULT_ROUNDS,
-        method=Method(
-            name=settings.method or METHODS[0],
-            server_optimizer=settings.server_optimizer or SERVER_OPTIMIZERS[0],
-            server_learning_rate=settings.server_learning_rate or 1.0,
-        ),
+        method=method,
         training=training,
         phases=_phases(settings, least_cohort),
         masking=Masking(
@@ -167,11 +194,10 @@ def make_plan(settings: PlanSettings, *, identity: RunIdentity, charter: Charter
         *layout_mistakes,
         *lanes_mistakes,
         *instruction_set_mistakes,
-        *_version_mistakes(plan),
         *_mistakes_of(plan),
         *plan_mistakes(plan, charter),
         *_quorum_mistakes(plan, charter),
-        *_size_mistakes(plan, parameters, most_upload_bytes),
+        *_size_mistakes(plan, most_upload_bytes),
         *_tensor_clip_mistakes(plan, parameters),
     ]
     mistakes = mistakes or _masking_mistakes(plan, charter)
@@ -210,11 +236,31 @@ def _phases(settings: PlanSettings, least_cohort: int) -> Phases:
     )
 
 
-def _parameters(adapter: AdapterSpec, model: BaseModel) -> tuple[int, list[str]]:
+def _method(settings: PlanSettings) -> Method:
+    """With the usual settings of the server optimiser; those that it has not stay 0, as the plan asks."""
+    optimizer = settings.server_optimizer or DEFAULT_SERVER_OPTIMIZER
+    usual = SERVER_OPTIMIZERS[optimizer].usual if optimizer in SERVER_OPTIMIZERS else {}
+    return Method(
+        name=settings.method or DEFAULT_METHOD,
+        server_optimizer=optimizer,
+        server_learning_rate=settings.server_learning_rate or usual.get("server_learning_rate", 1.0),
+        schedule=tuple(turn.strip() for turn in settings.schedule.split(",")) if settings.schedule else (),
+        phase_rounds=settings.phase_rounds or 1,
+        beta1=settings.beta1 or usual.get("beta1", 0.0),
+        beta2=settings.beta2 or usual.get("beta2", 0.0),
+        tau=settings.tau or usual.get("tau", 0.0),
+        product_probes=settings.product_probes,
+    )
+
+
+def _most_deltas(method: Method, adapter: AdapterSpec, model: BaseModel) -> tuple[int, list[str]]:
+    """Most parameters that move in one round."""
     try:
-        return adapter.layout(model.layers).parameters, []
+        made = adapter_method(method, adapter)
+        slots = made.layout(model.layers).slots
     except AccordError as error:
-        return 0, [error.message]
+        return 0, error.message.split("; ")
+    return max(sum(slot.size for slot in slots if made.is_sent(slot.name, turn)) for turn in made.schedule), []
 
 
 def _lanes(most_participants: int) -> tuple[int, list[str]]:
@@ -222,18 +268,6 @@ def _lanes(most_participants: int) -> tuple[int, list[str]]:
         return choose_lanes(most_participants), []
     except AccordError as error:
         return 2, [f"most_participants: {error.message}"]
-
-
-def _version_mistakes(plan: Plan) -> list[str]:
-    """What this version cannot run."""
-    rules = (
-        (plan.method.name not in METHODS, f"method {plan.method.name!r} is not known; known: {', '.join(METHODS)}"),
-        (
-            plan.method.server_optimizer not in SERVER_OPTIMIZERS,
-            f"server optimiser {plan.method.server_optimizer!r} is not known; known: {', '.join(SERVER_OPTIMIZERS)}",
-        ),
-    )
-    return [text for is_wrong, text in rules if is_wrong]
 
 
 def _mistakes_of(plan: Plan) -> list[str]:
@@ -284,8 +318,10 @@ def _tensor_clip_mistakes(plan: Plan, parameters: int) -> list[str]:
     ]
 
 
-def _size_mistakes(plan: Plan, parameters: int, most_upload_bytes: int) -> list[str]:
-    if not parameters:
+def _size_mistakes(plan: Plan, most_upload_bytes: int) -> list[str]:
+    try:
+        parameters = max(sent.parameters for sent in sent_vectors(plan))
+    except AccordError:
         return []
     tail_words = HEAD_WORDS + len(plan.masking.metric_words)
     size = VectorLayout(parameters=parameters, lanes=plan.masking.lanes, tail_words=tail_words).bytes

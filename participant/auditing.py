@@ -261,8 +261,8 @@ class _PublishedStep:
         """Raises AuditFailed unless the published parameters are the step's, bit for bit."""
         context, method = self.audit.context, self.notes.plan.method
         start, stop = context.layout.parameters_in(chunk)
-        mean = decode_chunk(context.epoch.plan, chunk, words, self.tail)
-        optimizer = server_optimizer(method.server_optimizer, method.server_learning_rate)
+        mean = decode_chunk(context.epoch.plan, chunk, words, self.tail, round_=context.start.round)
+        optimizer = server_optimizer(method)
         expected, _ = optimizer.step(self.before.read(start, stop), mean, ())
         found = self.after.read(start, stop)
         if expected.tobytes() != found.tobytes():

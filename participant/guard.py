@@ -20,6 +20,7 @@ from common.plan import Plan
 from common.plan_review import plan_mistakes
 from common.secagg.plan import HEAD_WORDS
 from common.secagg.ring import VectorLayout
+from common.sent import sent_vectors
 from participant.policy import (
     AdapterBounds,
     DailyLimits,
@@ -158,12 +159,17 @@ def may_take_part_now(policy: Policy, *, now: datetime, today: DayLedger, transf
 
 
 def transfer_of(plan: Plan) -> Transfer:
-    """What one training round of this plan moves. Raises InvalidArgument if its adapter does not fit its base model."""
-    parameters = plan.layout().parameters
+    """The most that one training round of this plan moves: where rounds take turns, the largest of them.
+
+    Raises InvalidArgument or PlanInvalid if its adapter does not fit its method or base model.
+    """
     tail = HEAD_WORDS + len(plan.masking.metric_words)
     return Transfer(
-        upload_bytes=VectorLayout(parameters=parameters, lanes=plan.masking.lanes, tail_words=tail).bytes,
-        download_bytes=parameters * _FLOAT32_BYTES,
+        upload_bytes=max(
+            VectorLayout(parameters=sent.parameters, lanes=plan.masking.lanes, tail_words=tail).bytes
+            for sent in sent_vectors(plan)
+        ),
+        download_bytes=plan.layout().parameters * _FLOAT32_BYTES,
     )
 
 
@@ -237,6 +243,8 @@ def _adapter_objections(plan: Plan, bounds: AdapterBounds) -> list[Objection]:
     if bounds.most_parameters is not None:
         try:
             rules.append(_at_most("adapter.parameters", plan.layout().parameters, bounds.most_parameters))
+        except PlanInvalid:
+            pass  # a method that is not known or does not fit: the plan's own contradictions name it
         except InvalidArgument as error:
             rules.append((False, "adapter.target_modules", str(error)))
     return _broken(*rules)
@@ -270,6 +278,8 @@ def _transfer_objections(plan: Plan, daily: DailyLimits) -> list[Objection]:
         return []
     try:
         transfer = transfer_of(plan)
+    except PlanInvalid:
+        return []  # as above
     except (InvalidArgument, ArithmeticError) as error:
         return [Objection("adapter.target_modules", str(error))]
     return _broken(

@@ -60,7 +60,8 @@ def write_masked(
         with spool.open("wb", buffering=0) as file:
             masker, spooled = masking.masker(), Spooled((), Clipping())
             if update is not None:
-                packer = Packer(plan, alpha=alpha, rounding_key=random_bytes(ROUNDING_KEY_BYTES))
+                round_ = masking.context.start.round
+                packer = Packer(plan, round_=round_, alpha=alpha, rounding_key=random_bytes(ROUNDING_KEY_BYTES))
                 press = _Press(file.fileno(), layout, packer, update)
                 spooled = press.run(masker, threads=threads or min(MOST_THREADS, usable_cores()))
             clipped = {CLIPPED_ELEMENTS: float(spooled.clipping.elements)} if CLIPPED_ELEMENTS in plan.metrics else {}

@@ -151,7 +151,7 @@ def cases_of(
             if is_one:
                 raise ValueError(f"--dropouts {text} of {members} leave fewer than {LEAST_SURVIVORS}")
             continue
-        upload = Case(size, members, gone, stored=1).plan.layout(RoundKind.TRAINING).bytes
+        upload = Case(size, members, gone, stored=1).plan.layout(RoundKind.TRAINING, 1).bytes
         found[size, members, gone] = Case(size, members, gone, max(1, int(disk_bytes // (2 * upload))))
     if not found:
         raise ValueError("every case leaves fewer than three participants")

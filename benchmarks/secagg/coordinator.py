@@ -206,7 +206,10 @@ def _model_terms(
         / best(lambda: [rate.blobs.read("rate/0", at * MEBIBYTE, MEBIBYTE) for at in range(SEGMENT_CHUNKS)])
     )
     tail = TailSums(survivors, float(survivors), {})
-    decode = best(lambda: decode_chunk(context.epoch.plan, 0, words, tail)) / layout.parameters_in(0)[1]
+    decode = (
+        best(lambda: decode_chunk(context.epoch.plan, 0, words, tail, round_=context.start.round))
+        / layout.parameters_in(0)[1]
+    )
     received = survivors * upload_bytes
     return {
         "add": received / add,

@@ -75,7 +75,7 @@ def measure_masking(case: Case) -> dict[str, Any]:
     two_wall = best(lambda: _mask_by_two(masker, words, passes), time.perf_counter)
     quantised = some[: max(1, MOST_QUANTISED // layout.parameters_per_chunk)]
     deltas = [delta_of(0, chunk, stop - start) for chunk, (start, stop) in _places(context, quantised)]
-    packer = Packer(context.epoch.plan, alpha=0.7, rounding_key=os.urandom(32))
+    packer = Packer(context.epoch.plan, round_=context.start.round, alpha=0.7, rounding_key=os.urandom(32))
     packing = best(lambda: [packer.pack_chunk(chunk, delta) for chunk, delta in zip(quantised, deltas, strict=True)])
     hashing = best(lambda: [hashlib.sha256(part.data).digest() for part in words])
     return {

@@ -10,7 +10,7 @@ from typing import Final
 
 from common.adapters import AdapterSpec
 from common.errors import PlanInvalid
-from common.methods.base import AdapterMethod, LoraFactors, Matrix, Method, tensor_name, turn_of
+from common.methods.base import AdapterMethod, LoraFactors, Matrix, Method, laid_out, tensor_name, turn_of
 from common.methods.core import Core
 from common.methods.lora import FedIT, FfaLora, RoLora
 from common.methods.ravan import Ravan
@@ -23,9 +23,12 @@ __all__ = [
     "Matrix",
     "Method",
     "adapter_method",
+    "laid_out",
     "tensor_name",
     "turn_of",
 ]
+
+SHOWN_CHARACTERS: Final = 40
 
 METHODS: Final[Mapping[str, Callable[[Method, AdapterSpec], AdapterMethod]]] = {
     "fedit": FedIT.of,
@@ -41,6 +44,8 @@ def adapter_method(method: Method, spec: AdapterSpec) -> AdapterMethod:
     try:
         make = METHODS[method.name]
     except KeyError:
-        raise PlanInvalid(f"method {method.name!r} is not known; known: {', '.join(METHODS)}") from None
+        raise PlanInvalid(
+            f"method {method.name[:SHOWN_CHARACTERS]!r} is not known; known: {', '.join(METHODS)}"
+        ) from None
     check_settings(method)
     return make(method, spec)

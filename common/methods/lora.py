@@ -107,8 +107,8 @@ class RoLora:
         letters = method.schedule or DEFAULT_SCHEDULE
         if set(letters) != {"A", "B"}:
             raise PlanInvalid(
-                f"method.schedule {','.join(letters)!r}: RoLoRA's turns are A and B, both at least once, such as B,A "
-                "or B,B,A; for B alone take the method ffa_lora"
+                f"method.schedule {','.join(letters)[:40]!r}: RoLoRA's turns are A and B, both at least once, such as "
+                "B,A or B,B,A; for B alone take the method ffa_lora"
             )
         if not 1 <= method.phase_rounds <= MOST_PHASE_ROUNDS or len(letters) * method.phase_rounds > MOST_TURNS:
             raise PlanInvalid(f"method.schedule times method.phase_rounds must be 2 to {MOST_TURNS} rounds")

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 
 from common.errors import AggregationFailed, InvalidArgument, ShapeMismatch, UpdateNotFinite
-from common.secagg.plan import HEAD_WORDS, RoundKind, SecaggPlan
+from common.secagg.plan import HEAD_WORDS, ClipSlot, RoundKind, SecaggPlan
 from common.secagg.prg import Keystream
 from common.secagg.ring import Words, lane_bits
 
@@ -76,11 +76,11 @@ def fixed_weight(alpha: float) -> int:
 class _Clips:
     """The clip of every parameter, as runs of neighbouring parameters with one clip."""
 
-    def __init__(self, plan: SecaggPlan) -> None:
+    def __init__(self, slots: Iterable[ClipSlot]) -> None:
         self._stops: list[int] = []
         self._clips: list[float] = []
         stop = 0
-        for slot in plan.slots:
+        for slot in slots:
             stop += slot.size
             if self._clips and self._clips[-1] == slot.clip:
                 self._stops[-1] = stop
@@ -98,15 +98,15 @@ class _Clips:
 
 
 class Packer:
-    """Packs one update, chunk by chunk; for one thread at a time.
+    """Packs the update of one training round, chunk by chunk; for one thread at a time.
 
     rounding_key: 32 fresh private bytes; the same key gives the same words, so never use it for a second update. Each
     lane of each chunk has a stream of its own under it, so that chunks may be packed in any order.
     """
 
-    def __init__(self, plan: SecaggPlan, *, alpha: float, rounding_key: bytes) -> None:
+    def __init__(self, plan: SecaggPlan, *, round_: int, alpha: float, rounding_key: bytes) -> None:
         self._plan = plan
-        self._layout = plan.layout(RoundKind.TRAINING)
+        self._layout = plan.layout(RoundKind.TRAINING, round_)
         self._limit = plan.lane_limit
         self._fraction = fraction_bits(self._limit)
         # The weight that is summed is the weight that is applied, to the last bit.
@@ -116,7 +116,7 @@ class Packer:
         self._scaled = np.empty(BLOCK, dtype=np.float64)
         self._integers = np.empty(BLOCK, dtype=np.int32)
         self._unused_bits = FRACTION_BITS_CAP - self._fraction
-        self._clips = _Clips(plan)
+        self._clips = _Clips(plan.slots_of(round_))
 
     def pack_chunk(self, chunk: int, values: Elements) -> tuple[Words, Clipping]:
         """Words of one lane chunk, and what clipping took from it.
@@ -252,12 +252,12 @@ def read_tail(plan: SecaggPlan, words: Words, *, survivors: int, groups: Collect
     )
 
 
-def decode_chunk(plan: SecaggPlan, chunk: int, words: Words, tail: TailSums) -> FlatUpdate:
-    """Weighted mean of one lane chunk, float32[parameters of the chunk]: (lane sum - |U3| L) * C / (L A).
+def decode_chunk(plan: SecaggPlan, chunk: int, words: Words, tail: TailSums, *, round_: int) -> FlatUpdate:
+    """Weighted mean of one lane chunk of a round, float32[parameters of the chunk]: (lane sum - |U3| L) * C / (L A).
 
     words: unmasked sum. Its error is at most |U3| * C / (L * A), plus float32's own. Raises ShapeMismatch.
     """
-    layout = plan.layout(RoundKind.TRAINING)
+    layout = plan.layout(RoundKind.TRAINING, round_)
     layout.check_words(chunk, words)
     start, stop = layout.parameters_in(chunk)
     bits, width = np.uint64(lane_bits(plan.lanes)), words.size
@@ -269,6 +269,6 @@ def decode_chunk(plan: SecaggPlan, chunk: int, words: Words, tail: TailSums) -> 
             sums = ((words[at : at + BLOCK] >> (bits * np.uint64(lane))) & mask).view(np.int64) - offset
             mean[lane * width + at : lane * width + at + sums.size] = sums
     mean = mean[: stop - start]
-    for part, clip in _Clips(plan).within(start, mean.size):
+    for part, clip in _Clips(plan.slots_of(round_)).within(start, mean.size):
         np.multiply(mean[part], clip / (plan.lane_limit * tail.weight), out=mean[part])
     return mean

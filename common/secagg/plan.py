@@ -24,6 +24,8 @@ HEAD_WORDS: Final = 2
 MAX_METRICS: Final = 4096
 MAX_METRIC_GROUPS: Final = 512
 MAX_SLOTS: Final = 65536
+"""Over all vectors of a plan."""
+MAX_TURNS: Final = 64
 MAX_PARAMETERS: Final = 2**32 - 1
 UNSET: Final = 2**32 - 1
 
@@ -81,8 +83,10 @@ class SecaggPlan:
     run_id: 32 bytes, never used for another run.
     members_floor: n_min, least members that are summed, at least 3. members_limit: n_max, which sizes the lanes.
     colluders: c, members assumed to work with the coordinator; None means floor((n - 1) / 3).
-    rounds_per_epoch: R. slots: the adapter's parameters in order. metrics: further tail words, to which every member
-    contributes. metric_groups: tail words after those, to which some do.
+    rounds_per_epoch: R. vectors: what rounds carry in their lanes, each a run of parameters in order; more than one
+    where rounds take turns at what they send. schedule: the vector of rounds 1, 2, ... over and over, by its place in
+    `vectors`. metrics: further tail words, to which every member contributes. metric_groups: tail words after those, to
+    which some do.
     Raises PlanInvalid from the constructor.
     """
 
@@ -91,12 +95,13 @@ class SecaggPlan:
     members_floor: int
     members_limit: int
     rounds_per_epoch: int
-    slots: tuple[ClipSlot, ...]
+    vectors: tuple[tuple[ClipSlot, ...], ...]
     metrics: tuple[str, ...]
     lanes: int
     colluders: int | None = None
     chunk_words: int = CHUNK_WORDS
     metric_groups: tuple[MetricGroup, ...] = ()
+    schedule: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
         problems = [text for broken, text in self._rules() if broken]
@@ -132,20 +137,26 @@ class SecaggPlan:
             (
                 len(self.metric_words) > MAX_METRICS
                 or len(self.metric_groups) > MAX_METRIC_GROUPS
-                or len(self.slots) > MAX_SLOTS,
+                or sum(len(vector) for vector in self.vectors) > MAX_SLOTS,
                 "too many metrics, metric groups or slots",
             ),
             (
-                any(slot.size < 1 or not (0 < slot.clip < math.inf) for slot in self.slots),
+                any(slot.size < 1 or not (0 < slot.clip < math.inf) for vector in self.vectors for slot in vector),
                 "every slot needs a size of at least 1 and a finite clip above 0",
             ),
-            (self.parameters > MAX_PARAMETERS, f"at most {MAX_PARAMETERS} parameters"),
+            (
+                any(sum(slot.size for slot in vector) > MAX_PARAMETERS for vector in self.vectors),
+                f"at most {MAX_PARAMETERS} parameters",
+            ),
+            (
+                len(self.schedule) > MAX_TURNS or set(self.schedule) != set(range(len(self.vectors))),
+                f"the schedule must name every vector, in at most {MAX_TURNS} turns",
+            ),
         )
 
-    @property
-    def parameters(self) -> int:
-        """d, float32 elements of an update."""
-        return sum(slot.size for slot in self.slots)
+    def slots_of(self, round_: int) -> tuple[ClipSlot, ...]:
+        """The parameters of a training round's vector, in order. Which round it is, the context hash covers."""
+        return self.vectors[self.schedule[(round_ - 1) % len(self.schedule)]]
 
     @property
     def lane_limit(self) -> int:
@@ -165,10 +176,10 @@ class SecaggPlan:
     def tail_words(self) -> int:
         return HEAD_WORDS + len(self.metric_words)
 
-    def layout(self, kind: RoundKind) -> VectorLayout:
+    def layout(self, kind: RoundKind, round_: int) -> VectorLayout:
         """Chunks and words of a round's vector."""
         return VectorLayout(
-            parameters=self.parameters if kind is RoundKind.TRAINING else 0,
+            parameters=sum(slot.size for slot in self.slots_of(round_)) if kind is RoundKind.TRAINING else 0,
             lanes=self.lanes,
             tail_words=self.tail_words,
             chunk_words=self.chunk_words,
@@ -205,10 +216,15 @@ class SecaggPlan:
         writer.u32(self.rounds_per_epoch)
         writer.u32(self.lanes)
         writer.u32(self.chunk_words)
-        writer.u32(len(self.slots))
-        for slot in self.slots:
-            writer.u32(slot.size)
-            writer.f64(slot.clip)
+        writer.u32(len(self.vectors))
+        for vector in self.vectors:
+            writer.u32(len(vector))
+            for slot in vector:
+                writer.u32(slot.size)
+                writer.f64(slot.clip)
+        writer.u32(len(self.schedule))
+        for turn in self.schedule:
+            writer.u32(turn)
         writer.texts(self.metrics)
         writer.u32(len(self.metric_groups))
         for group in self.metric_groups:
@@ -223,7 +239,11 @@ class SecaggPlan:
         plan_hash, run_id = reader.fixed(DIGEST_BYTES), reader.fixed(RUN_ID_BYTES)
         floor, limit, colluders = reader.u32(), reader.u32(), reader.u32()
         rounds, lanes, chunk_words = reader.u32(), reader.u32(), reader.u32()
-        slots = tuple(ClipSlot(reader.u32(), reader.f64()) for _ in range(reader.u32(MAX_SLOTS)))
+        vectors = tuple(
+            tuple(ClipSlot(reader.u32(), reader.f64()) for _ in range(reader.u32(MAX_SLOTS)))
+            for _ in range(reader.u32(MAX_TURNS))
+        )
+        schedule = tuple(reader.u32(MAX_TURNS) for _ in range(reader.u32(MAX_TURNS)))
         metrics = reader.texts(MAX_METRICS)
         count = reader.u32(MAX_METRIC_GROUPS)
         groups = tuple(MetricGroup(reader.text(), reader.texts(MAX_METRICS)) for _ in range(count))
@@ -234,12 +254,13 @@ class SecaggPlan:
             members_floor=floor,
             members_limit=limit,
             rounds_per_epoch=rounds,
-            slots=slots,
+            vectors=vectors,
             metrics=metrics,
             lanes=lanes,
             colluders=None if colluders == UNSET else colluders,
             chunk_words=chunk_words,
             metric_groups=groups,
+            schedule=schedule,
         )
 
 

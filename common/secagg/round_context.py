@@ -81,7 +81,7 @@ class RoundContext:
 
     @property
     def layout(self) -> VectorLayout:
-        return self.epoch.plan.layout(self.start.kind)
+        return self.epoch.plan.layout(self.start.kind, self.start.round)
 
     @property
     def round_offset(self) -> int:

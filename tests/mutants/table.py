@@ -337,6 +337,19 @@ MUTANTS: Final = (
         packing(INTEGER_ROUNDING, FLOAT_ROUNDING),
         killers=(UNIT + "test_properties.py::test_no_rounding_leaves_its_lane_at_the_clips_edge", UNBIASED),
     ),
+    mutant(
+        "a round's vector is another's",
+        Edit(CORE + "plan.py", "self.schedule[(round_ - 1) % len(self.schedule)]", "self.schedule[0]"),
+        killers=(
+            UNIT + "test_turns.py::test_a_rounds_number_alone_says_what_it_carries",
+            UNIT + "test_turns.py::test_rounds_of_one_epoch_sum_vectors_of_their_own_lengths_and_clips",
+        ),
+    ),
+    mutant(
+        "turns are not under the plan's digest",
+        Edit(CORE + "plan.py", "            writer.u32(turn)\n", "            writer.u32(0)\n"),
+        killers=(UNIT + "test_turns.py::test_turns_are_in_the_plans_encoding_and_so_in_every_key_and_mask",),
+    ),
     mutant("rounding is always down", packing(ADD_RANDOM, ""), killers=(UNBIASED,)),
     mutant(
         "rounding is to the nearest",

@@ -46,7 +46,8 @@ def plan():
         members_floor=3,
         members_limit=5,
         rounds_per_epoch=4,
-        slots=(ClipSlot(100, 0.5), ClipSlot(30, 0.25)),
+        vectors=((ClipSlot(100, 0.5), ClipSlot(30, 0.25)), (ClipSlot(20, 0.125),)),
+        schedule=(0, 0, 1),
         metrics=("loss",),
         lanes=4,
         chunk_words=16,
@@ -134,8 +135,8 @@ def tail() -> np.ndarray:
 
 def masked_chunk() -> np.ndarray:
     values = np.linspace(-0.6, 0.6, 130, dtype=np.float32)
-    words, _ = Packer(plan(), alpha=0.625, rounding_key=A).pack_chunk(1, values[64:128])
-    StreamSum(plan().layout(RoundKind.TRAINING), plus=[A, B], minus=[C]).add_into(1, words)
+    words, _ = Packer(plan(), round_=41, alpha=0.625, rounding_key=A).pack_chunk(1, values[64:128])
+    StreamSum(plan().layout(RoundKind.TRAINING, 41), plus=[A, B], minus=[C]).add_into(1, words)
     return words
 
 
@@ -160,11 +161,11 @@ ANSWERS = {
     "commit_self_share": "2cafc8e4a964745ec3720aeed3089bda7366ebd2511e5be2338ca5029dbddd53",
     "commit_shares": "1ae46cbf62c11b6c4230cfc1a02e4fc37341165f76e544a6e05154e2bbf6d096",
     "upload_hash": "0eae3f4d5b11d05e7e2e3c2d7078f6ee42ad04b7d00e57abb023502db8a77b86",
-    "plan": "5d6af8d2a7c92942bac9e73de57e93bb79af3f35adf25158b056c13c633d6dd7",
-    "epoch": "eb5acdebec43dcc13fb47c2c61f3fe538f50c7c93a8e24eb5acff2b9a9d19a5b",
+    "plan": "4ff5ba67aea7ab648dd8c96f944fa8620083919ff6f2a1affb4bfa4327ebff09",
+    "epoch": "33c7dd793c853dbc2a060aefd3ad49c43336de8781560b4a14310ed538cac4c5",
     "advertisement": "12ec1642b1866c5778f33af543553b04aa3b9994ca3873e839811b0eb6f9e98e",
     "members": "935eef7036e28ae800d4fdd27862bc20037f020de58ec447eb502f0393c77a25",
-    "context": "622e766662dc5e0bc6e9610b6b300373768002ee5be73c7feac50f93f504ec3b",
+    "context": "905bee68afc875486f257b9aaa1c0e17c3956596f47a70957915b4e34600f842",
     "share": "0014202c3844505c6874808c98a4b0bad19fb1c3d5e7fa0c1e30425466788a9c06",
     "signature_share": "6518479a153bb595458f43d84f4c303567597ec6ef578da7acba94c6b55438db",
     "signature_ready": "81533ab766ec00738ea2536414b700fedbd8af38da44ca7e7cfcfce35071f6af",
@@ -173,7 +174,7 @@ ANSWERS = {
     "signature_reveal": "1eda08ee7b0449ddc02a7c87c1fff4e6ac97519294d6b5c1df473da84e8f6be7",
     "advertise_signature_input": "9ffb2a80de56472fea72f7733e5dea863032d1cf83620d776eb94f2b179bac2e",
     "graph_order": "79260d688f44abbe4e2f746d8c80605b23157a2a1f39223f2bbb298876051121",
-    "roster": "de89329ae784c37bf678429f0ba62492a29a22a3ed8ddbb33476e4631b499e78",
+    "roster": "39501753bbcec64732393d58c24c6101a2e0ebc0bdd9d9459c5481853d25c5e3",
     "masked_chunk": "f7e70fe2b5ab470d3851a4c7587156eb573825ecf845e4af974522b045a381b6",
     "masked_chunk_head": "c6ad7ee3044e7695b373ede0261de8de",
     "tail": "00000020000000000100000000000000000018000000000000003000000000000000e0ffffffffff0000000000000000",

@@ -59,6 +59,8 @@ ROUND: dict[str, Any] = RECORD["round"]
 UPLOADS: list[dict[str, Any]] = ROUND["uploads"]
 MEMBERS = range(len(SET_UP))
 SURVIVORS = tuple(ROUND["survivors"])
+SCHEDULE: list[int] = RECORD["plan"]["schedule"]
+SLOTS: list[dict[str, Any]] = RECORD["plan"]["vectors"][SCHEDULE[(ROUND["number"] - 1) % len(SCHEDULE)]]
 (DROPPED,) = set(MEMBERS) - set(SURVIVORS)
 
 
@@ -84,7 +86,8 @@ def as_floats(text: str) -> np.ndarray:
 def plan() -> SecaggPlan:
     fields = {name: value for name, value in RECORD["plan"].items() if name not in ("encoded", "lane_limit")}
     fields |= {name: h(fields[name]) for name in ("plan_hash", "run_id")}
-    fields["slots"] = tuple(ClipSlot(**slot) for slot in fields["slots"])
+    fields["vectors"] = tuple(tuple(ClipSlot(**slot) for slot in vector) for vector in fields["vectors"])
+    fields["schedule"] = tuple(fields["schedule"])
     fields["metrics"] = tuple(fields["metrics"])
     fields["metric_groups"] = tuple(MetricGroup(one["name"], tuple(one["words"])) for one in fields["metric_groups"])
     return SecaggPlan(**fields)
@@ -218,7 +221,7 @@ def test_the_start_gives_the_recorded_context_and_mask_seeds(context, masking):
 def test_the_recorded_update_is_packed_and_masked_to_the_recorded_chunks(index, masking, context):
     recorded, layout = UPLOADS[index], context.layout
     values = as_floats(recorded["update"])
-    packer = Packer(plan(), alpha=recorded["alpha"], rounding_key=h(recorded["rounding_key"]))
+    packer = Packer(plan(), round_=ROUND["number"], alpha=recorded["alpha"], rounding_key=h(recorded["rounding_key"]))
     chunks = [packer.pack_chunk(at, values[slice(*layout.parameters_in(at))])[0] for at in range(layout.lane_chunks)]
     fixed_alpha = fixed_weight(recorded["alpha"])
     chunks.append(masking[index].pack_tail(fixed_alpha=fixed_alpha, metrics=recorded["metrics"]))
@@ -244,7 +247,7 @@ def test_receipts_commits_and_reveals_are_the_recorded_ones(context, masked):
 
 def test_any_quorum_of_the_recorded_reveals_opens_the_recorded_sum(context, roster, deposits, keys):
     readies = {i: check_ready(EPOCH, roster.members, phase.message, sender=i) for i, phase in enumerate(keys)}
-    commitments = share_commitments(context, deposits)
+    commitments = share_commitments(context, (envelope for deposit in deposits for envelope in deposit.envelopes))
     checked = [
         verify_reveal(context, SURVIVORS, h(message), sender=index, commitments=commitments)
         for index, message in enumerate(ROUND["reveals"])
@@ -259,12 +262,14 @@ def test_any_quorum_of_the_recorded_reveals_opens_the_recorded_sum(context, rost
         assert tail.count == ROUND["tail"]["count"] == len(SURVIVORS)
         assert tail.weight == ROUND["tail"]["weight"]
         assert dict(tail.metrics) == ROUND["tail"]["metrics"]
-        mean = np.concatenate([decode_chunk(plan(), at, words, tail) for at, words in enumerate(totals[:-1])])
+        mean = np.concatenate(
+            [decode_chunk(plan(), at, words, tail, round_=ROUND["number"]) for at, words in enumerate(totals[:-1])]
+        )
         np.testing.assert_array_equal(mean, as_floats(ROUND["mean"]))
 
 
 def test_the_recorded_mean_is_the_weighted_mean_of_the_recorded_updates():
-    clips = np.concatenate([np.full(slot["size"], slot["clip"]) for slot in RECORD["plan"]["slots"]])
+    clips = np.concatenate([np.full(slot["size"], slot["clip"]) for slot in SLOTS])
     weights = {index: UPLOADS[index]["alpha"] for index in SURVIVORS}
     exact = sum(
         weight * np.clip(as_floats(UPLOADS[index]["update"]).astype(float), -clips, clips)
@@ -406,7 +411,7 @@ def test_second_masks_and_lanes_of_each_upload(index):
 
     lanes = second.Lanes(RECORD["plan"]["lanes"], RECORD["plan"]["lane_limit"], RECORD["plan"]["chunk_words"])
     values = as_floats(recorded["update"])
-    clips = [slot["clip"] for slot in RECORD["plan"]["slots"] for _ in range(slot["size"])]
+    clips = [slot["clip"] for slot in SLOTS for _ in range(slot["size"])]
     for at, elements in enumerate(lanes.chunks(len(values))):
         found = lanes.unpacked(packed[at])
         width = len(packed[at])

@@ -66,7 +66,8 @@ def plan() -> SecaggPlan:
         members_floor=3,
         members_limit=MEMBERS,
         rounds_per_epoch=2,
-        slots=(ClipSlot(100, 0.5), ClipSlot(35, 0.25)),
+        vectors=((ClipSlot(20, 0.125),), (ClipSlot(100, 0.5), ClipSlot(35, 0.25))),
+        schedule=(0, 1),
         metrics=("loss",),
         lanes=4,
         chunk_words=16,
@@ -148,7 +149,7 @@ def record() -> dict[str, Any]:
     bound = [phase.bind(survivors, receipts) for phase in masked]
     commits = [phase.message for phase in bound]
     reveals = [phase.accept(commits).message for phase in bound]
-    commitments = share_commitments(context, deposits)
+    commitments = share_commitments(context, (envelope for deposit in deposits for envelope in deposit.envelopes))
     unmasking = open_masks(
         context,
         roster,
@@ -167,7 +168,7 @@ def record() -> dict[str, Any]:
     for at, words in enumerate(totals):
         unmasking.unmasker().add_into(at, words)
     tail = unmasking.check_tail(totals[-1])
-    mean = np.concatenate([decode_chunk(plan(), at, words, tail) for at, words in enumerate(totals[:-1])])
+    mean = np.concatenate([decode_chunk(plan(), at, words, tail, round_=ROUND) for at, words in enumerate(totals[:-1])])
     return {
         "protocol": "XSA1",
         "suite": 2,
@@ -220,7 +221,7 @@ def record() -> dict[str, Any]:
 def upload(masking: Masking) -> dict[str, Any]:
     index, layout, values = masking.index, masking.context.layout, update_of(masking.index)
     alpha, rounding_key = (index + 1) / MEMBERS, seed_of("rounding", index)
-    packer, masker = Packer(plan(), alpha=alpha, rounding_key=rounding_key), masking.masker()
+    packer, masker = Packer(plan(), round_=ROUND, alpha=alpha, rounding_key=rounding_key), masking.masker()
     packed = [packer.pack_chunk(at, values[slice(*layout.parameters_in(at))])[0] for at in range(layout.lane_chunks)]
     packed.append(masking.pack_tail(fixed_alpha=fixed_weight(alpha), metrics=metrics_of(index)))
     masked = [words.copy() for words in packed]

@@ -184,7 +184,9 @@ class Hub:
         """Open the sum and decode it."""
         context = self.context
         _, survivors = choose_close(context, self.latest("receipt"))
-        commitments = share_commitments(context, self.deposits.values())
+        commitments = share_commitments(
+            context, (one for deposit in self.deposits.values() for one in deposit.envelopes)
+        )
         reveals = [
             verify_reveal(context, survivors, message, sender=site, commitments=commitments)
             for site, message in self.latest("reveal_shares").items()
@@ -200,7 +202,9 @@ class Hub:
         for at, words in enumerate(total):
             unmasking.unmasker().add_into(at, words)
         tail = unmasking.check_tail(total[-1])
-        return np.concatenate([decode_chunk(self.epoch.plan, at, one, tail) for at, one in enumerate(total[:-1])])
+        return np.concatenate(
+            [decode_chunk(self.epoch.plan, at, one, tail, round_=1) for at, one in enumerate(total[:-1])]
+        )
 
 
 class HubClient:

@@ -106,7 +106,7 @@ def test_the_first_tensor_clip_that_fits_holds_and_element_clip_for_the_rest():
     for clips, expected in (((one, all_b), [0.1, 0.01]), ((all_b, one), [0.1, 0.02]), ((), [0.1, 0.1])):
         made = masking(tensor_clips=clips)
         made.check()
-        assert [slot.clip for slot in secagg_plan(made, bytes(32)).slots] == expected
+        assert [slot.clip for slot in secagg_plan(made, bytes(32)).slots_of(1)] == expected
         assert Plan.from_bytes(made.to_bytes()) == made
 
 

@@ -182,7 +182,7 @@ def make_plan(
         members_floor=floor,
         members_limit=members,
         rounds_per_epoch=rounds,
-        slots=slots,
+        vectors=(slots,),
         metrics=metrics,
         lanes=lanes,
         colluders=colluders,
@@ -369,7 +369,9 @@ class Round:
         return choose_close(self.context, self.receipts)
 
     def check_reveals(self, survivors: tuple[int, ...], reveals: Mapping[int, bytes]) -> list[CheckedReveal]:
-        commitments = share_commitments(self.context, self.epoch.deposits.values())
+        commitments = share_commitments(
+            self.context, (envelope for deposit in self.epoch.deposits.values() for envelope in deposit.envelopes)
+        )
         return [
             verify_reveal(self.context, survivors, message, sender=index, commitments=commitments)
             for index, message in reveals.items()

@@ -37,7 +37,7 @@ def plan_of(slots, *, members=5, lanes=4, chunk_words=16) -> SecaggPlan:
         members_floor=3,
         members_limit=members,
         rounds_per_epoch=1,
-        slots=tuple(ClipSlot(size, clip) for size, clip in slots),
+        vectors=(tuple(ClipSlot(size, clip) for size, clip in slots),),
         metrics=("loss", "correct"),
         lanes=lanes,
         chunk_words=chunk_words,
@@ -45,8 +45,8 @@ def plan_of(slots, *, members=5, lanes=4, chunk_words=16) -> SecaggPlan:
 
 
 def pack(plan, values, *, alpha=1.0, key=KEY):
-    packer = Packer(plan, alpha=alpha, rounding_key=key)
-    layout = plan.layout(RoundKind.TRAINING)
+    packer = Packer(plan, round_=1, alpha=alpha, rounding_key=key)
+    layout = plan.layout(RoundKind.TRAINING, 1)
     chunks, clipped = [], 0
     for chunk in range(layout.lane_chunks):
         words, over = packer.pack_chunk(chunk, values[slice(*layout.parameters_in(chunk))])
@@ -96,7 +96,7 @@ def test_all_members_at_the_clip_edge_never_carry(lanes, sign):
     packed = [pack(plan, values, key=bytes([member]) * 32)[0] for member in range(members)]
     total = plain_sum(packed)
     mean = np.concatenate(
-        [decode_chunk(plan, at, words, TailSums(members, members, {})) for at, words in enumerate(total)]
+        [decode_chunk(plan, at, words, TailSums(members, members, {}), round_=1) for at, words in enumerate(total)]
     )
     np.testing.assert_allclose(mean, np.clip(values, -0.5, 0.5), rtol=1e-6)
     assert set(lanes_of(plan, packed[0][0])) == {0, 2 * plan.lane_limit}
@@ -114,15 +114,15 @@ def test_the_mean_is_within_the_error_bound(slots, lanes, members, seed):
     generator = np.random.default_rng(seed)
     clips = np.concatenate([np.full(size, clip) for size, clip in slots])
     weights = [fixed_weight(alpha) / 2**30 for alpha in generator.uniform(0.01, 1, members)]
-    exact, packed = np.zeros(plan.parameters), []
+    exact, packed = np.zeros(sum(slot.size for slot in plan.slots_of(1))), []
     for member, weight in enumerate(weights):
-        values = (generator.normal(0, 0.7, plan.parameters) * clips).astype(np.float32)
+        values = (generator.normal(0, 0.7, clips.size) * clips).astype(np.float32)
         exact += weight * np.clip(values.astype(np.float64), -clips, clips)
         chunks, clipped = pack(plan, values, alpha=weight, key=bytes([member]) * 32)
         assert clipped == np.count_nonzero(np.abs(values.astype(np.float64)) > clips)
         packed.append(chunks)
     tail = TailSums(members, sum(weights), {})
-    mean = np.concatenate([decode_chunk(plan, at, words, tail) for at, words in enumerate(plain_sum(packed))])
+    mean = np.concatenate([decode_chunk(plan, at, words, tail, round_=1) for at, words in enumerate(plain_sum(packed))])
     bound = members * clips / (plan.lane_limit * tail.weight)
     assert mean.shape == exact.shape
     assert np.all(np.abs(mean - exact / tail.weight) <= bound + 1e-6 * clips)
@@ -135,7 +135,7 @@ def test_rounding_is_unbiased():
         values = np.full(2**22, value, dtype=np.float32)
         chunks, _ = pack(plan, values, alpha=0.75)
         tail = TailSums(1, 0.75, {})
-        mean = np.concatenate([decode_chunk(plan, at, words, tail) for at, words in enumerate(chunks)])
+        mean = np.concatenate([decode_chunk(plan, at, words, tail, round_=1) for at, words in enumerate(chunks)])
         error = mean.astype(np.float64) - np.float64(np.float32(value))
         spread = max(error.std(), 1e-9) / np.sqrt(error.size)
         half_step = 1.0 / (plan.lane_limit * 0.75) / 2 ** (fraction_bits(plan.lane_limit) + 1)
@@ -174,7 +174,7 @@ def test_a_nan_or_an_infinity_is_refused(value, place):
 
 def test_wrong_shapes_types_and_chunks_are_refused():
     plan = plan_of([(70, 1.0)])
-    packer = Packer(plan, alpha=1.0, rounding_key=KEY)
+    packer = Packer(plan, round_=1, alpha=1.0, rounding_key=KEY)
     wrong: list[tuple[int, Any]] = [
         (0, np.zeros(63, np.float32)),
         (0, np.zeros(64, np.float64)),
@@ -188,13 +188,13 @@ def test_wrong_shapes_types_and_chunks_are_refused():
     with pytest.raises(ShapeMismatch):
         add_into(np.zeros(3, np.uint64), np.zeros(1, np.uint64))
     with pytest.raises(ShapeMismatch):
-        decode_chunk(plan, 0, np.zeros(15, np.uint64), TailSums(3, 1.0, {}))
+        decode_chunk(plan, 0, np.zeros(15, np.uint64), TailSums(3, 1.0, {}), round_=1)
 
 
 @given(st.integers(0, 500), st.sampled_from([2, 3, 5, 8]), st.integers(8, 20))
 def test_a_layout_covers_every_parameter_and_every_byte_once(parameters, lanes, chunk_words):
     plan = plan_of([(parameters, 1.0)] if parameters else [], members=3, lanes=lanes, chunk_words=chunk_words)
-    layout = plan.layout(RoundKind.TRAINING)
+    layout = plan.layout(RoundKind.TRAINING, 1)
     ends = [layout.parameters_in(chunk) for chunk in range(layout.chunks)]
     assert [0, *(stop for _, stop in ends)] == [*(start for start, _ in ends), parameters]
     sizes = [layout.words_in(chunk) for chunk in range(layout.chunks)]

@@ -18,6 +18,7 @@ from common.secagg import (
     Advertisement,
     Advertising,
     Bound,
+    ClipSlot,
     Commit,
     Dealt,
     Deposit,
@@ -292,6 +293,13 @@ def test_an_unknown_round_kind_is_refused():
     "change",
     [
         {"members_floor": 2},
+        {"vectors": ()},
+        {"schedule": ()},
+        {"schedule": (1,)},
+        {"vectors": ((ClipSlot(3, 0.5),), (ClipSlot(2, 0.5),)), "schedule": (1, 1)},
+        {"vectors": ((ClipSlot(3, 0.5),), (ClipSlot(2, 0.5),)), "schedule": (0, 1) * 33},
+        {"vectors": ((ClipSlot(3, 0.5),), (ClipSlot(2**32, 0.5),)), "schedule": (0, 1)},
+        {"vectors": ((ClipSlot(3, 0.5),), (ClipSlot(0, 0.5),)), "schedule": (0, 1)},
         {"members_limit": 2},
         {"plan_hash": b""},
         {"run_id": b""},
@@ -307,7 +315,7 @@ def test_an_unknown_round_kind_is_refused():
         {"metric_groups": (MetricGroup("one", ("hits",)), MetricGroup("one", ("misses",)))},
         {"metric_groups": (MetricGroup("one", ()),)},
         {"metric_groups": (MetricGroup("", ("hits",)),)},
-        {"metric_groups": tuple(MetricGroup(str(n), (f"word {n}",)) for n in range(65)), "chunk_words": 128},
+        {"metric_groups": tuple(MetricGroup(str(n), (f"word {n}",)) for n in range(513)), "chunk_words": 1024},
     ],
 )
 def test_a_plan_that_contradicts_itself_is_refused(change):

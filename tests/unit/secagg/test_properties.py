@@ -144,9 +144,9 @@ def test_no_rounding_leaves_its_lane_at_the_clips_edge(members, lanes):
     """A sum in float32 rounds L + u up to L + 1 about once in ten thousand times."""
     count = 1 << 20
     plan = make_plan(members, parameters=count, lanes=lanes, chunk_words=131072)
-    layout = plan.layout(RoundKind.TRAINING)
+    layout = plan.layout(RoundKind.TRAINING, 1)
     for sign, expected in ((1, 2 * plan.lane_limit), (-1, 0)):
-        packer = Packer(plan, alpha=1.0, rounding_key=bytes([1]) * 32)
+        packer = Packer(plan, round_=1, alpha=1.0, rounding_key=bytes([1]) * 32)
         for at in range(layout.lane_chunks):
             first, last = layout.parameters_in(at)
             words, _ = packer.pack_chunk(at, np.full(last - first, sign * 0.5, np.float32))
@@ -158,10 +158,10 @@ def test_the_mean_error_of_ten_million_roundings_is_zero():
     """z-test over 3 * 2**22 random values, in steps of the lanes."""
     count, parts = 1 << 22, 3
     plan = make_plan(10, parameters=count, clip=1.0, lanes=4, chunk_words=131072)
-    layout, limit = plan.layout(RoundKind.TRAINING), plan.lane_limit
+    layout, limit = plan.layout(RoundKind.TRAINING, 1), plan.lane_limit
     total, squares = 0.0, 0.0
     for part in range(parts):
-        packer = Packer(plan, alpha=1.0, rounding_key=bytes([part]) * 32)
+        packer = Packer(plan, round_=1, alpha=1.0, rounding_key=bytes([part]) * 32)
         generator = np.random.default_rng(part)
         for at in range(layout.lane_chunks):
             first, last = layout.parameters_in(at)
@@ -187,9 +187,9 @@ def test_as_many_members_as_the_plan_allows_never_carry_wherever_they_are(member
     packed = []
     for member in range(members):
         values = np.array([source.choice((-9.0, -0.5, 0.1, 0.5, 9.0)) for _ in range(3 * lanes)], np.float32)
-        words, _ = Packer(plan, alpha=1.0, rounding_key=bytes([member]) * 32).pack_chunk(0, values)
+        words, _ = Packer(plan, round_=1, alpha=1.0, rounding_key=bytes([member]) * 32).pack_chunk(0, values)
         packed.append(words)
     (total,) = plain_sum([words] for words in packed)
     np.testing.assert_array_equal(lanes_of(total, lanes), np.sum([lanes_of(one, lanes) for one in packed], axis=0))
-    mean = decode_chunk(plan, 0, total, TailSums(members, members, {}))
+    mean = decode_chunk(plan, 0, total, TailSums(members, members, {}), round_=1)
     assert np.max(np.abs(mean)) <= 0.5 * (1 + 1e-6)

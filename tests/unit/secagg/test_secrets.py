@@ -251,7 +251,7 @@ def test_no_error_about_a_step_that_may_not_be_taken_holds_a_secret(made):
         lambda: sealing.open_escrow(share[1:], share, roster_hash=b"", owner=0, round_=1),
         lambda: sealing.public_key(of[Advertising].master),
         lambda: Signed.by_epoch_key(share, "share", b""),
-        lambda: Packer(make_plan(3), alpha=1.0, rounding_key=share),
+        lambda: Packer(make_plan(3), round_=1, alpha=1.0, rounding_key=share),
         lambda: setattr(of[Masking], "self_seed", share),
         lambda: dataclasses.replace(of[Masking], no_such_field=share),
         lambda: Advertising(share),  # type: ignore[call-arg]

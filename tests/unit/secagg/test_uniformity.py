@@ -25,8 +25,8 @@ PLAN = make_plan(3, parameters=PARAMETERS, clip=CLIP, chunk_words=CHUNK_WORDS, l
 @lru_cache(maxsize=4)
 def packed(value: float) -> np.ndarray:
     """The update that is `value` everywhere, as words."""
-    layout = PLAN.layout(RoundKind.TRAINING)
-    packer = Packer(PLAN, alpha=1.0, rounding_key=bytes(32))
+    layout = PLAN.layout(RoundKind.TRAINING, 1)
+    packer = Packer(PLAN, round_=1, alpha=1.0, rounding_key=bytes(32))
     values = np.full(PARAMETERS, value, np.float32)
     chunks = [packer.pack_chunk(at, values[slice(*layout.parameters_in(at))])[0] for at in range(layout.lane_chunks)]
     return np.concatenate(chunks)

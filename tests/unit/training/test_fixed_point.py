@@ -13,12 +13,13 @@ from common import basemodel
 from common.adapters import ADAPTER_FILE, open_flat
 from common.instructions import Task, chat_instruction_set
 from common.masking import plan_digest, secagg_plan
+from common.methods import Method
 from common.secagg import Clipping, Packer, RoundKind, SecaggPlan, TailSums, decode_chunk, fixed_weight
 from coordinator.planning import PlanSettings
 from participant.training.data import Exchange, Record
 from participant.training.job import Hyperparameters, Resources
 from participant.training.loop import TrainingTask, train
-from participant.training.methods import FedIT
+from participant.training.methods import client_method
 from participant.training.model import load_model
 from participant.training.tokens import Encoded, Encoder
 from tests.tiny_model import TINY_SPEC
@@ -62,7 +63,7 @@ def deltas(tiny_folder, layout, adapter_folder, tokenizer):
                     learning_rate=learning_rate, batch_size=4, steps=STEPS, max_length=96, seed=site
                 ),
                 resources=Resources(micro_batch_size=4),
-                method=FedIT(),
+                method=client_method(Method(), TINY_SPEC, round_=1),
                 job_digest="job",
                 checkpoint=None,
             )
@@ -87,18 +88,18 @@ def default_plan(tiny_folder, learning_rate: float, members: int) -> SecaggPlan:
 
 
 def mean_by_lanes(made: SecaggPlan, updates, weights) -> tuple[np.ndarray, Clipping]:
-    layout = made.layout(RoundKind.TRAINING)
+    layout = made.layout(RoundKind.TRAINING, 1)
     totals = [np.zeros(layout.words_in(chunk), dtype=np.uint64) for chunk in range(layout.lane_chunks)]
     clippings = []
     for index, (update, weight) in enumerate(zip(updates, weights, strict=True)):
         key = hashlib.sha256(bytes([index])).digest()
-        packer = Packer(made, alpha=weight, rounding_key=key)
+        packer = Packer(made, round_=1, alpha=weight, rounding_key=key)
         for chunk, total in enumerate(totals):
             words, clipping = packer.pack_chunk(chunk, update[slice(*layout.parameters_in(chunk))])
             total += words
             clippings.append(clipping)
     tail = TailSums(len(weights), sum(weights), {})
-    mean = np.concatenate([decode_chunk(made, chunk, total, tail) for chunk, total in enumerate(totals)])
+    mean = np.concatenate([decode_chunk(made, chunk, total, tail, round_=1) for chunk, total in enumerate(totals)])
     return mean, Clipping.of_all(clippings)
 
 

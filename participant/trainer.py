@@ -23,7 +23,6 @@ from participant.training.job import (
     EvaluationSettings,
     Hyperparameters,
     JobKind,
-    Method,
     Resources,
     TrainingJob,
     write_job,
@@ -120,7 +119,8 @@ class WorkerTrainer:
             global_adapter=work.global_adapter,
             global_adapter_digest=work.global_adapter_digest,
             adapter=work.plan.adapter,
-            method=Method(work.plan.method.name),
+            method=work.plan.method,
+            round=work.round,
             hyperparameters=Hyperparameters(
                 learning_rate=training.learning_rate,
                 batch_size=training.batch_size,

@@ -100,3 +100,8 @@ class Ravan:
         heads = [slice(first, first + rank) for first in range(0, self.width, rank)]
         left = [b[:, head].astype(np.float64) @ h[head].astype(np.float64) for head in heads]
         return LoraFactors(a, np.asarray(np.concatenate(left, axis=1), dtype=np.float32))
+
+
+def fold_scalars(h: Matrix, scalars: FlatVector) -> Matrix:
+    """s_j H_j of every head: what a site stores and sends. h: float32[width, rank]; scalars: float32[heads]."""
+    return np.asarray(h * np.repeat(scalars, h.shape[1])[:, None], dtype=np.float32)

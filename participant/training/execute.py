@@ -21,7 +21,7 @@ from participant.training.data import MAX_BAD_EXAMPLES, Dataset
 from participant.training.evaluate import evaluate, questions
 from participant.training.job import JobKind, TrainingJob
 from participant.training.loop import TrainingTask, train
-from participant.training.methods import METHODS
+from participant.training.methods import client_method
 from participant.training.model import (
     AdaptedModel,
     LoadBase,
@@ -131,6 +131,7 @@ class Execution:
         return load_model(
             job.base_model,
             spec=job.adapter,
+            method=job.method,
             layout=layout,
             start=start,
             device=device,
@@ -172,7 +173,7 @@ class Execution:
                 weights=[job.instruction_set.weight_of(item.record.domain) for item in records],
                 hyperparameters=job.hyperparameters,
                 resources=job.resources,
-                method=METHODS[job.method],
+                method=client_method(job.method, job.adapter, round_=job.round),
                 job_digest=self._job_digest,
                 checkpoint=self._folder / CHECKPOINT_FILE if job.resources.checkpoint_every_steps else None,
             ),

@@ -6,15 +6,17 @@ Knows nothing of torch, so that the daemon can import it, and nothing of rounds 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 from common import jsonform
-from common.adapters import AdapterSpec
+from common.adapters import AdapterLayout, AdapterSpec, LinearLayer
 from common.errors import InvalidArgument
 from common.instructions import InstructionSet
+from common.methods import Method, adapter_method
 
 JOB_FILE: Final = "job.json"
 
@@ -24,12 +26,6 @@ class JobKind(StrEnum):
 
     TRAIN = "train"
     EVALUATE = "evaluate"
-
-
-class Method(StrEnum):
-    """The client side of a federated method. FEDIT: train A and B of every adapted layer (arXiv 2305.05644)."""
-
-    FEDIT = "fedit"
 
 
 class Device(StrEnum):
@@ -165,7 +161,8 @@ class TrainingJob:
     """One job of the training process.
 
     base_model: a local safetensors folder (`sources.prepare` makes one), checked against base_model_digest.
-    global_adapter: a PEFT folder; global_adapter_digest: SHA-256 of its adapter_model.safetensors.
+    global_adapter: a folder with the method's stored tensors; global_adapter_digest: SHA-256 of its file.
+    method, round: what is trained and sent follows from both; rounds count from 1.
     Relative paths are looked up from the job folder.
     """
 
@@ -179,8 +176,17 @@ class TrainingJob:
     hyperparameters: Hyperparameters
     instruction_set: InstructionSet
     data: DataSettings
+    round: int = 1
     evaluation: EvaluationSettings = EvaluationSettings()
     resources: Resources = Resources()
+
+    def __post_init__(self) -> None:
+        if self.round < 1:
+            raise InvalidArgument("round must be at least 1")
+
+    def layout(self, layers: Iterable[LinearLayer]) -> AdapterLayout:
+        """Of the adapter's stored tensors. Raises InvalidArgument or PlanInvalid where the method does not fit."""
+        return adapter_method(self.method, self.adapter).layout(layers)
 
     def to_json(self) -> str:
         """Canonical JSON."""

@@ -79,9 +79,10 @@ def train(
     """
     settings = task.hyperparameters
     torch.manual_seed(settings.seed)
-    start = {name: factor.detach().clone() for name, factor in model.factors.items()}
-    trained = {name: factor for name, factor in model.factors.items() if task.method.is_trained(name)}
-    for name, factor in model.factors.items():
+    movable = model.movable
+    start = {name: factor.detach().clone() for name, factor in movable.items()}
+    trained = {name: factor for name, factor in movable.items() if task.method.is_trained(name)}
+    for name, factor in movable.items():
         factor.requires_grad_(name in trained)
     optimiser = torch.optim.AdamW(list(trained.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     position = _restored(task, trained, optimiser)
@@ -106,6 +107,8 @@ def train(
         every = task.resources.checkpoint_every_steps
         if every and (position.step % every == 0 or position.step == settings.steps):
             _checkpoint(task, position, trained, optimiser)
+    # After the last checkpoint: killed in here, the job begins with this again.
+    task.method.finish(trained, start)
     return TrainingFigures(
         steps=position.step,
         records=position.records,
@@ -185,6 +188,7 @@ def _step(
             f"the plan's learning rate {task.hyperparameters.learning_rate} may be too high for this site's records"
         )
     optimiser.step()
+    task.method.after_step(trained, learning_rate=task.hyperparameters.learning_rate)
     return loss
 
 

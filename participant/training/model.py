@@ -1,4 +1,4 @@
-"""The base model with its LoRA adapter, on one device: frozen base, float32 factors, logits where they are needed.
+"""The base model with its adapter, on one device: frozen base, float32 factors, logits where they are needed.
 
 Knows the adapter spec and its layout, and nothing of records, losses and steps.
 """
@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
@@ -27,7 +27,11 @@ from common.adapters import (
     unflatten,
     write_adapter_folder,
 )
-from common.errors import BaseModelUnavailable, ShapeMismatch
+from common.errors import BaseModelUnavailable
+from common.methods import Method, adapter_method
+from common.methods.core import Core
+from common.methods.ravan import Ravan, fold_scalars
+from participant.training.adapted_layers import Adapted, adapt, check_shapes
 from participant.training.job import Device, Precision
 
 LoadBase = Callable[[Path, torch.dtype], PreTrainedModel]
@@ -35,6 +39,7 @@ LoadBase = Callable[[Path, torch.dtype], PreTrainedModel]
 _PEFT_ADAPTER: Final = ".default"
 _HEAD_TOLERANCE: Final = 2e-2  # relative; far under any scaling of logits that a model may do after its head
 _PROBE_TOKENS: Final = 8
+FEDIT: Final = Method()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +64,10 @@ class AfterHead:
 
 @dataclass(frozen=True, slots=True)
 class AdaptedModel:
-    """A base model with a LoRA adapter.
+    """A base model with an adapter.
 
     factors: the adapter's float32 parameters by their names in the adapter file, in the layout's order.
+    scalars: RAVAN's s_j, float32[heads], by the name of the factor that they are folded into; others have none.
     """
 
     causal: PreTrainedModel
@@ -70,6 +76,12 @@ class AdaptedModel:
     device: torch.device
     precision: torch.dtype
     after_head: AfterHead
+    scalars: Mapping[str, nn.Parameter] = field(default_factory=dict)
+
+    @property
+    def movable(self) -> dict[str, nn.Parameter]:
+        """Everything that local training may move, by names that do not clash: factors, and behind them scalars."""
+        return {**self.factors, **{f"{name}.scalars": scalar for name, scalar in self.scalars.items()}}
 
     def hidden(self, batch: TokenBatch) -> Tensor:
         """Last hidden states, [rows, length, width]; the way for training, it keeps no cache."""
@@ -104,8 +116,11 @@ class AdaptedModel:
         return TokenBatch(ids.to(self.device), mask.to(self.device))
 
     def flat(self) -> FlatVector:
-        """The adapter as float32[d]."""
-        return flatten({name: factor.detach().cpu().numpy() for name, factor in self.factors.items()}, self.layout)
+        """The adapter as float32[d], scalars folded in."""
+        tensors = {name: factor.detach().cpu().numpy() for name, factor in self.factors.items()}
+        for name, scalar in self.scalars.items():
+            tensors[name] = fold_scalars(tensors[name], scalar.detach().cpu().numpy())
+        return flatten(tensors, self.layout)
 
 
 def choose_device(wanted: Device) -> torch.device:
@@ -143,40 +158,33 @@ def load_model(
     start: FlatVector,
     device: torch.device,
     precision: torch.dtype,
+    method: Method = FEDIT,
     base_from: LoadBase = load_base,
 ) -> AdaptedModel:
     """Load a base model, freeze it, and put the adapter `start` float32[d] on it.
 
+    layout: of the method's stored tensors.
     base_from: who has the base model in memory already loads none; what it gives is changed here.
     Raises BaseModelUnavailable if the library cannot load it, ShapeMismatch if its linear layers are not the layout's.
     """
     base = base_from(folder, precision)
-    config = LoraConfig(
-        r=spec.rank,
-        lora_alpha=spec.alpha,  # type: ignore[arg-type]  # annotated int; only ever divided by the rank
-        target_modules=list(spec.target_modules),
-        lora_dropout=0.0,
-        bias="none",
-        task_type="CAUSAL_LM",
-        init_lora_weights=False,  # overwritten below
-    )
-    peft = get_peft_model(base, config)
-    factors = _factors(peft, layout)
+    base.requires_grad_(False)
+    adapted = _adapt(base, method, spec, layout)
+    factors = adapted.factors
     with torch.no_grad():
         for name, value in unflatten(start, layout).items():
             factors[name].data = torch.from_numpy(value.copy()).to(torch.float32)
-    peft.to(device)
+    nn.Module.to(base, device)  # the library's own `to` has no types
     # Dropout that a base model may have in its own configuration would make training depend on more than the seed.
-    peft.eval()
-    causal = peft.get_base_model()
-    assert isinstance(causal, PreTrainedModel)  # noqa: S101  (for mypy)
+    base.eval()
     return AdaptedModel(
-        causal=causal,
+        causal=base,
         factors=factors,
         layout=layout,
         device=device,
         precision=precision,
-        after_head=_after_head(causal, device),
+        after_head=_after_head(base, device),
+        scalars=adapted.scalars,
     )
 
 
@@ -192,21 +200,29 @@ def save_adapter(model: AdaptedModel, folder: Path, *, spec: AdapterSpec, base_m
     return digest
 
 
-def _factors(peft: PeftModel, layout: AdapterLayout) -> dict[str, nn.Parameter]:
-    """The LoRA parameters in the layout's order; the module paths must be those of the weight files."""
+def _adapt(base: PreTrainedModel, method: Method, spec: AdapterSpec, layout: AdapterLayout) -> Adapted:
+    kind = adapter_method(method, spec)
+    return adapt(base, kind, layout) if isinstance(kind, Core | Ravan) else _with_lora(base, spec, layout)
+
+
+def _with_lora(base: PreTrainedModel, spec: AdapterSpec, layout: AdapterLayout) -> Adapted:
+    """PEFT's own LoRA layers, put into the model in place."""
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,  # type: ignore[arg-type]  # annotated int; only ever divided by the rank
+        target_modules=list(spec.target_modules),
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+        init_lora_weights=False,  # overwritten by the caller
+    )
     found = {
         name.replace(_PEFT_ADAPTER, ""): parameter
-        for name, parameter in peft.named_parameters()
+        for name, parameter in get_peft_model(base, config).named_parameters()
         if f"{_PEFT_ADAPTER}." in name
     }
-    wanted = {slot.name: slot.shape for slot in layout.slots}
-    if {name: tuple(factor.shape) for name, factor in found.items()} != wanted:
-        odd = sorted(set(found) ^ set(wanted))
-        raise ShapeMismatch(
-            f"the loaded model's linear layers differ from those in its weight files"
-            f"{f', first at {odd[0]}' if odd else ''}; this architecture cannot be adapted yet"
-        )
-    return {slot.name: found[slot.name] for slot in layout.slots}
+    check_shapes(found, layout)
+    return Adapted({slot.name: found[slot.name] for slot in layout.slots}, {})
 
 
 def _after_head(causal: PreTrainedModel, device: torch.device) -> AfterHead:

@@ -47,7 +47,7 @@ def run_job(folder: Path, report: Reporter, stop: StopRequest, *, base_from: Loa
         job = written.resolved(folder.resolve())
         report(Progress(phase=Phase.LOAD, step=1, total_steps=_CHECKS, detail="check base model and global adapter"))
         model = _checked_model(job)
-        layout = job.adapter.layout(model.layers)
+        layout = job.layout(model.layers)
         start = _checked_adapter(job, layout)
         report(Progress(phase=Phase.LOAD, step=2, total_steps=_CHECKS, detail="read records"))
         records = data.load(job.data)

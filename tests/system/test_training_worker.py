@@ -29,6 +29,7 @@ from common.errors import (
     TrainingStopped,
 )
 from common.instructions import chat_instruction_set
+from common.methods import Method
 from participant.training.checkpoint import CHECKPOINT_FILE
 from participant.training.child import _CODES
 from participant.training.job import (
@@ -37,7 +38,6 @@ from participant.training.job import (
     EvaluationSettings,
     Hyperparameters,
     JobKind,
-    Method,
     Precision,
     Resources,
     TrainingJob,
@@ -107,7 +107,7 @@ def make_site(folder: Path, model: Path) -> Site:
             global_adapter=Path("../global"),
             global_adapter_digest=digest,
             adapter=TINY_SPEC,
-            method=Method.FEDIT,
+            method=Method(),
             hyperparameters=Hyperparameters(learning_rate=5e-3, batch_size=4, steps=12, max_length=64, seed=5),
             instruction_set=chat_instruction_set(),
             data=DataSettings(

@@ -6,13 +6,15 @@ from torch.nn import functional
 
 from common.errors import TrainingStopped
 from common.instructions import Task, chat_instruction_set
+from common.methods import Method
 from participant.training.data import Exchange, Record
 from participant.training.evaluate import evaluate, label_choices, questions
 from participant.training.job import EvaluationSettings, Hyperparameters, Resources
 from participant.training.loop import TrainingTask, train
-from participant.training.methods import FedIT
+from participant.training.methods import client_method
 from participant.training.scoring import Mention, count_spans, rouge_l
 from participant.training.tokens import Encoder
+from tests.tiny_model import TINY_SPEC
 
 LABELS = ("red", "blue", "green", "deep blue", "deep green", "blu")
 THINGS = ("sky", "sea", "grass", "leaf", "blood", "card", "apple", "text", "line", "user", "flu", "measles")
@@ -57,7 +59,7 @@ def teach(model, records, steps):
         weights=[1.0] * len(records),
         hyperparameters=Hyperparameters(learning_rate=2e-2, batch_size=4, steps=steps, max_length=128, seed=3),
         resources=Resources(),
-        method=FedIT(),
+        method=client_method(Method(), TINY_SPEC, round_=1),
         job_digest="x",
         checkpoint=None,
     )

@@ -12,11 +12,11 @@ from common import jsonform
 from common.adapters import AdapterSpec
 from common.errors import InvalidArgument
 from common.instructions import chat_instruction_set
+from common.methods import Method
 from participant.training.job import (
     DataSettings,
     Hyperparameters,
     JobKind,
-    Method,
     TrainingJob,
     write_job,
 )
@@ -29,7 +29,7 @@ JOB = TrainingJob(
     global_adapter=Path("/adapters/global"),
     global_adapter_digest="bb",
     adapter=AdapterSpec(8, 16.0, ("q_proj",)),
-    method=Method.FEDIT,
+    method=Method(),
     hyperparameters=Hyperparameters(learning_rate=1e-3, batch_size=8, steps=9, max_length=64, seed=7),
     instruction_set=chat_instruction_set(),
     data=DataSettings(train_path=Path("train.jsonl"), held_out_path=Path("held.jsonl")),

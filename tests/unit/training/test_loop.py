@@ -12,11 +12,12 @@ from transformers import AutoModelForCausalLM
 from common.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, open_flat
 from common.errors import TrainingFailed, TrainingStopped
 from common.instructions import Task, chat_instruction_set
+from common.methods import Method
 from participant.training import loop
 from participant.training.data import Exchange, Record
 from participant.training.job import Hyperparameters, Resources
 from participant.training.loop import TrainingTask, answer_flags, answer_losses, train
-from participant.training.methods import FedIT
+from participant.training.methods import LocalMethod, client_method
 from participant.training.model import AfterHead, load_model, save_adapter
 from participant.training.tokens import Encoder
 from tests.tiny_model import TINY_SPEC
@@ -47,7 +48,7 @@ def task(records):
         weights=[1.0] * len(records),
         hyperparameters=SETTINGS,
         resources=Resources(micro_batch_size=4),
-        method=FedIT(),
+        method=client_method(Method(), TINY_SPEC, round_=1),
         job_digest="job",
         checkpoint=None,
     )
@@ -159,18 +160,18 @@ def test_a_loss_that_is_not_finite_ends_training(adapted, task):
 
 
 def test_factors_that_a_method_does_not_train_keep_their_bits(adapted, task):
-    class TrainB(FedIT):
+    class TrainB(LocalMethod):
         def is_trained(self, name):
             return ".lora_B." in name
 
     start = {name: factor.detach().clone() for name, factor in adapted.factors.items()}
-    run(adapted, replace(task, method=TrainB()))
+    run(adapted, replace(task, method=TrainB(kind=task.method.kind, turn=0)))
     moved = {name for name, factor in adapted.factors.items() if not torch.equal(factor, start[name])}
     assert moved == {name for name in start if ".lora_B." in name}
 
 
 def test_a_methods_penalty_pulls_towards_the_global_adapter(adapted, task, tiny_folder, layout, adapter_folder):
-    class Pull(FedIT):
+    class Pull(LocalMethod):
         def penalty(self, local, start):
             return 100.0 * sum((value - start[name]).square().sum() for name, value in local.items())
 
@@ -179,7 +180,7 @@ def test_a_methods_penalty_pulls_towards_the_global_adapter(adapted, task, tiny_
         tiny_folder, spec=TINY_SPEC, layout=layout, start=start, device=torch.device("cpu"), precision=torch.float32
     )
     run(adapted, task)
-    run(other, replace(task, method=Pull()))
+    run(other, replace(task, method=Pull(kind=task.method.kind, turn=0)))
     assert np.linalg.norm(flat_of(other) - start) < 0.8 * np.linalg.norm(flat_of(adapted) - start)
 
 

@@ -6,7 +6,7 @@ The signed bytes are the canonical JSON itself, so nothing has to be encoded aga
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from common import jsonform
 from common.adapters import AdapterSpec
 from common.errors import AccordError, DigestMismatch, SignatureInvalid
+from common.instruction_updates import NextRound
 
 MANIFEST_FORM: Final = 1
 SIGNATURE_FILE: Final = "manifest.json.sig"
@@ -37,7 +38,8 @@ class Manifest:
     digest: SHA-256 of its model file. parent: digest of the adapter that the round trained from, None for the first.
     round: 0 for the initial adapter. survivors: whose updates are in the sum, None where the plan says only to count.
     metrics: (name, mean over the survivors). base_model, base_model_digest, plan_digest, charter_digest: what was used.
-    created_at: RFC 3339, UTC.
+    created_at: RFC 3339, UTC. domain_sums: the round's summed words of its domains, by name; next_round: what follows
+    from them for the round that trains from this adapter, where the plan has updates (`common.update_chain`).
     """
 
     federation: str
@@ -58,6 +60,8 @@ class Manifest:
     metrics: dict[str, float]
     privacy: PrivacySpent | None
     created_at: str
+    domain_sums: dict[str, float] = field(default_factory=dict)
+    next_round: NextRound | None = None
     form: int = MANIFEST_FORM
 
     def to_bytes(self) -> bytes:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from common.instruction_updates import NextRound
 from common.manifest import Manifest, PrivacySpent, signed_bytes
 from common.plan import Plan
 
@@ -35,10 +36,13 @@ def build_manifest(
     instruction_set: str,
     at: datetime,
     privacy: PrivacySpent | None = None,
+    domain_sums: dict[str, float] | None = None,
+    next_round: NextRound | None = None,
 ) -> Manifest:
     """What is said of the adapter `digest` that round `round_number` publishes; round 0 is the initial adapter.
 
-    instruction_set: JSON of the set that the round used; the manifest carries its digest.
+    instruction_set: JSON of the set that the round used; the manifest carries its digest. domain_sums, next_round: as
+    in the manifest, of a plan with updates.
     """
     return Manifest(
         federation=plan.federation,
@@ -59,6 +63,8 @@ def build_manifest(
         metrics=dict(metrics),
         privacy=privacy,
         created_at=at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        domain_sums=domain_sums or {},
+        next_round=next_round,
     )
 
 

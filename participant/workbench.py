@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from common.adapters import ADAPTER_FILE
+from common.adapters import ADAPTER_FILE, MANIFEST_FILE
 from common.assignments import PrepareUpdate
 from common.clock import Clock
 from common.errors import (
@@ -32,9 +32,11 @@ from common.errors import (
 )
 from common.instructions import InstructionSet
 from common.log import get_logger
+from common.manifest import read_manifest
 from common.masking import model_hash
 from common.plan import Plan
 from common.states import RoundKind
+from common.update_chain import check_handed_out, check_update
 from participant import guard
 from participant.base_models import BaseModels
 from participant.client import BACKOFF_SECONDS, CoordinatorClient
@@ -197,6 +199,7 @@ class Workbench:
         self._report(task.run, task.round, "fetching the adapter", 0, 0)
         with self._metrics.timed(WorkPhase.FETCH_ADAPTER):
             adapter = self._fetch_adapter(task, terms.plan, stop)
+        self._check_instruction_set(task, terms.plan, adapter)
         work = Preparation(
             participant=self._participant,
             plan=terms.plan,
@@ -236,6 +239,17 @@ class Workbench:
                 if stop.wait(pause):
                     raise TrainingStopped("the adapter was not fetched before the round was over") from error
         raise AssertionError("the pauses never end")
+
+    def _check_instruction_set(self, task: PrepareUpdate, plan: Plan, adapter: Path) -> None:
+        """The round's instruction set is the one in its adapter's signed manifest; and that follows from public sums.
+
+        The second only where this site still has the adapter before. Raises DigestMismatch.
+        """
+        manifest = read_manifest((adapter / MANIFEST_FILE).read_bytes())
+        check_handed_out(plan, manifest, task.instruction_set)
+        parent = self._shelf.path(manifest.parent) / MANIFEST_FILE if manifest.parent else None
+        if parent is not None and parent.exists():
+            check_update(plan, read_manifest(parent.read_bytes()), manifest)
 
     def _heard(self, task: PrepareUpdate, progress: Progress) -> None:
         """Pass the training's progress on, without its losses: those are this site's own."""

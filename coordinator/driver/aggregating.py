@@ -1,23 +1,32 @@
 """The last steps of a round: opens the sum, judges the adapter that it has measured, and publishes what came of it.
 
 All of that is one transaction, so that a kill at any line leaves the round where it was; the sum is one of integers,
-so the same is made again.
+so the same is made again. What a long sum has come to lies below the scratch folder until the adapter is handed to the
+blob store, or the round has failed: whoever takes the round up on this host goes on there.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
 from common.adapters import ADAPTER_FILE
-from common.figures import figures, heldout_loss
+from common.errors import AccordError
+from common.figures import figures, heldout_loss, share_figures
+from common.instruction_updates import NextRound
+from common.instructions import InstructionSet
 from common.log import get_logger
-from common.secagg import TailSums
+from common.manifest import read_manifest
+from common.secagg import TailSums, Unmasking
 from common.states import RoundKind
 from common.strategies import server_optimizer
+from common.update_chain import after_round, domain_words, handed_out
+from common.version import software_version
 from coordinator.aggregation import NextAdapter, OpenSum, make_next_adapter
-from coordinator.driver.work import View, Work, audit, phase_ended
+from coordinator.driver.work import TRY_AGAIN, View, Work, audit, phase_ended
 from coordinator.manifests import build_manifest, sign_manifest
 from coordinator.rounds.events import Aggregated, RoundFailed, RunFinished
 from coordinator.rounds.gate import Verdict, judge
@@ -29,6 +38,7 @@ from coordinator.unmasking import open_unmasking
 from coordinator.uploads import UploadReader, upload_prefix
 
 CANDIDATE_SET_ASIDE: Final = "CANDIDATE_SET_ASIDE"
+_WORK_CONTEXT: Final = b"accord/sum/v1\x00"
 
 log = get_logger(__name__)
 
@@ -36,19 +46,20 @@ log = get_logger(__name__)
 def step_aggregating(work: Work, view: View, round_: Round) -> bool:
     with work.store.read() as reader:
         unmasking = open_unmasking(reader, view.run, round_)
+        receipts = {upload.participant: upload.receipt for upload in reader.uploads(round_.run, round_.number)}
     layout = unmasking.context.layout
     uploads = [
         UploadReader(work.blobs, upload_prefix(round_.run, round_.number, name), layout) for name in round_.survivors
     ]
     opened = OpenSum(unmasking, uploads)
     tail = opened.tail()
-    found = figures(tail)
+    found = tuple(sorted((*figures(tail), *share_figures(InstructionSet.from_json(round_.instruction_set)))))
     verdict = judge(heldout_loss(found), accepted_loss=view.run.accepted_loss, gate=view.plan.gate)
     is_set_aside = not verdict.is_accepted and view.run.candidate_adapter is not None
     made: NextAdapter | None = None
     size = 0
     if round_.kind is RoundKind.TRAIN and not is_set_aside:
-        made, size = _make_adapter(work, view, round_, opened, tail)
+        made, size = _make_adapter(work, view, round_, opened, tail, _sum_digest(unmasking, round_, receipts))
         found = tuple(sorted((*found, ("delta_norm", made.delta_norm))))
     with work.store.write() as writer:
         if tail.ignored_groups:
@@ -65,7 +76,7 @@ def step_aggregating(work: Work, view: View, round_: Round) -> bool:
                 run = replace(run, rounds_succeeded=run.rounds_succeeded + 1)
             # An update of nothing but zeros leaves the adapter that is there already, and has its digest.
             if made is not None and made.digest != round_.base_adapter:
-                _publish(work, view, writer, after, made, size)
+                _publish(work, view, writer, after, made, size, tail)
                 run = replace(run, candidate_adapter=made.digest)
             run = replace(run, failed_in_a_row=0, version=run.version + 1)
             writer.update_run(run)
@@ -77,7 +88,23 @@ def step_aggregating(work: Work, view: View, round_: Round) -> bool:
     return True
 
 
-def _make_adapter(work: Work, view: View, round_: Round, opened: OpenSum, tail: TailSums) -> tuple[NextAdapter, int]:
+def _sum_digest(unmasking: Unmasking, round_: Round, receipts: Mapping[str, bytes]) -> str:
+    """What names a round's sum and all that is made of it, hex: plan, round, cohort and model, survivors, uploads.
+
+    The software's version is in it, too: another one may round otherwise.
+    """
+    digest = hashlib.sha256(_WORK_CONTEXT)
+    parts = [software_version().encode(), unmasking.context.hash, bytes.fromhex(round_.base_adapter)]
+    for name in round_.survivors:
+        parts += [name.encode(), receipts[name]]
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()
+
+
+def _make_adapter(
+    work: Work, view: View, round_: Round, opened: OpenSum, tail: TailSums, sum_digest: str
+) -> tuple[NextAdapter, int]:
     """The next global adapter, in the blob store, and its size in bytes."""
     scratch = work.scratch / round_.run / str(round_.number)
     try:
@@ -92,13 +119,17 @@ def _make_adapter(work: Work, view: View, round_: Round, opened: OpenSum, tail: 
             optimizer=server_optimizer(view.plan.method.server_optimizer, view.plan.method.server_learning_rate),
             max_update_norm=view.plan.masking.max_update_norm,
             scratch=scratch,
+            work=sum_digest,
             still_ours=lambda: work.still_ours(round_.run),
         )
         size = made.path.stat().st_size
         work.blobs.put_file(adapter_key(made.digest), made.path)
-    finally:
-        # Whatever came of it: a try that another process takes up begins anew.
-        shutil.rmtree(scratch, ignore_errors=True)
+    except AccordError as error:
+        # These say nothing of the round: what is there so far is what the next try goes on with.
+        if not isinstance(error, TRY_AGAIN):
+            shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    shutil.rmtree(scratch, ignore_errors=True)
     return made, size
 
 
@@ -137,7 +168,10 @@ def _set_aside(work: Work, view: View, writer: Writer, run: Run, round_: Round, 
     return after
 
 
-def _publish(work: Work, view: View, writer: Writer, round_: Round, made: NextAdapter, size: int) -> None:
+def _publish(
+    work: Work, view: View, writer: Writer, round_: Round, made: NextAdapter, size: int, tail: TailSums
+) -> None:
+    follows = _next_round(view, writer, round_, tail)
     manifest = sign_manifest(
         build_manifest(
             view.plan,
@@ -149,6 +183,8 @@ def _publish(work: Work, view: View, writer: Writer, round_: Round, made: NextAd
             metrics=round_.metrics,
             instruction_set=round_.instruction_set,
             at=view.now,
+            domain_sums=domain_words(tail.metrics) if follows is not None else None,
+            next_round=follows,
         ),
         work.signing_key,
     )
@@ -174,3 +210,9 @@ def _publish(work: Work, view: View, writer: Writer, round_: Round, made: NextAd
         survivors=round_.survivors,
         parent=round_.base_adapter,
     )
+
+
+def _next_round(view: View, writer: Writer, round_: Round, tail: TailSums) -> NextRound | None:
+    """What this round's sums make of the instruction set, for the round that trains from its adapter."""
+    base = read_manifest(writer.adapter(round_.base_adapter).manifest)
+    return after_round(view.plan, handed_out(view.plan, base), tail.metrics, sites=tail.count)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
+from common.manifest import read_manifest
 from common.states import RoundState
+from common.update_chain import handed_out
 from coordinator.driver.epochs import needs_epoch, open_epoch
 from coordinator.driver.work import View, Work, audit
 from coordinator.rounds.decisions import deadline_of, may_open_round, next_round_kind
@@ -32,17 +35,20 @@ def step_run(work: Work, view: View) -> bool:
 
 def _open_round(work: Work, view: View) -> None:
     number = view.run.latest_round + 1
+    # Of a sum that was given up half way, as its round was cancelled or another process has ended it.
+    shutil.rmtree(work.scratch / view.run.name, ignore_errors=True)
     with work.store.write() as writer:
         if needs_epoch(view, number):
             open_epoch(writer, work, view, first_round=number)
         run = writer.run(view.run.name)
+        base = read_manifest(writer.adapter(run.newest_adapter).manifest)
         round_ = Round(
             run=run.name,
             number=number,
             kind=next_round_kind(run, view.plan),
             state=RoundState.FORMING,
             base_adapter=run.newest_adapter,
-            instruction_set=view.plan.instruction_set,
+            instruction_set=handed_out(view.plan, base).instruction_set,
             created_at=view.now,
             phase_started_at=view.now,
             deadline=deadline_of(view.plan.phases.forming, view.now),
@@ -78,6 +84,7 @@ def _clear_up(work: Work, view: View) -> bool:
     has_epoch = view.epoch is not None and not view.epoch.state.is_over
     if view.round is None and not has_epoch:
         return False
+    shutil.rmtree(work.scratch / view.run.name, ignore_errors=True)
     with work.store.write() as writer:
         if view.round is not None:
             cancelled = advance_round(view.round, RoundCancelled(view.now, f"the run is {view.run.state.value}"))

@@ -8,6 +8,8 @@ from datetime import timedelta
 import pytest
 
 from accord.v1 import resources_pb2
+from common.domains import PlanDomain
+from common.instructions import Task
 from common.rpc.assignments import ROUND_KINDS, ROUND_STATES, RUN_STATES
 from coordinator.planning import PlanSettings
 from coordinator.rounds.model import JoinToken
@@ -64,15 +66,17 @@ def test_every_setting_of_the_api_reaches_the_plan_settings():
         base_model_json=MODEL.to_json(),
         target_modules=["q_proj"],
         tensor_clips=[resources_pb2.TensorClip(name="lora_B", clip=0.5)],
+        domains=[resources_pb2.PlanDomain(name="clinic", tasks=["ner"], most_records=5, reference_loss=1.5)],
     )
     for number, field in enumerate(resources_pb2.PlanSettings.DESCRIPTOR.fields, start=2):
         if field.message_type is not None and not field.is_repeated:
             getattr(message, field.name).quorum = number
-        elif field.name not in ("base_model_json", "target_modules", "tensor_clips"):
+        elif field.name not in ("base_model_json", "target_modules", "tensor_clips", "domains"):
             kind = str if field.type == field.TYPE_STRING else bool if field.type == field.TYPE_BOOL else int
             setattr(message, field.name, kind(number))
     settings = convert.plan_settings(message)
     assert settings.base_model == MODEL
+    assert settings.domains == (PlanDomain("clinic", (Task.NER,), 5, 1.5),)
     unsaid = PlanSettings(MODEL)
     assert {name for name in own if getattr(settings, name) == getattr(unsaid, name)} == {"base_model"}
 

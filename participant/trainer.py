@@ -7,12 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 from common.adapters import ADAPTER_FILE
+from common.domains import (
+    ARM_WORDS,
+    LOSS_WORDS,
+    SCORE_WORDS,
+    PlanDomain,
+    loss_group,
+    loss_word,
+    records_group,
+    score_group,
+)
 from common.instructions import InstructionSet, Task
 from common.plan import HELD_OUT_GROUP, Plan
 from common.states import RoundKind
@@ -28,7 +38,7 @@ from participant.training.job import (
     write_job,
 )
 from participant.training.process import run_worker
-from participant.training.result import JobResult, Progress, total_scores
+from participant.training.result import CellScores, JobResult, Progress, total_scores
 from participant.update import CLIPPED_ELEMENTS, Contribution
 
 ADAPTER_FOLDER: Final = "adapter"
@@ -102,12 +112,15 @@ class WorkerTrainer:
         data.load(self.data)
 
     def metric_groups(self) -> frozenset[str]:
-        return metric_groups_of(asked_of(data.load(self.data).held_out, self.evaluation))
+        records = data.load(self.data)
+        domains = frozenset(records_group(record.domain) for record in records.train)
+        return metric_groups_of(asked_of(records.held_out, self.evaluation)) | domains
 
     def prepare(self, work: Preparation, *, on_progress: OnProgress, stop: threading.Event) -> Prepared:
         write_job(work.job, self.job_of(work))
         result = run_worker(work.job, on_progress, stop=stop)
-        return Prepared(contribution_of(result, work.plan), result.to_json())
+        used = InstructionSet.from_json(work.instruction_set)
+        return Prepared(contribution_of(result, work.plan, used), result.to_json())
 
     def job_of(self, work: Preparation) -> TrainingJob:
         """The training process's job for a round's work."""
@@ -134,25 +147,37 @@ class WorkerTrainer:
             data=self.data,
             evaluation=self.evaluation,
             resources=self.resources,
+            candidate_records=_candidate_records(work),
         )
 
 
+def _candidate_records(work: Preparation) -> int:
+    """Held-out records by which candidate templates are measured in this round."""
+    updates = work.plan.updates
+    is_due = updates is not None and work.kind is RoundKind.TRAIN and updates.measures_templates(work.round)
+    return updates.rows if updates is not None and is_due else 0
+
+
 def metric_groups_of(asked: Iterable[Asked]) -> frozenset[str]:
-    """Names of the plan's metric groups that answers to these fill: held-out loss, and tasks whose metric is measured.
+    """Names of the plan's metric groups that answers to these fill: held-out loss, and tasks whose metric is measured;
+    of all records together, and of each domain.
 
     A site that declared more than it fills would be counted as cover for the others while it gives none.
     """
     found: set[str] = set()
     for one in asked:
+        domain, task = one.record.domain, one.record.task
         if one.has_loss:
-            found.add(HELD_OUT_GROUP)
-        if one.is_answered if one.record.task in _ANSWERED_TASKS else one.has_loss:
-            found.add(one.record.task.value)
+            found |= {HELD_OUT_GROUP, loss_group(domain, task)}
+        if one.is_answered if task in _ANSWERED_TASKS else one.has_loss:
+            found |= {task.value, score_group(domain, task)}
     return frozenset(found)
 
 
-def contribution_of(result: JobResult, plan: Plan) -> Contribution:
-    """The plan's metric words from a job's result.
+def contribution_of(result: JobResult, plan: Plan, instruction_set: InstructionSet | None = None) -> Contribution:
+    """The plan's metric words from a job's result, and this site's weight.
+
+    instruction_set: which the round uses; None for the plan's.
 
     A word counts nothing where this version does not know it, and also where the plan puts it anywhere but in its own
     group: a coordinator could call every member's what only one site has.
@@ -174,8 +199,46 @@ def contribution_of(result: JobResult, plan: Plan) -> Contribution:
         },
         Task.INSTRUCTION.value: {"rouge_sum": total.rouge_sum, "rouge_total": total.rouge_records},
     }
+    counted = {
+        domain.name: domain.counted(found.records)
+        for domain in plan.domains
+        for found in result.train_data.domains
+        if found.domain == domain.name
+    }
+    grouped |= _domain_words(plan.domains, result.cells, counted)
     metrics = {name: float(everyones.get(name, 0.0)) for name in plan.masking.metrics if name != CLIPPED_ELEMENTS}
     for group in plan.masking.metric_groups:
         known = grouped.get(group.name, {})
         metrics |= {name: float(known.get(name, 0.0)) for name in group.words}
-    return Contribution(training.distinct_records if training is not None else 0, metrics)
+    share = None
+    if plan.updates is not None:
+        # Until the domains' sizes are known all sites count alike: by its records each would tell its own size.
+        used = instruction_set or InstructionSet.from_json(plan.instruction_set)
+        share = used.site_weight(counted) or 1.0
+    return Contribution(training.distinct_records if training is not None else 0, metrics, share)
+
+
+def _domain_words(
+    domains: Iterable[PlanDomain], cells: Iterable[CellScores], counted: Mapping[str, int]
+) -> dict[str, dict[str, float]]:
+    """By metric group the words of the plan's domains that this site has figures for."""
+    names = {domain.name for domain in domains}
+    groups: dict[str, dict[str, float]] = {
+        records_group(name): {records_group(name): counted.get(name, 0)} for name in names
+    }
+    for cell in cells:
+        if cell.domain not in names:
+            continue
+        words = {what: getattr(cell, what) for what in LOSS_WORDS}
+        groups[loss_group(cell.domain, cell.task)] = {
+            **{loss_word(cell.domain, cell.task, what): value for what, value in words.items()},
+            **{
+                loss_word(cell.domain, cell.task, what, arm=arm.name): getattr(arm, what)
+                for arm in cell.arms
+                for what in ARM_WORDS
+            },
+        }
+        groups[score_group(cell.domain, cell.task)] = {
+            loss_word(cell.domain, cell.task, what): getattr(cell, what) for what in SCORE_WORDS[cell.task]
+        }
+    return groups

@@ -27,11 +27,13 @@ class Contribution:
     """What a prepared round gives to the sum beside the delta itself.
 
     records: training records at this site, which weigh its update. metrics: the plan's metric words, those too that
-    masking will keep back; but not every member's `clipped_elements`, which masking counts.
+    masking will keep back; but not every member's `clipped_elements`, which masking counts. share: the weight in
+    (0, 1] where the domains' shares make it, and not the records.
     """
 
     records: int
     metrics: dict[str, float]
+    share: float | None = None
 
     def to_json(self) -> str:
         return jsonform.encode(self, Contribution)
@@ -42,7 +44,10 @@ class Contribution:
         return jsonform.decode(text, cls, what="the journal's contribution")
 
     def weight(self, cap: int) -> float:
-        """alpha in (0, 1]: records / cap, at most 1. A site without records still takes part in evaluations."""
+        """alpha in (0, 1]: the share, or records / cap, at most 1. A site without records still takes part in
+        evaluations."""
+        if self.share is not None:
+            return self.share
         return min(max(self.records, 1), cap) / cap
 
 

@@ -5,7 +5,8 @@ Every step leaves a file that a second start finds: killed anywhere, a job goes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -15,11 +16,15 @@ import torch
 from common import jsonform
 from common.adapters import AdapterLayout, FlatVector
 from common.errors import DataInvalid, InvalidArgument
+from common.instructions import InstructionSet
+from participant.training.asked import asked_of
+from participant.training.cells import CellSums, measure_candidates
 from participant.training.checkpoint import CHECKPOINT_FILE
 from participant.training.child import Reporter, StopRequest, write_atomically
-from participant.training.data import MAX_BAD_EXAMPLES, Dataset
+from participant.training.data import MAX_BAD_EXAMPLES, Dataset, Record
+from participant.training.dp_sgd import PrivateRecords, SecretNoise
 from participant.training.evaluate import evaluate, questions
-from participant.training.job import JobKind, TrainingJob
+from participant.training.job import NOISE_KEY_FILE, EvaluationSettings, JobKind, PrivateSettings, TrainingJob
 from participant.training.loop import TrainingTask, train
 from participant.training.methods import client_method
 from participant.training.model import (
@@ -34,7 +39,9 @@ from participant.training.model import (
 from participant.training.result import (
     ADAPTER_FOLDER,
     BadRecord,
+    CellScores,
     DataReport,
+    DomainCount,
     DomainScores,
     JobResult,
     Phase,
@@ -52,6 +59,7 @@ class _KeptScores:
 
     job_digest: str
     scores: tuple[DomainScores, ...]
+    cells: tuple[CellScores, ...]
 
 
 class Execution:
@@ -83,10 +91,10 @@ class Execution:
         """
         job = self._job
         torch.set_num_threads(job.resources.threads)
-        encoder = Encoder(
-            load_tokenizer(job.base_model), job.instruction_set, max_length=job.hyperparameters.max_length
-        )
-        train_set, too_long = encode_all(encoder, records.train)
+        tokenizer, most = load_tokenizer(job.base_model), job.hyperparameters.max_length
+        encoder = Encoder(tokenizer, job.instruction_set, max_length=most)
+        drawing = Encoder(tokenizer, job.instruction_set, max_length=most, draw_seed=job.hyperparameters.seed)
+        train_set, too_long = encode_all(drawing, records.train)
         train_report = _with_lengths(records.train_report, train_set, too_long)
         if job.kind is JobKind.TRAIN and not train_set:
             raise DataInvalid(
@@ -96,9 +104,9 @@ class Execution:
         held_out, too_long = encode_all(encoder, records.held_out)
         held_out_report = _with_lengths(records.held_out_report, held_out, too_long)
         adapted = self._load(layout, start)
-        scores = self._kept_scores()
-        if scores is None:
-            scores = self._evaluate(adapted, encoder, held_out=held_out, known=(*train_set, *held_out))
+        kept = self._kept_scores()
+        if kept is None:
+            kept = self._evaluate(adapted, encoder, held_out=held_out, known=(*train_set, *held_out))
         figures: TrainingFigures | None = None
         adapter_digest: str | None = None
         if job.kind is JobKind.TRAIN:
@@ -109,7 +117,8 @@ class Execution:
             )
         return JobResult(
             job_digest=self._job_digest,
-            scores=scores,
+            scores=kept.scores,
+            cells=kept.cells,
             held_out_data=held_out_report,
             train_data=train_report,
             training=figures,
@@ -141,49 +150,83 @@ class Execution:
 
     def _evaluate(
         self, adapted: AdaptedModel, encoder: Encoder, *, held_out: Sequence[Encoded], known: Sequence[Encoded]
-    ) -> tuple[DomainScores, ...]:
-        settings = self._job.evaluation
-        scores = evaluate(
-            adapted,
-            questions(held_out, known=known, encoder=encoder, settings=settings),
-            encoder=encoder,
-            settings=settings,
-            batch_size=self._job.resources.evaluation_batch_size,
-            on_progress=self._report,
-            should_stop=self._stop.is_set,
-        )
-        write_atomically(
-            self._folder / SCORES_FILE, jsonform.encode(_KeptScores(self._job_digest, scores), _KeptScores)
-        )
-        return scores
+    ) -> _KeptScores:
+        job, sums = self._job, CellSums()
 
-    def _kept_scores(self) -> tuple[DomainScores, ...] | None:
+        def score(
+            encoder: Encoder,
+            asked: Sequence[Encoded],
+            settings: EvaluationSettings,
+            on_record: Callable[[Record, DomainScores], None],
+        ) -> tuple[DomainScores, ...]:
+            return evaluate(
+                adapted,
+                questions(asked, known=known, encoder=encoder, settings=settings),
+                encoder=encoder,
+                settings=settings,
+                batch_size=job.resources.evaluation_batch_size,
+                on_progress=self._report,
+                should_stop=self._stop.is_set,
+                on_record=on_record,
+            )
+
+        def by_candidates(
+            used: InstructionSet, records: Sequence[Record], on_record: Callable[[Record, DomainScores], None]
+        ) -> None:
+            own = Encoder(encoder.tokenizer, used, max_length=job.hyperparameters.max_length)
+            encoded, _ = encode_all(own, records)
+            score(own, encoded, EvaluationSettings(loss_records=len(records), ner_records=0), on_record)
+
+        scores, cells = score(encoder, held_out, job.evaluation, sums.add), sums.cells
+        if job.candidate_records:
+            few = EvaluationSettings(loss_records=job.candidate_records, ner_records=0)
+            chosen = [one.record for one in asked_of([item.record for item in held_out], few)]
+            cells = measure_candidates(cells, chosen, job.instruction_set, by_candidates)
+        kept = _KeptScores(self._job_digest, scores, cells)
+        write_atomically(self._folder / SCORES_FILE, jsonform.encode(kept, _KeptScores))
+        return kept
+
+    def _kept_scores(self) -> _KeptScores | None:
         try:
             kept = jsonform.decode((self._folder / SCORES_FILE).read_bytes(), _KeptScores, what="kept scores")
         except (OSError, InvalidArgument):
             return None
-        return kept.scores if kept.job_digest == self._job_digest else None
+        return kept if kept.job_digest == self._job_digest else None
 
     def _train(self, adapted: AdaptedModel, records: Sequence[Encoded]) -> TrainingFigures:
         job = self._job
+        weights = [job.instruction_set.weight_of(item.record.domain) for item in records]
         return train(
             adapted,
             TrainingTask(
                 records=records,
-                weights=[job.instruction_set.weight_of(item.record.domain) for item in records],
+                weights=weights,
                 hyperparameters=job.hyperparameters,
                 resources=job.resources,
                 method=client_method(job.method, job.adapter, round_=job.round),
                 job_digest=self._job_digest,
                 checkpoint=self._folder / CHECKPOINT_FILE if job.resources.checkpoint_every_steps else None,
+                private=None if job.private is None else self._private_steps(job.private, records, weights),
             ),
             on_progress=self._report,
             should_stop=self._stop.is_set,
         )
 
+    def _private_steps(
+        self, settings: PrivateSettings, records: Sequence[Encoded], weights: Sequence[float]
+    ) -> PrivateRecords:
+        return PrivateRecords(
+            records=records,
+            weights=weights,
+            settings=settings,
+            noise=SecretNoise.read(self._folder / NOISE_KEY_FILE),
+            micro_batch_size=self._job.resources.micro_batch_size,
+        )
+
 
 def _with_lengths(report: DataReport, encoded: Sequence[Encoded], too_long: Sequence[TooLong]) -> DataReport:
     """The report once the plan's max_length is known: records without room for an answer are bad ones."""
+    domains = Counter(item.record.domain for item in encoded)
     examples = [*report.bad_examples, *(BadRecord(item.record.line, item.reason) for item in too_long)]
     return replace(
         report,
@@ -192,4 +235,5 @@ def _with_lengths(report: DataReport, encoded: Sequence[Encoded], too_long: Sequ
         too_long=len(too_long),
         cut=sum(1 for item in encoded if item.is_cut),
         bad_examples=tuple(examples[:MAX_BAD_EXAMPLES]),
+        domains=tuple(DomainCount(domain, domains[domain]) for domain in sorted(domains)),
     )

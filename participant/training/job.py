@@ -163,7 +163,8 @@ class TrainingJob:
     base_model: a local safetensors folder (`sources.prepare` makes one), checked against base_model_digest.
     global_adapter: a folder with the method's stored tensors; global_adapter_digest: SHA-256 of its file.
     method, round: what is trained and sent follows from both; rounds count from 1.
-    Relative paths are looked up from the job folder.
+    candidate_records: held-out records of each domain and task by which candidate templates are measured; 0: they are
+    not. Relative paths are looked up from the job folder.
     """
 
     kind: JobKind
@@ -179,6 +180,7 @@ class TrainingJob:
     round: int = 1
     evaluation: EvaluationSettings = EvaluationSettings()
     resources: Resources = Resources()
+    candidate_records: int = 0
 
     def __post_init__(self) -> None:
         if self.round < 1:

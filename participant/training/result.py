@@ -11,6 +11,7 @@ from enum import IntEnum, StrEnum
 from typing import Final
 
 from common import jsonform
+from common.instructions import Task
 
 RESULT_FILE: Final = "result.json"
 ERROR_FILE: Final = "error.json"
@@ -123,6 +124,41 @@ class DomainScores:
         return self.rouge_sum / self.rouge_records if self.rouge_records else None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmScores:
+    """Sums over held-out records by one candidate template: rows, their mean losses, and the squares of these."""
+
+    name: str
+    rows: int
+    loss: float
+    squares: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellScores:
+    """Sums over the held-out records of one domain and task.
+
+    rows: records with a loss; loss and squares: of their mean losses, each at most `LOSS_BOUND`; nats over tokens: of
+    the answers, as they are. The others as in `DomainScores`. arms: by candidate template, () where not measured.
+    """
+
+    domain: str
+    task: Task
+    rows: int = 0
+    loss: float = 0.0
+    squares: float = 0.0
+    tokens: int = 0
+    nats: float = 0.0
+    correct: int = 0
+    classified: int = 0
+    true_positives: int = 0
+    false_positives: int = 0
+    false_negatives: int = 0
+    rouge_sum: float = 0.0
+    rouge_total: int = 0
+    arms: tuple[ArmScores, ...] = ()
+
+
 def total_scores(scores: Iterable[DomainScores], *, domain: str = "all") -> DomainScores:
     """Their sum."""
     total = DomainScores(domain=domain)
@@ -189,7 +225,8 @@ class TrainingFigures:
 class JobResult:
     """The end of a job that went well.
 
-    scores: of the global adapter on this site's held-out records, per domain; taken before any training.
+    scores: of the global adapter on this site's held-out records, per domain; taken before any training. cells: the
+    same by domain and task, as masked sums take it.
     training, adapter_digest: None for an evaluation. The trained adapter is the folder `adapter` beside this file;
     adapter_digest is the SHA-256 of its adapter_model.safetensors. job_digest: of the job that this is the result of.
     """
@@ -202,6 +239,7 @@ class JobResult:
     adapter_digest: str | None
     device: str
     precision: str
+    cells: tuple[CellScores, ...] = ()
 
     def to_json(self) -> str:
         return jsonform.encode(self, JobResult)

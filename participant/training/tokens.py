@@ -5,6 +5,7 @@ Knows tokenizers, and no model. Control tokens that somebody typed into a record
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,12 +67,22 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 class Encoder:
     """Renders and tokenises records by one instruction set, for one base model.
 
+    draw_seed: draws each record's template among its candidates, by this seed and the record's digest; None: records
+    have the served ones.
     Raises PlanInvalid if the instruction set asks for chat form and the model has no usable chat template.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, instruction_set: InstructionSet, *, max_length: int) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        instruction_set: InstructionSet,
+        *,
+        max_length: int,
+        draw_seed: int | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
         self._set = instruction_set
+        self._draw_seed = draw_seed
         self._max_length = max_length
         self._control = tuple(
             token.content for token in tokenizer.added_tokens_decoder.values() if token.special and token.content
@@ -83,6 +94,10 @@ class Encoder:
             raise BaseModelUnavailable("the base model's tokenizer has no end token, so answers would never end")
         self.end_id: int = close[0] if is_control else int(tokenizer.eos_token_id)
         self._after_end = tuple(close[1:]) if is_control else tuple(close)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self._tokenizer
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -136,7 +151,11 @@ class Encoder:
         return text.strip()
 
     def _template(self, record: Record) -> Template:
-        return self._set.template_for(record.task, record.domain)
+        if self._draw_seed is None:
+            return self._set.template_for(record.task, record.domain)
+        drawn = hashlib.sha256(f"{self._draw_seed}/{record.digest}".encode()).digest()
+        draw = int.from_bytes(drawn[:6], "big") / 2**48
+        return self._set.drawn_template(record.task, record.domain, draw=draw)
 
     def _pieces(self, record: Record) -> tuple[Piece, ...]:
         content = record.content

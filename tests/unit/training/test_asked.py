@@ -9,15 +9,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common import jsonform
+from common.domains import PlanDomain
 from common.errors import DataInvalid
-from common.instructions import Task
+from common.instruction_updates import Updates
+from common.instructions import DomainShare, InstructionSet, Task
 from common.plan import HELD_OUT_GROUP, METRIC_GROUPS, Plan
 from common.secagg import MetricGroup
+from coordinator.domain_planning import with_domains
 from participant.trainer import WorkerTrainer, contribution_of, metric_groups_of
 from participant.training.asked import asked_of
 from participant.training.data import Chat, Exchange, Record
 from participant.training.job import DataSettings, EvaluationSettings, Resources
-from participant.training.result import DataReport, DomainScores, JobResult, TrainingFigures
+from participant.training.result import (
+    ArmScores,
+    CellScores,
+    DataReport,
+    DomainCount,
+    DomainScores,
+    JobResult,
+    TrainingFigures,
+)
 from participant.training.templates import Role, Turn
 from tests.unit.rounds import made
 
@@ -33,12 +45,16 @@ def record(number: int, task: Task, *, domain: str = "bank", is_chat: bool = Fal
 @pytest.mark.parametrize(
     ("task", "changes", "groups"),
     [
-        (Task.CLASSIFICATION, {}, {HELD_OUT_GROUP, "classification"}),
-        (Task.NER, {}, {HELD_OUT_GROUP, "ner"}),
-        (Task.INSTRUCTION, {}, {HELD_OUT_GROUP, "instruction"}),
-        (Task.INSTRUCTION, {"instruction_records": 0}, {HELD_OUT_GROUP}),
-        (Task.NER, {"ner_records": 0}, {HELD_OUT_GROUP}),
-        (Task.NER, {"loss_records": 0}, {"ner"}),
+        (
+            Task.CLASSIFICATION,
+            {},
+            {HELD_OUT_GROUP, "classification", "bank/classification", "bank/classification/score"},
+        ),
+        (Task.NER, {}, {HELD_OUT_GROUP, "ner", "bank/ner", "bank/ner/score"}),
+        (Task.INSTRUCTION, {}, {HELD_OUT_GROUP, "instruction", "bank/instruction", "bank/instruction/score"}),
+        (Task.INSTRUCTION, {"instruction_records": 0}, {HELD_OUT_GROUP, "bank/instruction"}),
+        (Task.NER, {"ner_records": 0}, {HELD_OUT_GROUP, "bank/ner"}),
+        (Task.NER, {"loss_records": 0}, {"ner", "bank/ner/score"}),
         (Task.CLASSIFICATION, {"loss_records": 0}, set()),
     ],
 )
@@ -49,7 +65,7 @@ def test_a_group_is_filled_by_records_whose_metric_is_measured_here(task, change
 
 def test_free_answers_to_a_conversation_are_not_measured():
     asked = asked_of([record(1, Task.INSTRUCTION, is_chat=True)], ALL)
-    assert metric_groups_of(asked) == {HELD_OUT_GROUP}
+    assert metric_groups_of(asked) == {HELD_OUT_GROUP, "bank/instruction"}
 
 
 def test_nothing_held_out_fills_nothing():
@@ -83,11 +99,22 @@ def rows_of(count: int, **fields) -> list[dict[str, object]]:
 
 def test_a_site_declares_what_its_files_hold_each_time_the_same(tmp_path):
     trainer = trainer_over(tmp_path, rows_of(20, label="one"))
-    assert trainer.metric_groups() == trainer.metric_groups() == {HELD_OUT_GROUP, "classification"}
+    assert (
+        trainer.metric_groups()
+        == trainer.metric_groups()
+        == {
+            HELD_OUT_GROUP,
+            "classification",
+            "general/classification",
+            "general/classification/score",
+            "general/records",
+        }
+    )
 
 
-def test_a_site_that_holds_nothing_out_declares_nothing(tmp_path):
-    assert trainer_over(tmp_path, rows_of(20, label="one"), held_out_fraction=0.0).metric_groups() == frozenset()
+def test_a_site_that_holds_nothing_out_declares_its_domains_records_alone(tmp_path):
+    trainer = trainer_over(tmp_path, rows_of(20, label="one"), held_out_fraction=0.0)
+    assert trainer.metric_groups() == {"general/records"}
 
 
 def test_files_that_cannot_be_read_are_said(tmp_path):
@@ -203,4 +230,71 @@ def test_what_a_site_fills_lies_in_groups_that_it_has_declared(rows, loss, ner, 
     )
     metrics = contribution_of(result_of(scores), made.plan()).metrics
     filled = {group.name for group in METRIC_GROUPS if any(metrics[word] for word in group.words)}
-    assert filled == metric_groups_of(asked)
+    assert filled == {name for name in metric_groups_of(asked) if "/" not in name}
+
+
+# --- a plan's domains ------------------------------------------------------------------------------------------------
+
+DOMAINS = (PlanDomain("bank", tasks=(Task.NER, Task.CLASSIFICATION), most_records=60), PlanDomain("clinic"))
+CELLS = (
+    CellScores(
+        domain="bank",
+        task=Task.CLASSIFICATION,
+        rows=4,
+        loss=3.0,
+        squares=5.0,
+        tokens=9,
+        nats=6.5,
+        correct=2,
+        classified=4,
+        arms=(ArmScores(name="short", rows=2, loss=1.0, squares=1.5),),
+    ),
+    CellScores(domain="bank", task=Task.INSTRUCTION, rows=7, loss=3.0, rouge_total=7),
+    CellScores(domain="court", task=Task.NER, rows=8, loss=4.0, true_positives=5),
+)
+
+
+def plan_of_domains(updates: Updates | None) -> Plan:
+    plan, mistakes = with_domains(made.plan(), DOMAINS, jsonform.encode(updates, Updates) if updates else "")
+    assert mistakes == []
+    return plan
+
+
+def result_of_domains(records: int = 80) -> JobResult:
+    found = DataReport(path="x", read=1, used=1, domains=(DomainCount("bank", records), DomainCount("court", 20)))
+    return replace(result_of(), cells=CELLS, train_data=found)
+
+
+def test_a_plan_with_domains_has_the_words_of_its_domains_and_tasks_and_no_totals():
+    found = contribution_of(result_of_domains(), plan_of_domains(None)).metrics
+    assert {name: value for name, value in found.items() if value and "/" in name} == {
+        "bank/classification/rows": 4.0,
+        "bank/classification/loss": 3.0,
+        "bank/classification/squares": 5.0,
+        "bank/classification/tokens": 9.0,
+        "bank/classification/nats": 6.5,
+        "bank/classification/correct": 2.0,
+        "bank/classification/classified": 4.0,
+    }
+    assert not {"heldout_loss", "classification_correct", "bank/instruction/rows", "court/ner/rows"} & found.keys()
+    assert found["clinic/ner/rows"] == 0.0
+
+
+def test_a_plan_with_updates_has_the_domains_sizes_up_to_their_cap_and_not_the_sites():
+    found = contribution_of(result_of_domains(), plan_of_domains(Updates()))
+    assert found.metrics["bank/records"] == 60.0
+    assert "train_records" not in found.metrics
+    few = contribution_of(result_of_domains(50), plan_of_domains(Updates()))
+    assert few.metrics["bank/records"] == 50.0
+
+
+def test_all_sites_weigh_alike_until_the_domains_sizes_are_known_and_then_by_their_shares():
+    plan = plan_of_domains(Updates())
+    assert contribution_of(result_of_domains(), plan).weight(1000) == 1.0
+    used = InstructionSet.from_json(plan.instruction_set)
+    shares = (DomainShare("bank", 0.25, 600.0), DomainShare("clinic", 0.75, 50.0))
+    known = replace(used, shares=shares, sites=10)
+    assert contribution_of(result_of_domains(), plan, known).weight(1000) == pytest.approx(0.25 * 60 / 600 * 10 / 4)
+    elsewhere = replace(used, shares=(DomainShare("clinic", 1.0, 50.0),), sites=10)
+    assert contribution_of(result_of_domains(), plan, elsewhere).weight(1000) == 0.25
+    assert contribution_of(result_of_domains(), plan_of_domains(None)).weight(1000) == 0.007

@@ -16,19 +16,12 @@ from common import jsonform
 from common.adapters import AdapterSpec
 from common.errors import AccordError, DigestMismatch, SignatureInvalid
 from common.instruction_updates import NextRound
+from common.privacy import Privacy
 
 MANIFEST_FORM: Final = 1
 SIGNATURE_FILE: Final = "manifest.json.sig"
 # A signature over a manifest must never pass for one over anything else that the same key signs.
 SIGNATURE_CONTEXT: Final = b"accord/manifest/v1\x00"
-
-
-@dataclass(frozen=True, slots=True)
-class PrivacySpent:
-    """What a run with noise has spent so far, as (epsilon, delta) of differential privacy."""
-
-    epsilon: float
-    delta: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +31,8 @@ class Manifest:
     digest: SHA-256 of its model file. parent: digest of the adapter that the round trained from, None for the first.
     round: 0 for the initial adapter. survivors: whose updates are in the sum, None where the plan says only to count.
     metrics: (name, mean over the survivors). base_model, base_model_digest, plan_digest, charter_digest: what was used.
+    privacy: the bound that the plan asks each site to keep over the whole run, None where it asks for none; what a site
+    has spent only its own ledger knows.
     created_at: RFC 3339, UTC. domain_sums: the round's summed words of its domains, by name; next_round: what follows
     from them for the round that trains from this adapter, where the plan has updates (`common.update_chain`).
     """
@@ -58,7 +53,7 @@ class Manifest:
     survivor_count: int
     survivors: tuple[str, ...] | None
     metrics: dict[str, float]
-    privacy: PrivacySpent | None
+    privacy: Privacy | None
     created_at: str
     domain_sums: dict[str, float] = field(default_factory=dict)
     next_round: NextRound | None = None

@@ -19,6 +19,7 @@ from common.instruction_updates import Reference, Updates
 from common.instructions import InstructionSet, Task
 from common.methods import AdapterMethod, adapter_method
 from common.methods import Method as Method
+from common.privacy import Privacy
 from common.secagg import MetricGroup
 from common.strategies import server_optimizer
 
@@ -142,7 +143,7 @@ class Plan:
     """The whole plan. `run_id` (64 hex digits) makes the masks of two runs of the same name different.
 
     domains: those whose figures are summed apart; none: only totals are. updates: how each round's sums change the
-    instruction set of the next; None: not at all.
+    instruction set of the next; None: not at all. privacy: what every site does to keep single records private.
     """
 
     run: str
@@ -163,6 +164,7 @@ class Plan:
     name_survivors: bool = False
     domains: tuple[PlanDomain, ...] = ()
     updates: Updates | None = None
+    privacy: Privacy = field(default_factory=Privacy)
     form: int = field(default=PLAN_FORM)
 
     def to_bytes(self) -> bytes:
@@ -258,6 +260,7 @@ class Plan:
             (not math.isfinite(self.gate.loss_rise) or self.gate.loss_rise < 0, "gate.loss_rise must not be negative"),
             (self.gate.most_failed_rounds < 1, "gate.most_failed_rounds must be at least 1"),
             (self.evaluation_records < 0, "evaluation_records must not be negative"),
+            *((True, text) for text in self.privacy.mistakes(masking.metric_groups)),
             *((True, text) for text in self._domain_mistakes()),
             *(
                 (limits.quorum < masking.least_cohort, f"quorum of {name} is below least_cohort")

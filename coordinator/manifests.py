@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.instruction_updates import NextRound
-from common.manifest import Manifest, PrivacySpent, signed_bytes
+from common.manifest import Manifest, signed_bytes
 from common.plan import Plan
+from common.privacy import Privacy
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,6 @@ def build_manifest(
     metrics: tuple[tuple[str, float], ...],
     instruction_set: str,
     at: datetime,
-    privacy: PrivacySpent | None = None,
     domain_sums: dict[str, float] | None = None,
     next_round: NextRound | None = None,
 ) -> Manifest:
@@ -61,7 +61,7 @@ def build_manifest(
         survivor_count=len(survivors),
         survivors=tuple(sorted(survivors)) if plan.name_survivors else None,
         metrics=dict(metrics),
-        privacy=privacy,
+        privacy=plan.privacy if plan.privacy != Privacy() else None,
         created_at=at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         domain_sums=domain_sums or {},
         next_round=next_round,

@@ -34,6 +34,7 @@ from common.secagg.ring import VectorLayout, choose_lanes
 from common.sent import sent_vectors
 from common.strategies import SERVER_OPTIMIZERS
 from coordinator.domain_planning import with_domains
+from coordinator.privacy_planning import with_privacy
 
 LEAST_COHORT_FLOOR: Final = 3
 DEFAULT_RANK: Final = 8
@@ -114,6 +115,7 @@ class PlanSettings:
     name_survivors: bool = False
     domains: tuple[PlanDomain, ...] = ()
     updates: str = ""
+    privacy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +191,10 @@ def make_plan(settings: PlanSettings, *, identity: RunIdentity, charter: Charter
         name_survivors=settings.name_survivors,
     )
     plan, domain_mistakes = with_domains(plan, settings.domains, settings.updates)
+    plan, privacy_mistakes = with_privacy(plan, settings.privacy)
     mistakes = [
         *domain_mistakes,
+        *privacy_mistakes,
         *layout_mistakes,
         *lanes_mistakes,
         *instruction_set_mistakes,

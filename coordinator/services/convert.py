@@ -221,6 +221,7 @@ def plan_settings(message: resources_pb2.PlanSettings) -> PlanSettings:
         name_survivors=message.name_survivors,
         domains=tuple(_domain(own) for own in message.domains),
         updates=message.updates_json,
+        privacy=message.privacy_json,
     )
 
 

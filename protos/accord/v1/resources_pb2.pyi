@@ -378,6 +378,7 @@ class PlanSettings(_message.Message):
     TENSOR_CLIPS_FIELD_NUMBER: _builtins.int
     DOMAINS_FIELD_NUMBER: _builtins.int
     UPDATES_JSON_FIELD_NUMBER: _builtins.int
+    PRIVACY_JSON_FIELD_NUMBER: _builtins.int
     base_model_json: _builtins.str
     """The base model as `accord-participant describe-model FOLDER` prints it (JSON): name, digest and linear layers."""
     rank: _builtins.int
@@ -427,6 +428,11 @@ class PlanSettings(_message.Message):
     updates_json: _builtins.str
     """How each round's sums update the next round's instruction set, as JSON; "{}" takes all defaults. Default: they
     do not.
+    """
+    privacy_json: _builtins.str
+    """How every site keeps single records private, as JSON: {"training": {"epsilon": 4}} for record-level differential
+    privacy of all its updates of the run (also "delta", "clip", "spare_rounds"), {"metrics": {"multiplier": 10}} for
+    noise on the figures, either or both. Default: neither.
     """
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -491,10 +497,11 @@ class PlanSettings(_message.Message):
         tensor_clips: _abc.Iterable[Global___TensorClip] | None = ...,
         domains: _abc.Iterable[Global___PlanDomain] | None = ...,
         updates_json: _builtins.str = ...,
+        privacy_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["collecting", b"collecting", "forming", b"forming", "key_setup", b"key_setup", "training", b"training", "unmasking", b"unmasking"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "base_model_json", b"base_model_json", "batch_size", b"batch_size", "collecting", b"collecting", "domains", b"domains", "element_clip", b"element_clip", "evaluation_records", b"evaluation_records", "forming", b"forming", "gate_loss_rise", b"gate_loss_rise", "instruction_set_json", b"instruction_set_json", "key_setup", b"key_setup", "learning_rate", b"learning_rate", "least_cohort", b"least_cohort", "max_length", b"max_length", "max_update_norm", b"max_update_norm", "method", b"method", "most_failed_rounds", b"most_failed_rounds", "most_participants", b"most_participants", "name_survivors", b"name_survivors", "rank", b"rank", "rounds", b"rounds", "rounds_per_epoch", b"rounds_per_epoch", "seed", b"seed", "server_learning_rate", b"server_learning_rate", "server_optimizer", b"server_optimizer", "steps_per_round", b"steps_per_round", "target_modules", b"target_modules", "tensor_clips", b"tensor_clips", "training", b"training", "unmasking", b"unmasking", "updates_json", b"updates_json", "weight_cap", b"weight_cap"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "base_model_json", b"base_model_json", "batch_size", b"batch_size", "collecting", b"collecting", "domains", b"domains", "element_clip", b"element_clip", "evaluation_records", b"evaluation_records", "forming", b"forming", "gate_loss_rise", b"gate_loss_rise", "instruction_set_json", b"instruction_set_json", "key_setup", b"key_setup", "learning_rate", b"learning_rate", "least_cohort", b"least_cohort", "max_length", b"max_length", "max_update_norm", b"max_update_norm", "method", b"method", "most_failed_rounds", b"most_failed_rounds", "most_participants", b"most_participants", "name_survivors", b"name_survivors", "privacy_json", b"privacy_json", "rank", b"rank", "rounds", b"rounds", "rounds_per_epoch", b"rounds_per_epoch", "seed", b"seed", "server_learning_rate", b"server_learning_rate", "server_optimizer", b"server_optimizer", "steps_per_round", b"steps_per_round", "target_modules", b"target_modules", "tensor_clips", b"tensor_clips", "training", b"training", "unmasking", b"unmasking", "updates_json", b"updates_json", "weight_cap", b"weight_cap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

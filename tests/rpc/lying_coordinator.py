@@ -17,6 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 import grpc
+import pytest
 from structlog.testing import capture_logs
 
 from common.errors import AccordError
@@ -28,7 +29,7 @@ from coordinator.services.listeners import Listener
 from participant.metrics import reason_label
 from tests.fakes import FakeClock
 from tests.rpc.federation import Federation, Site, now
-from tests.rpc.lab import open_round
+from tests.rpc.lab import Lab, lab_in, open_round
 
 NAMES = [f"site-{index}" for index in range(4)]
 VICTIM = NAMES[0]
@@ -261,6 +262,17 @@ def loot(liar: Liar, number: int, cohort: Iterable[int], run: str = "run") -> Lo
 
 
 # --- rounds in which it lies, and what a site says to it ----------------------------------------------------------
+
+
+def lying_lab(*, rounds_per_epoch: int) -> Any:
+    """A module's fixture: its cases share federations of which the coordinator lies."""
+
+    @pytest.fixture(scope="module")
+    def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+        with lab_in(tmp_path_factory, rounds_per_epoch=rounds_per_epoch, federation_in=lying_federation_in) as made:
+            yield made
+
+    return lab
 
 
 def honest_afterwards(federation: Federation) -> Iterator[LyingFederation]:

@@ -36,7 +36,7 @@ from coordinator.keystore import PkiFolder
 from coordinator.pki import CertificateAuthority, new_authority
 from participant.journal import EpochPhase
 from tests.rpc.federation import FEDERATION, Site
-from tests.rpc.lab import Lab, lab_in, open_round
+from tests.rpc.lab import Lab, open_round
 from tests.rpc.lying_coordinator import (
     LATE,
     NAMES,
@@ -47,14 +47,10 @@ from tests.rpc.lying_coordinator import (
     honest_afterwards,
     honest_end,
     honest_round,
-    lying_federation_in,
+    lying_lab,
 )
 
-
-@pytest.fixture(scope="module")
-def key_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with lab_in(tmp_path_factory, rounds_per_epoch=1, federation_in=lying_federation_in) as made:
-        yield made
+key_lab = lying_lab(rounds_per_epoch=1)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from common.secagg.messages import Advertisement, Signed
 from common.secagg.roster import _encode
 from participant.journal import RoundPhase
 from tests.rpc.federation import Site
-from tests.rpc.lab import Lab, lab_in, open_round
+from tests.rpc.lab import Lab, open_round
 from tests.rpc.lying_coordinator import (
     NAMES,
     VICTIM,
@@ -34,14 +34,11 @@ from tests.rpc.lying_coordinator import (
     honest_round,
     instead_of_tasks,
     lying_federation_in,
+    lying_lab,
     with_task,
 )
 
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with lab_in(tmp_path_factory, rounds_per_epoch=64, federation_in=lying_federation_in) as made:
-        yield made
+lab = lying_lab(rounds_per_epoch=64)
 
 
 @pytest.fixture

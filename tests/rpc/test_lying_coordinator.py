@@ -29,7 +29,7 @@ from coordinator.store.opening import open_store
 from coordinator.unmasking import opened_keys
 from participant.journal import RoundPhase
 from tests.rpc.federation import Site
-from tests.rpc.lab import Lab, lab_in, open_round
+from tests.rpc.lab import Lab, open_round
 from tests.rpc.lying import held_upload
 from tests.rpc.lying_coordinator import (
     LATE,
@@ -46,7 +46,7 @@ from tests.rpc.lying_coordinator import (
     honest_round,
     instead_of_tasks,
     loot,
-    lying_federation_in,
+    lying_lab,
     with_task,
     without,
 )
@@ -54,10 +54,7 @@ from tests.rpc.lying_coordinator import (
 THRESHOLD = 3  # shares and commits that four members with one colluder need
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with lab_in(tmp_path_factory, rounds_per_epoch=64, federation_in=lying_federation_in) as made:
-        yield made
+lab = lying_lab(rounds_per_epoch=64)
 
 
 @pytest.fixture

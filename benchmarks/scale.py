@@ -321,7 +321,9 @@ class Federation:
     ) -> TailSums:
         costs = self.costs
         with costs.of_coordinator("reveals"):
-            commitments = share_commitments(context, self.deposits.values())
+            commitments = share_commitments(
+                context, (one for deposit in self.deposits.values() for one in deposit.envelopes)
+            )
             checked = [
                 verify_reveal(context, survivors, phase.message, sender=index, commitments=commitments)
                 for index, phase in revealed.items()

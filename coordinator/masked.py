@@ -5,12 +5,15 @@ Nothing in here is secret; all of it can be made again from the store at any tim
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
 from functools import lru_cache
+from threading import Lock
+from typing import Final
 
 from common.errors import OutOfTurn
 from common.masking import key_epoch
 from common.secagg import (
-    Deposit,
     KeyEpoch,
     Roster,
     RoundContext,
@@ -42,22 +45,37 @@ def _roster(epoch: KeyEpoch, message: bytes) -> Roster:
     return read_roster(epoch, message)
 
 
-def roster_message(reader: Reader, epoch: model.KeyEpoch) -> bytes:
-    """The roster's bytes. Raises OutOfTurn while the epoch has none."""
-    stored = reader.messages(epoch.run, MessageKind.ROSTER, epoch.number)
-    if not stored:
-        raise OutOfTurn(f"runs/{epoch.run} key epoch {epoch.number} is {epoch.state.value}: it has no roster yet")
-    return stored[0].body
-
-
 def roster_of(reader: Reader, run: Run, epoch: model.KeyEpoch) -> Roster:
-    """The epoch's roster, checked when it was assembled. Raises OutOfTurn while the epoch has none."""
-    return _roster(epoch_of(run, epoch), roster_message(reader, epoch))
+    """The epoch's roster, checked when it was assembled; one value for all who ask. Raises OutOfTurn if it has none."""
+    stored = reader.message(epoch.run, MessageKind.ROSTER, epoch.number, ROSTER_SENDER)
+    if stored is None:
+        raise OutOfTurn(f"runs/{epoch.run} key epoch {epoch.number} is {epoch.state.value}: it has no roster yet")
+    return _roster(epoch_of(run, epoch), stored.body)
 
 
-@lru_cache(maxsize=8)
-def _context(epoch: KeyEpoch, roster: Roster, start: bytes) -> RoundContext:
-    return RoundContext.of(epoch, roster.members, Start.decode(start))
+class _Contexts:
+    """The rounds that were asked for last. Plan, roster and cohort follow from the key: a hit reads no roster."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._found: OrderedDict[tuple[KeyEpoch, bytes], RoundContext] = OrderedDict()
+        self._turn = Lock()
+
+    def get(self, epoch: KeyEpoch, start: bytes, roster: Callable[[], Roster]) -> RoundContext:
+        key = (epoch, start)
+        with self._turn:
+            if key in self._found:
+                self._found.move_to_end(key)
+                return self._found[key]
+        made = RoundContext.of(epoch, roster().members, Start.decode(start))
+        with self._turn:
+            self._found[key] = made
+            while len(self._found) > self._most:
+                self._found.popitem(last=False)
+        return made
+
+
+_CONTEXTS: Final = _Contexts(most=8)
 
 
 def context_of(reader: Reader, run: Run, round_: Round) -> RoundContext:
@@ -65,15 +83,10 @@ def context_of(reader: Reader, run: Run, round_: Round) -> RoundContext:
     if not round_.start:
         raise OutOfTurn(f"{round_.name} is {round_.state.value}: its cohort is not chosen yet")
     epoch = reader.epoch(run.name, round_.epoch)
-    return _context(epoch_of(run, epoch), roster_of(reader, run, epoch), round_.start)
+    return _CONTEXTS.get(epoch_of(run, epoch), round_.start, lambda: roster_of(reader, run, epoch))
 
 
-@lru_cache(maxsize=4)
-def _commitments(context: RoundContext, deposits: tuple[bytes, ...]) -> ShareCommitments:
-    return share_commitments(context, (Deposit.decode(deposit) for deposit in deposits))
-
-
-def commitments_of(reader: Reader, context: RoundContext, round_: Round) -> ShareCommitments:
-    """What the cohort's members committed to when they dealt their shares."""
-    deposits = reader.messages(round_.run, MessageKind.DEPOSIT, round_.epoch)
-    return _commitments(context, tuple(message.body for message in deposits))
+def commitments_to(reader: Reader, context: RoundContext, round_: Round, holder: str) -> ShareCommitments:
+    """What a member's reveal is checked against: what everybody committed to when they dealt it their shares."""
+    envelopes = reader.share_envelopes(round_.run, round_.epoch, holder)
+    return share_commitments(context, (found.envelope for found in envelopes))

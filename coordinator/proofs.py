@@ -44,7 +44,7 @@ def kept_as_proof(store: Store, clock: Clock, message: ProtocolMessage) -> Itera
 def keep_proof(store: Store, clock: Clock, message: ProtocolMessage, why: str) -> None:
     """Keep a refused message if it is proof against its sender; why: what it was refused with."""
     with store.write() as writer:
-        if message.sender in writer.message_senders(message.run, message.kind, message.number):
+        if writer.has_message(message.run, message.kind, message.number, message.sender):
             return
         round_ = writer.round(message.run, message.number)
         context = context_of(writer, writer.run(message.run), round_)
@@ -84,16 +84,14 @@ def _second_commit(reader: Reader, context: RoundContext, round_: Round, message
     survivors = context.members.indices_of(round_.survivors)
     if not survivors or commit.index != context.members.index_of(message.sender) or commit.survivors == survivors:
         return None
-    own = next(
-        (
-            stored.body.hex()
-            for stored in reader.messages(round_.run, MessageKind.COMMIT, round_.number)
-            if stored.sender == message.sender
-        ),
-        "",
-    )
+    own = reader.message(round_.run, MessageKind.COMMIT, round_.number, message.sender)
     committed = context.members.names(commit.survivors)
-    return {"commit": message.body.hex(), "committed": committed, "survivors": round_.survivors, "first_commit": own}
+    return {
+        "commit": message.body.hex(),
+        "committed": committed,
+        "survivors": round_.survivors,
+        "first_commit": own.body.hex() if own is not None else "",
+    }
 
 
 def _false_reveal(reader: Reader, context: RoundContext, round_: Round, message: ProtocolMessage) -> Details | None:

@@ -50,10 +50,10 @@ def require_charter_member(reader: Reader, run: Run, participant: str) -> None:
 
 def require_member(reader: Reader, run: Run, participant: str) -> RunMember:
     """Raises NotInCohort unless the participant has joined the run."""
-    for member in reader.run_members(run.name):
-        if member.participant == participant and member.joined:
-            return member
-    raise NotInCohort(f"{participant} has not joined runs/{run.name}")
+    member = reader.run_member(run.name, participant)
+    if member is None or not member.joined:
+        raise NotInCohort(f"{participant} has not joined runs/{run.name}")
+    return member
 
 
 def standings(reader: Reader, participant: str, *, now: datetime) -> tuple[Standing, ...]:
@@ -71,7 +71,7 @@ def standings(reader: Reader, participant: str, *, now: datetime) -> tuple[Stand
 
 def standing_in(reader: Reader, run: Run, participant: str) -> Standing:
     """Where the participant stands in one run."""
-    member = next((m for m in reader.run_members(run.name) if m.participant == participant), None)
+    member = reader.run_member(run.name, participant)
     if member is None or not member.joined:
         return Standing(participant, run, member, None, None, None, None, frozenset())
     round_, previous = _rounds(reader, run)
@@ -96,7 +96,7 @@ def _rounds(reader: Reader, run: Run) -> tuple[Round | None, Round | None]:
 def _participation(reader: Reader, round_: Round | None, participant: str) -> Participation | None:
     if round_ is None:
         return None
-    return next((p for p in reader.participations(round_.run, round_.number) if p.participant == participant), None)
+    return reader.participation(round_.run, round_.number, participant)
 
 
 def _sent(reader: Reader, round_: Round | None, epoch: KeyEpoch | None, participant: str) -> frozenset[MessageKind]:
@@ -104,12 +104,12 @@ def _sent(reader: Reader, round_: Round | None, epoch: KeyEpoch | None, particip
     sent: set[MessageKind] = set()
     if epoch is not None and epoch.state in _EPOCH_KINDS:
         kind = _EPOCH_KINDS[epoch.state]
-        if participant in reader.message_senders(epoch.run, kind, epoch.number):
+        if reader.has_message(epoch.run, kind, epoch.number, participant):
             sent.add(kind)
     if (
         round_ is not None
         and round_.state is RoundState.UNMASKING
-        and participant in reader.message_senders(round_.run, MessageKind.REVEAL, round_.number)
+        and reader.has_message(round_.run, MessageKind.REVEAL, round_.number, participant)
     ):
         sent.add(MessageKind.REVEAL)
     return frozenset(sent)

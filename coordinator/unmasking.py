@@ -5,8 +5,8 @@ The driver opens sums with it, and audits of finished rounds show it to members.
 
 from __future__ import annotations
 
-from common.secagg import OpenedKeys, RoundContext, Unmasking, check_ready, open_keys, verify_reveal
-from coordinator.masked import commitments_of, context_of, roster_of
+from common.secagg import OpenedKeys, Ready, RoundContext, Unmasking, check_ready, open_keys, verify_reveal
+from coordinator.masked import commitments_to, context_of, roster_of
 from coordinator.rounds.model import MessageKind, Round, Run
 from coordinator.store.interface import Reader
 
@@ -18,9 +18,8 @@ def open_unmasking(reader: Reader, run: Run, round_: Round) -> Unmasking:
     return _open_keys(reader, run, round_, context, survivors).unmasking(context, survivors)
 
 
-def opened_keys(reader: Reader, run: Run, round_: Round) -> OpenedKeys:
+def opened_keys(reader: Reader, run: Run, round_: Round, context: RoundContext) -> OpenedKeys:
     """The keys that the round's members have revealed. Raises TooFewMembers or MemberAtFault."""
-    context = context_of(reader, run, round_)
     return _open_keys(reader, run, round_, context, context.members.indices_of(round_.survivors))
 
 
@@ -29,21 +28,22 @@ def _open_keys(
 ) -> OpenedKeys:
     roster = roster_of(reader, run, reader.epoch(run.name, round_.epoch))
     members = roster.members
-    commitments = commitments_of(reader, context, round_)
     reveals = [
         verify_reveal(
-            context, survivors, message.body, sender=members.index_of(message.sender), commitments=commitments
+            context,
+            survivors,
+            message.body,
+            sender=members.index_of(message.sender),
+            commitments=commitments_to(reader, context, round_, message.sender),
         )
         for message in reader.messages(run.name, MessageKind.REVEAL, round_.number)
     ]
-    readies = {
-        members.index_of(sender): check_ready(context.epoch, members, body, sender=members.index_of(sender))
-        for sender, body in ready_messages(reader, round_).items()
-    }
+    readies: dict[int, Ready] = {}
+    if survivors != context.cohort:  # escrows are of those who dropped out
+        cohort = set(round_.cohort)
+        for message in reader.messages(run.name, MessageKind.CONFIRMATION, round_.epoch):
+            if message.sender in cohort:
+                sender = members.index_of(message.sender)
+                ready = check_ready(context.epoch, members, message.body, sender=sender)
+                readies[sender] = ready.of_round(context.round_offset)
     return open_keys(context, roster, survivors, reveals, readies)
-
-
-def ready_messages(reader: Reader, round_: Round) -> dict[str, bytes]:
-    """What the cohort's members hold and have escrowed, as they signed it, by name."""
-    messages = reader.messages(round_.run, MessageKind.CONFIRMATION, round_.epoch)
-    return {message.sender: message.body for message in messages if message.sender in round_.cohort}

@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from hashlib import sha256
 
 from common.errors import MalformedMessage, ProtocolViolation, TooFewMembers
 from common.secagg import hashing
@@ -104,17 +105,16 @@ def settle_epoch(epoch: KeyEpoch, members: Members, readies: Iterable[Ready]) ->
     Raises TooFewMembers when fewer stay than must survive a round, or stay so unevenly that a ring is not covered.
     """
     graph = graph_of(epoch, members)
-    by_index = {ready.index: ready for ready in readies}
+    by_index = {ready.index: _Word.of(ready) for ready in readies}
     thresholds = epoch.plan.thresholds(len(members))
     left_out = {index: "sent no Ready" for index in range(len(members)) if index not in by_index}
     bad = {index: set[int]() for index in by_index}
-    places = {index: {other: place for place, other in enumerate(ready.partners)} for index, ready in by_index.items()}
     unequal = []
     for low in sorted(by_index):
         for high in graph.neighbours(low):
             if high <= low or high not in by_index:
                 continue
-            agreement = _pair_agreement(by_index[low], by_index[high], places)
+            agreement = _pair_agreement(low, by_index[low], high, by_index[high])
             if agreement is not True:
                 bad[low].add(high)
                 bad[high].add(low)
@@ -138,8 +138,33 @@ def settle_epoch(epoch: KeyEpoch, members: Members, readies: Iterable[Ready]) ->
     return Settlement(usable, left_out, tuple(unequal))
 
 
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """What settling needs of a Ready: a digest for each pair, of all its rounds, in place of the lists.
+
+    The commitments of a thousand members to 180 partners each in ten rounds would be hundreds of megabytes.
+    """
+
+    opened: frozenset[int]
+    partners: tuple[int, ...]
+    digests: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, ready: Ready) -> _Word:
+        of_pairs = zip(*ready.pair_commitments, strict=True)
+        digests = b"".join(sha256(b"".join(commitments)).digest() for commitments in of_pairs)
+        return cls(frozenset(ready.opened), ready.partners, digests)
+
+    def of_pair(self, other: int) -> bytes | None:
+        """Says all of the keys that it has with the other one; None if it has none."""
+        at = bisect_left(self.partners, other)
+        if at == len(self.partners) or self.partners[at] != other:
+            return None
+        return self.digests[at * hashing.DIGEST_BYTES : (at + 1) * hashing.DIGEST_BYTES]
+
+
 def _held_by_enough(
-    graph: Graph, readies: Mapping[int, Ready], agreed: Iterable[int], left_out: dict[int, str]
+    graph: Graph, words: Mapping[int, _Word], agreed: Iterable[int], left_out: dict[int, str]
 ) -> tuple[int, ...]:
     """Those of `agreed` who are held by enough of each other; the others are added to `left_out`.
 
@@ -150,10 +175,9 @@ def _held_by_enough(
     if graph.sparse is None:
         return tuple(sorted(usable))
     needed = graph.sparse.threshold + graph.sparse.spare
-    holding = {index: set(readies[index].opened) for index in usable}
     while True:
         held = {
-            index: sum(holder in usable and index in holding[holder] for holder in graph.holders(index))
+            index: sum(holder in usable and index in words[holder].opened for holder in graph.holders(index))
             for index in usable
         }
         weak = [index for index in usable if held[index] < needed]
@@ -164,18 +188,12 @@ def _held_by_enough(
         usable.difference_update(weak)
 
 
-def _pair_agreement(low: Ready, high: Ready, places: Mapping[int, Mapping[int, int]]) -> bool | None:
-    """True: same keys in every round. False: different keys. None: one of them does not hold the other.
-
-    places: by index, at which place of its lists a member has each of its partners.
-    """
-    low_at, high_at = places[low.index].get(high.index), places[high.index].get(low.index)
-    if low_at is None or high_at is None:
+def _pair_agreement(low: int, lows: _Word, high: int, highs: _Word) -> bool | None:
+    """True: same keys in every round. False: different keys. None: one of them does not hold the other."""
+    mine, theirs = lows.of_pair(high), highs.of_pair(low)
+    if mine is None or theirs is None:
         return None
-    return all(
-        mine[low_at] == theirs[high_at]
-        for mine, theirs in zip(low.pair_commitments, high.pair_commitments, strict=True)
-    )
+    return mine == theirs
 
 
 # --- round ------------------------------------------------------------------------------------------------------
@@ -252,15 +270,15 @@ def verify_commit(context: RoundContext, survivors: tuple[int, ...], message: by
         raise ProtocolViolation(f"{context.members.org_ids[sender]} committed to another survivor set")
 
 
-def share_commitments(context: RoundContext, deposits: Iterable[Deposit]) -> ShareCommitments:
-    """What the cohort's owners have committed to for this round, from their deposits."""
+def share_commitments(context: RoundContext, envelopes: Iterable[bytes]) -> ShareCommitments:
+    """What owners have committed to for this round, from the envelopes of their deposits.
+
+    A reveal is checked with those that were sealed to its sender alone.
+    """
     found = {}
-    for deposit in deposits:
-        if deposit.owner not in context.cohort:
-            continue
-        for envelope in deposit.envelopes:
-            sealed = SealedShare.decode(Signed.decode(envelope).body)
-            found[sealed.owner, sealed.holder] = sealed.commitments[context.round_offset]
+    for envelope in envelopes:
+        sealed = SealedShare.decode(Signed.decode(envelope).body)
+        found[sealed.owner, sealed.holder] = sealed.commitments[context.round_offset]
     return found
 
 

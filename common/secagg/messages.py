@@ -6,7 +6,7 @@ the form alone; who may say what, and when, is checked where a message is used.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
 from cryptography.exceptions import InvalidSignature
@@ -201,6 +201,15 @@ class Ready:
     def partners(self) -> tuple[int, ...]:
         """Members with which it has a pair key, ascending."""
         return tuple(other for other in self.opened if other != self.index)
+
+    def of_round(self, offset: int) -> Self:
+        """What it says of one round, at its place among the others, which are left empty: no message, but small."""
+        at = range(len(self.escrows))
+        return replace(
+            self,
+            escrows=tuple(self.escrows[i] if i == offset else b"" for i in at),
+            pair_commitments=tuple(self.pair_commitments[i] if i == offset else () for i in at),
+        )
 
     def encode(self) -> bytes:
         writer = Writer(Kind.READY)

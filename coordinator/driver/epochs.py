@@ -129,10 +129,10 @@ def _settle(reader: Reader, view: View, epoch: KeyEpoch) -> _Found:
     """Who can mask in this epoch's rounds; the others are named with the reason why they cannot."""
     masked = epoch_of(view.run, epoch)
     members = roster_of(reader, view.run, epoch).members
-    confirmations = reader.messages(epoch.run, MessageKind.CONFIRMATION, epoch.number)
-    readies = [
-        check_ready(masked, members, message.body, sender=members.index_of(message.sender)) for message in confirmations
-    ]
+    readies = (
+        check_ready(masked, members, message.body, sender=members.index_of(message.sender))
+        for message in reader.messages(epoch.run, MessageKind.CONFIRMATION, epoch.number)
+    )
     settled = settle_epoch(masked, members, readies)
     left_out = {members.org_ids[index]: why for index, why in settled.left_out.items()}
     unequal = [members.names(pair) for pair in settled.unequal_pairs]

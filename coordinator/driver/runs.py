@@ -68,6 +68,7 @@ def _forget_messages(writer: Writer, opened: Round) -> None:
     first_epoch = min([round_.epoch for round_ in kept if round_.epoch] + [writer.run(opened.run).latest_epoch])
     for kind in MessageKind:
         writer.delete_messages(opened.run, kind, before=first_epoch if kind in _OF_AN_EPOCH else first_kept)
+    writer.delete_share_envelopes(opened.run, before=first_epoch)
 
 
 def _fail(work: Work, view: View) -> bool:

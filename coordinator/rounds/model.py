@@ -263,13 +263,27 @@ class MessageKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ProtocolMessage:
-    """One participant's message of the masking protocol, byte for byte. `number` is an epoch's or a round's."""
+    """One participant's message of the masking protocol, byte for byte. `number` is an epoch's or a round's.
+
+    Of a deposit `body` is the SHA-256: what it is made of is kept as `ShareEnvelope`s.
+    """
 
     run: str
     kind: MessageKind
     number: int
     sender: str
     body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ShareEnvelope:
+    """What a deposit holds for one of its holders: a signed envelope, byte for byte. owner, holder: participants."""
+
+    run: str
+    epoch: int
+    holder: str
+    owner: str
+    envelope: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,21 +23,26 @@ from coordinator.rounds.model import MessageKind, Round, Run, Upload
 from coordinator.standing import require_member
 from coordinator.store.blobs import BlobStore
 from coordinator.store.interface import Reader, Store
-from coordinator.unmasking import opened_keys, ready_messages
+from coordinator.unmasking import opened_keys
 from coordinator.uploads import KEPT_ROUNDS, UploadReader, upload_prefix
 
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """A round that may be audited. parts: all of the answer but the chunks."""
+    """A round that may be audited. Its answer: `first`, what `confirming` have confirmed, `pairs`, then the chunks.
+
+    confirming, pairs: none where nobody dropped out: no pair key was opened then.
+    """
 
     round: Round
     layout: VectorLayout
-    parts: tuple[pb.AuditChunksResponse, ...] = field(repr=False)
+    first: tuple[pb.AuditChunksResponse, ...] = field(repr=False)
+    confirming: tuple[str, ...]
+    pairs: tuple[pb.AuditChunksResponse, ...] = field(repr=False)
 
 
 class ChunkAudits:
-    """Holds nothing between two calls, and one chunk in a call."""
+    """Holds nothing between two calls, and one chunk or one member's confirmation in a call."""
 
     def __init__(self, *, store: Store, blobs: BlobStore, clock: Clock) -> None:
         self._store = store
@@ -48,7 +53,11 @@ class ChunkAudits:
         """Raises NotInCohort, OutOfTurn, ShapeMismatch or InvalidArgument before the first part."""
         chunks = tuple(request.chunks)
         shown = await asyncio.to_thread(self._show, request, chunks, participant)
-        for part in shown.parts:
+        for part in shown.first:
+            yield part
+        for name in shown.confirming:
+            yield await asyncio.to_thread(self._confirmation, shown.round, name)
+        for part in shown.pairs:
             yield part
         readers = await asyncio.to_thread(self._readers, shown)
         for chunk in chunks:
@@ -64,7 +73,7 @@ class ChunkAudits:
             _check_may_be_audited(reader, run, round_, participant)
             context = context_of(reader, run, round_)
             _check_chunks(context.layout, chunks)
-            parts = _parts(reader, run, round_, context)
+            shown = _shown(reader, run, round_, context)
         with self._store.write() as writer:
             audit_lines.append(
                 writer,
@@ -74,7 +83,15 @@ class ChunkAudits:
                 subject=round_.name,
                 chunks=chunks,
             )
-        return _Shown(round_, context.layout, parts)
+        return shown
+
+    def _confirmation(self, round_: Round, name: str) -> pb.AuditChunksResponse:
+        with self._store.read() as reader:
+            stored = reader.message(round_.run, MessageKind.CONFIRMATION, round_.epoch, name)
+            if stored is None:  # a round that has been opened meanwhile has taken this one's place
+                _check_kept(reader, reader.run(round_.run), round_)
+                raise StorageFailed(f"what {name} confirmed for {round_.name} is missing from the database; restore it")
+        return pb.AuditChunksResponse(confirmation=pb.AuditedConfirmation(participant=name, confirmation=stored.body))
 
     def _readers(self, shown: _Shown) -> dict[str, UploadReader]:
         round_ = shown.round
@@ -117,20 +134,27 @@ def _check_chunks(layout: VectorLayout, chunks: Sequence[int]) -> None:
         layout.check_chunk(chunk)
 
 
-def _parts(reader: Reader, run: Run, round_: Round, context: RoundContext) -> tuple[pb.AuditChunksResponse, ...]:
-    keys = opened_keys(reader, run, round_)
+def _shown(reader: Reader, run: Run, round_: Round, context: RoundContext) -> _Shown:
+    keys = opened_keys(reader, run, round_, context)
     uploads = [upload for upload in reader.uploads(run.name, round_.number) if upload.participant in round_.survivors]
     commits = reader.messages(run.name, MessageKind.COMMIT, round_.number)
-    return (
-        pb.AuditChunksResponse(
-            round=pb.AuditedRound(
-                adapter_digest=round_.result_adapter or "",
-                metrics=[resources_pb2.Metric(name=name, value=value) for name, value in round_.metrics],
-                commits=[message.body for message in commits],
-            )
+    first = pb.AuditChunksResponse(
+        round=pb.AuditedRound(
+            adapter_digest=round_.result_adapter or "",
+            metrics=[resources_pb2.Metric(name=name, value=value) for name, value in round_.metrics],
+            commits=[message.body for message in commits],
+        )
+    )
+    names = context.members.org_ids
+    return _Shown(
+        round=round_,
+        layout=context.layout,
+        first=(first, *(_upload(upload, keys, context) for upload in uploads)),
+        confirming=tuple(sorted({names[index] for pair in keys.pair_keys for index in pair})),
+        pairs=tuple(
+            pb.AuditChunksResponse(pair=pb.AuditedPair(dropped=names[one], survivor=names[other], pair_key=key))
+            for (one, other), key in sorted(keys.pair_keys.items())
         ),
-        *(_upload(upload, keys, context) for upload in uploads),
-        *_of_dropped(reader, round_, keys, context),
     )
 
 
@@ -142,23 +166,4 @@ def _upload(upload: Upload, keys: OpenedKeys, context: RoundContext) -> pb.Audit
             chunk_digests=upload.chunk_digests,
             self_key=keys.self_keys[context.members.index_of(upload.participant)],
         )
-    )
-
-
-def _of_dropped(
-    reader: Reader, round_: Round, keys: OpenedKeys, context: RoundContext
-) -> tuple[pb.AuditChunksResponse, ...]:
-    """Nothing where nobody dropped out: no pair key was opened then."""
-    names = context.members.org_ids
-    ends = {names[index] for pair in keys.pair_keys for index in pair}
-    shown = {name: body for name, body in ready_messages(reader, round_).items() if name in ends}
-    return (
-        *(
-            pb.AuditChunksResponse(confirmation=pb.AuditedConfirmation(participant=name, confirmation=body))
-            for name, body in sorted(shown.items())
-        ),
-        *(
-            pb.AuditChunksResponse(pair=pb.AuditedPair(dropped=names[one], survivor=names[other], pair_key=key))
-            for (one, other), key in sorted(keys.pair_keys.items())
-        ),
     )

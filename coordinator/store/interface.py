@@ -7,7 +7,7 @@ event loop go through `asyncio.to_thread`. Knows nothing of SQL.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,6 +28,7 @@ from coordinator.rounds.model import (
     Round,
     Run,
     RunMember,
+    ShareEnvelope,
     Upload,
 )
 from coordinator.store.audit import AuditHead
@@ -51,6 +52,7 @@ class Reader(Protocol):
     def runs(self, *, states: Sequence[RunState] = (), page_size: int = 0, page_token: str = "") -> Page[Run]:
         """Newest first. page_size 0 means all."""
 
+    def run_member(self, run: str, participant: str) -> RunMember | None: ...
     def run_members(self, run: str) -> tuple[RunMember, ...]:
         """By participant."""
 
@@ -59,6 +61,7 @@ class Reader(Protocol):
     def rounds(self, run: str, *, page_size: int = 0, page_token: str = "") -> Page[Round]:
         """Newest first."""
 
+    def participation(self, run: str, round_number: int, participant: str) -> Participation | None: ...
     def participations(self, run: str, round_number: int) -> tuple[Participation, ...]:
         """By participant."""
 
@@ -66,13 +69,22 @@ class Reader(Protocol):
     def uploads(self, run: str, round_number: int) -> tuple[Upload, ...]:
         """By participant."""
 
+    def receipts(self, run: str, round_number: int) -> tuple[tuple[str, bytes], ...]:
+        """(participant, receipt) of each complete upload, by participant."""
+
     # key epochs and protocol messages
     def epoch(self, run: str, number: int) -> KeyEpoch: ...
-    def messages(self, run: str, kind: MessageKind, number: int) -> tuple[ProtocolMessage, ...]:
-        """By sender."""
+    def message(self, run: str, kind: MessageKind, number: int, sender: str) -> ProtocolMessage | None: ...
+    def messages(self, run: str, kind: MessageKind, number: int) -> Iterator[ProtocolMessage]:
+        """By sender, a few of them in memory at a time. Only within the transaction."""
 
     def message_senders(self, run: str, kind: MessageKind, number: int) -> tuple[str, ...]:
         """By sender, without the bodies."""
+
+    def message_count(self, run: str, kind: MessageKind, number: int) -> int: ...
+    def has_message(self, run: str, kind: MessageKind, number: int, sender: str) -> bool: ...
+    def share_envelopes(self, run: str, epoch: int, holder: str, *, after: str = "") -> Iterator[ShareEnvelope]:
+        """Those of one holder whose owners come after `after`, by owner; otherwise as `messages`."""
 
     # adapters
     def adapter(self, digest: str) -> Adapter: ...
@@ -136,6 +148,12 @@ class Writer(Reader, Protocol):
 
     def delete_messages(self, run: str, kind: MessageKind, *, before: int) -> None:
         """Those of all lower numbers."""
+
+    def add_share_envelopes(self, envelopes: Iterable[ShareEnvelope]) -> None:
+        """Raises AlreadyExists if any of them is there already."""
+
+    def delete_share_envelopes(self, run: str, *, before: int) -> None:
+        """Those of all lower epochs."""
 
     def add_adapter(self, adapter: Adapter) -> None:
         """Harmless if the same digest is there already for the same run and round."""

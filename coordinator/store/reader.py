@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Select, Table, bindparam, exists, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, Table, bindparam, exists, func, or_, select
 
 from common.errors import NotFound
 from common.states import RunState
@@ -24,6 +24,7 @@ from coordinator.rounds.model import (
     Round,
     Run,
     RunMember,
+    ShareEnvelope,
     Upload,
 )
 from coordinator.store import rows, tables
@@ -46,6 +47,8 @@ _JOIN_TOKENS: Final = Listing(rows.JOIN_TOKENS, ("created_at", "name"), newest_f
 _AUDIT_EVENTS: Final = Listing(rows.AUDIT_EVENTS, ("sequence",), newest_first=False)
 
 _CHAIN_BATCH: Final = 500
+# Rows of up to a few hundred kilobytes that are in memory at once where rows are read one after the other.
+_ROWS_AT_ONCE: Final = 8
 
 
 def _by(table: Table, *names: str) -> list[ColumnElement[bool]]:
@@ -57,9 +60,19 @@ _PARTICIPATIONS: Final = rows.PARTICIPATIONS.all.where(*_by(tables.PARTICIPATION
     "participant"
 )
 _UPLOADS: Final = rows.UPLOADS.all.where(*_by(tables.UPLOADS, "run", "round")).order_by("participant")
+_RECEIPTS: Final = (
+    select(tables.UPLOADS.c.participant, tables.UPLOADS.c.receipt)
+    .where(*_by(tables.UPLOADS, "run", "round"), tables.UPLOADS.c.is_complete)
+    .order_by("participant")
+)
 _OF_A_STEP: Final = _by(tables.PROTOCOL_MESSAGES, "run", "kind", "number")
 _MESSAGES: Final = rows.PROTOCOL_MESSAGES.all.where(*_OF_A_STEP).order_by("sender")
 _MESSAGE_SENDERS: Final = select(tables.PROTOCOL_MESSAGES.c.sender).where(*_OF_A_STEP).order_by("sender")
+_MESSAGE_COUNT: Final = select(func.count()).select_from(tables.PROTOCOL_MESSAGES).where(*_OF_A_STEP)
+_HAS_MESSAGE: Final = select(exists().where(*_OF_A_STEP, *_by(tables.PROTOCOL_MESSAGES, "sender")))
+_SHARE_ENVELOPES: Final = rows.SHARE_ENVELOPES.all.where(
+    *_by(tables.SHARE_ENVELOPES, "run", "epoch", "holder"), tables.SHARE_ENVELOPES.c.owner > bindparam("after")
+).order_by("owner")
 _JOIN_TOKEN_BY_SECRET: Final = rows.JOIN_TOKENS.all.where(*_by(tables.JOIN_TOKENS, "secret_sha256"))
 _IS_REVOKED: Final = select(
     or_(
@@ -113,6 +126,9 @@ class SqlReader:
             self.connection, page_size=page_size, page_token=page_token, where=_in_states(states), scope=scope
         )
 
+    def run_member(self, run: str, participant: str) -> RunMember | None:
+        return self._find(rows.RUN_MEMBERS, {"run": run, "participant": participant})
+
     def run_members(self, run: str) -> tuple[RunMember, ...]:
         return self._many(rows.RUN_MEMBERS, _RUN_MEMBERS, {"run": run})
 
@@ -125,6 +141,9 @@ class SqlReader:
         where = [tables.ROUNDS.c.run == run]
         return _ROUNDS.page(self.connection, page_size=page_size, page_token=page_token, where=where, scope=(run,))
 
+    def participation(self, run: str, round_number: int, participant: str) -> Participation | None:
+        return self._find(rows.PARTICIPATIONS, {"run": run, "round": round_number, "participant": participant})
+
     def participations(self, run: str, round_number: int) -> tuple[Participation, ...]:
         return self._many(rows.PARTICIPATIONS, _PARTICIPATIONS, {"run": run, "round": round_number})
 
@@ -134,17 +153,36 @@ class SqlReader:
     def uploads(self, run: str, round_number: int) -> tuple[Upload, ...]:
         return self._many(rows.UPLOADS, _UPLOADS, {"run": run, "round": round_number})
 
+    def receipts(self, run: str, round_number: int) -> tuple[tuple[str, bytes], ...]:
+        found = self.connection.execute(_RECEIPTS, {"run": run, "round": round_number})
+        return tuple((participant, receipt) for participant, receipt in found)
+
     # key epochs and protocol messages
 
     def epoch(self, run: str, number: int) -> KeyEpoch:
         return self._one(rows.KEY_EPOCHS, {"run": run, "number": number}, f"key epoch {number} of run {run!r}")
 
-    def messages(self, run: str, kind: MessageKind, number: int) -> tuple[ProtocolMessage, ...]:
-        return self._many(rows.PROTOCOL_MESSAGES, _MESSAGES, {"run": run, "kind": kind, "number": number})
+    def message(self, run: str, kind: MessageKind, number: int, sender: str) -> ProtocolMessage | None:
+        return self._find(rows.PROTOCOL_MESSAGES, {"run": run, "kind": kind, "number": number, "sender": sender})
+
+    def messages(self, run: str, kind: MessageKind, number: int) -> Iterator[ProtocolMessage]:
+        return self._each(rows.PROTOCOL_MESSAGES, _MESSAGES, {"run": run, "kind": kind, "number": number})
 
     def message_senders(self, run: str, kind: MessageKind, number: int) -> tuple[str, ...]:
         found = self.connection.execute(_MESSAGE_SENDERS, {"run": run, "kind": kind, "number": number})
         return tuple(found.scalars())
+
+    def message_count(self, run: str, kind: MessageKind, number: int) -> int:
+        found = self.connection.execute(_MESSAGE_COUNT, {"run": run, "kind": kind, "number": number})
+        return int(found.scalar_one())
+
+    def has_message(self, run: str, kind: MessageKind, number: int, sender: str) -> bool:
+        values = {"run": run, "kind": kind, "number": number, "sender": sender}
+        return bool(self.connection.execute(_HAS_MESSAGE, values).scalar_one())
+
+    def share_envelopes(self, run: str, epoch: int, holder: str, *, after: str = "") -> Iterator[ShareEnvelope]:
+        values = {"run": run, "epoch": epoch, "holder": holder, "after": after}
+        return self._each(rows.SHARE_ENVELOPES, _SHARE_ENVELOPES, values)
 
     # adapters
 
@@ -231,3 +269,11 @@ class SqlReader:
         self, of: RowTable[Row], statement: Select[tuple[object, ...]], values: Mapping[str, object]
     ) -> tuple[Row, ...]:
         return tuple(map(of.row, self.connection.execute(statement, values)))
+
+    def _each(
+        self, of: RowTable[Row], statement: Select[tuple[object, ...]], values: Mapping[str, object]
+    ) -> Iterator[Row]:
+        # Without yield_per a driver may fetch whatever the statement finds before it hands out the first row.
+        options = {"yield_per": _ROWS_AT_ONCE}
+        with self.connection.execute(statement, values, execution_options=options) as found:
+            yield from map(of.row, found)

@@ -26,6 +26,7 @@ from coordinator.rounds.model import (
     Round,
     Run,
     RunMember,
+    ShareEnvelope,
     Upload,
 )
 from coordinator.store import tables
@@ -112,6 +113,7 @@ PARTICIPATIONS: Final = RowTable(Participation, tables.PARTICIPATIONS)
 UPLOADS: Final = RowTable(Upload, tables.UPLOADS)
 KEY_EPOCHS: Final = RowTable(KeyEpoch, tables.KEY_EPOCHS)
 PROTOCOL_MESSAGES: Final = RowTable(ProtocolMessage, tables.PROTOCOL_MESSAGES)
+SHARE_ENVELOPES: Final = RowTable(ShareEnvelope, tables.SHARE_ENVELOPES)
 ADAPTERS: Final = RowTable(Adapter, tables.ADAPTERS)
 PARTICIPANTS: Final = RowTable(Participant, tables.PARTICIPANTS)
 CERTIFICATES: Final = RowTable(Certificate, tables.CERTIFICATES)

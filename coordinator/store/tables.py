@@ -185,7 +185,19 @@ PROTOCOL_MESSAGES: Final = Table(
     ),
     _key("number", Whole(), "key_epochs.number or rounds.number, by kind"),
     _key("sender", Text(), "name of the participant"),
-    _must("body", LargeBinary(), "the message, byte for byte"),
+    _must("body", LargeBinary(), "the message, byte for byte; of a deposit its SHA-256"),
+    _refers(["run"], ["runs.name"]),
+)
+
+# The parts of deposits, each where the one for whom it was sealed finds it: nobody reads everybody's deposit.
+SHARE_ENVELOPES: Final = Table(
+    "share_envelopes",
+    METADATA,
+    _key("run", Text(), "runs.name"),
+    _key("epoch", Whole(), "key_epochs.number"),
+    _key("holder", Text(), "name of the participant that can open it"),
+    _key("owner", Text(), "name of the participant that has sealed and signed it"),
+    _must("envelope", LargeBinary(), "the signed envelope, byte for byte"),
     _refers(["run"], ["runs.name"]),
 )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from sqlalchemy import Connection, Update, bindparam, delete, func, or_, select, update
+from sqlalchemy import Connection, Update, bindparam, delete, func, insert, or_, select, update
 
 from common.errors import AlreadyExists, NotFound, VersionConflict
 from coordinator.rounds.model import (
@@ -24,6 +25,7 @@ from coordinator.rounds.model import (
     Round,
     Run,
     RunMember,
+    ShareEnvelope,
     Upload,
 )
 from coordinator.store import rows, tables
@@ -48,6 +50,11 @@ _UPDATE_TOKEN: Final = rows.JOIN_TOKENS.update().where(
 _MESSAGES: Final = tables.PROTOCOL_MESSAGES.c
 _DELETE_MESSAGES: Final = delete(tables.PROTOCOL_MESSAGES).where(
     _MESSAGES.run == bindparam("run"), _MESSAGES.kind == bindparam("kind"), _MESSAGES.number < bindparam("before")
+)
+_ENVELOPES: Final = tables.SHARE_ENVELOPES.c
+_ADD_ENVELOPES: Final = insert(tables.SHARE_ENVELOPES)
+_DELETE_ENVELOPES: Final = delete(tables.SHARE_ENVELOPES).where(
+    _ENVELOPES.run == bindparam("of_run"), _ENVELOPES.epoch < bindparam("before")
 )
 _SET_ADAPTER_STATE: Final = (
     update(tables.ADAPTERS)
@@ -133,6 +140,14 @@ class SqlWriter(SqlReader):
 
     def delete_messages(self, run: str, kind: MessageKind, *, before: int) -> None:
         self.connection.execute(_DELETE_MESSAGES, {"run": run, "kind": kind, "before": before})
+
+    def add_share_envelopes(self, envelopes: Iterable[ShareEnvelope]) -> None:
+        values = [rows.SHARE_ENVELOPES.values(envelope) for envelope in envelopes]
+        if values:  # an empty list would insert one row of nothing
+            self.connection.execute(_ADD_ENVELOPES, values)
+
+    def delete_share_envelopes(self, run: str, *, before: int) -> None:
+        self.connection.execute(_DELETE_ENVELOPES, {"of_run": run, "before": before})
 
     # adapters
 

@@ -23,6 +23,7 @@ from coordinator.rounds.model import (
     Round,
     Run,
     RunMember,
+    ShareEnvelope,
     Upload,
 )
 
@@ -104,6 +105,7 @@ PARTICIPATION = Participation(
 )
 UPLOAD = Upload("run-1", 7, "bank", 8, 2**35, BYTES, durable_chunks=3, is_complete=True, receipt=BYTES)
 MESSAGE = ProtocolMessage("run-1", MessageKind.DEPOSIT, 2, "bank", BYTES)
+ENVELOPE = ShareEnvelope("run-1", 2, "clinic", "bank", BYTES)
 ADAPTER = Adapter(
     digest="5" * 64,
     run="run-1",

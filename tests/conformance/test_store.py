@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from common.errors import AlreadyExists, InvalidArgument, NotFound, VersionConflict
 from common.states import RunState
-from coordinator.rounds.model import AdapterState, MessageKind, ParticipantState
+from coordinator.rounds.model import AdapterState, MessageKind, ParticipantState, ProtocolMessage
 from tests.conformance import samples
 from tests.conformance.samples import LATER, NOW
+from tests.memory import peak_memory
 
 # --- rows ------------------------------------------------------------------------------------------------------------
 
@@ -31,6 +32,7 @@ def full(store):
         writer.add_epoch(samples.EPOCH)
         writer.put_run_member(samples.MEMBER)
         assert writer.add_message(samples.MESSAGE)
+        writer.add_share_envelopes([samples.ENVELOPE])
         writer.add_adapter(samples.ADAPTER)
         writer.put_participant(samples.PARTICIPANT)
         writer.add_join_token(samples.TOKEN)
@@ -41,13 +43,17 @@ def full(store):
 def test_every_row_comes_back_as_it_was_written(full):
     with full.read() as reader:
         assert reader.run("run-1") == samples.RUN
+        assert reader.run_member("run-1", "bank") == samples.MEMBER
         assert reader.run_members("run-1") == (samples.MEMBER,)
         assert reader.round("run-1", 7) == samples.ROUND
+        assert reader.participation("run-1", 7, "bank") == samples.PARTICIPATION
         assert reader.participations("run-1", 7) == (samples.PARTICIPATION,)
         assert reader.upload("run-1", 7, "bank") == samples.UPLOAD
         assert reader.uploads("run-1", 7) == (samples.UPLOAD,)
         assert reader.epoch("run-1", 2) == samples.EPOCH
-        assert reader.messages("run-1", MessageKind.DEPOSIT, 2) == (samples.MESSAGE,)
+        assert reader.message("run-1", MessageKind.DEPOSIT, 2, "bank") == samples.MESSAGE
+        assert list(reader.messages("run-1", MessageKind.DEPOSIT, 2)) == [samples.MESSAGE]
+        assert list(reader.share_envelopes("run-1", 2, "clinic")) == [samples.ENVELOPE]
         assert reader.adapter("5" * 64) == samples.ADAPTER
         assert reader.participant("bank") == samples.PARTICIPANT
         assert reader.certificate("77") == samples.CERTIFICATE
@@ -166,7 +172,14 @@ def test_lists_and_optional_rows_are_empty_where_nothing_is(store):
         assert reader.participations("gone", 1) == ()
         assert reader.upload("gone", 1, "bank") is None
         assert reader.uploads("gone", 1) == ()
-        assert reader.messages("gone", MessageKind.REVEAL, 1) == ()
+        assert reader.message("gone", MessageKind.REVEAL, 1, "bank") is None
+        assert list(reader.messages("gone", MessageKind.REVEAL, 1)) == []
+        assert reader.message_count("gone", MessageKind.REVEAL, 1) == 0
+        assert not reader.has_message("gone", MessageKind.REVEAL, 1, "bank")
+        assert list(reader.share_envelopes("gone", 1, "bank")) == []
+        assert reader.receipts("gone", 1) == ()
+        assert reader.run_member("gone", "bank") is None
+        assert reader.participation("gone", 1, "bank") is None
         assert reader.answer("bank", "id") is None
 
 
@@ -305,7 +318,7 @@ def test_a_repeated_message_is_harmless_and_another_one_is_refused(full):
         assert writer.add_message(samples.MESSAGE) is False
         with pytest.raises(AlreadyExists, match="'bank' has already sent another deposit"):
             writer.add_message(replace(samples.MESSAGE, body=b"other"))
-        assert writer.messages("run-1", MessageKind.DEPOSIT, 2) == (samples.MESSAGE,)
+        assert list(writer.messages("run-1", MessageKind.DEPOSIT, 2)) == [samples.MESSAGE]
 
 
 def test_messages_are_apart_by_run_kind_and_number_and_sorted_by_sender(full):
@@ -321,17 +334,100 @@ def test_messages_are_apart_by_run_kind_and_number_and_sorted_by_sender(full):
         assert reader.message_senders("run-1", MessageKind.DEPOSIT, 2) == ("Z", "a-site", "bank")
         messages = reader.messages("run-1", MessageKind.DEPOSIT, 2)
         assert [message.sender for message in messages] == ["Z", "a-site", "bank"]
+        assert reader.message_count("run-1", MessageKind.DEPOSIT, 2) == 3
+        assert reader.has_message("run-1", MessageKind.ADVERTISEMENT, 2, "bank")
+        assert not reader.has_message("run-1", MessageKind.ADVERTISEMENT, 2, "Z")
+        assert reader.message("run-1", MessageKind.ADVERTISEMENT, 2, "Z") is None
     with full.write() as writer:
         writer.delete_messages("run-1", MessageKind.DEPOSIT, before=2)
     with full.read() as reader:
-        assert len(reader.messages("run-1", MessageKind.DEPOSIT, 2)) == 3
+        assert reader.message_count("run-1", MessageKind.DEPOSIT, 2) == 3
     with full.write() as writer:
         writer.delete_messages("run-1", MessageKind.DEPOSIT, before=3)
         writer.delete_messages("run-1", MessageKind.DEPOSIT, before=3)
     with full.read() as reader:
-        assert reader.messages("run-1", MessageKind.DEPOSIT, 2) == ()
+        assert list(reader.messages("run-1", MessageKind.DEPOSIT, 2)) == []
         assert reader.message_senders("run-1", MessageKind.ADVERTISEMENT, 2) == ("bank",)
         assert reader.message_senders("run-1", MessageKind.DEPOSIT, 3) == ("bank",)
+
+
+def test_messages_that_are_read_one_after_the_other_are_not_all_in_memory(store):
+    """Of 64 messages of 256 KiB a few at a time; the transaction serves other reads meanwhile."""
+    size = 256 << 10
+    with store.write() as writer:
+        writer.add_run(samples.run())
+        for at in range(64):
+            sender = f"site-{at:02}"
+            writer.add_message(ProtocolMessage("run-1", MessageKind.REVEAL, 1, sender, bytes([at]) * size))
+    with store.read() as reader:
+        reader.run("run-1")
+        with peak_memory() as peak:
+            for at, message in enumerate(reader.messages("run-1", MessageKind.REVEAL, 1)):
+                assert (message.sender, message.body[0], len(message.body)) == (f"site-{at:02}", at, size)
+                assert reader.message_count("run-1", MessageKind.REVEAL, 1) == 64
+    assert peak.bytes < 32 * size
+
+
+def test_reading_messages_may_end_before_the_last_one(full):
+    others = [replace(samples.MESSAGE, sender=f"site-{at}") for at in range(40)]
+    with full.write() as writer:
+        assert all(writer.add_message(message) for message in others)
+    with full.read() as reader:
+        assert next(reader.messages("run-1", MessageKind.DEPOSIT, 2)) == samples.MESSAGE
+    with full.write() as writer:  # nothing holds on to the snapshot
+        writer.delete_messages("run-1", MessageKind.DEPOSIT, before=3)
+        assert writer.message_count("run-1", MessageKind.DEPOSIT, 2) == 0
+
+
+def test_share_envelopes_are_found_by_their_holder_in_the_order_of_their_owners(full):
+    others = [
+        replace(samples.ENVELOPE, owner="Z"),
+        replace(samples.ENVELOPE, owner="clinic"),
+        replace(samples.ENVELOPE, holder="bank"),
+        replace(samples.ENVELOPE, epoch=3),
+    ]
+    with full.write() as writer:
+        writer.add_share_envelopes(others)
+        writer.add_share_envelopes([])
+    with full.read() as reader:
+        assert [found.owner for found in reader.share_envelopes("run-1", 2, "clinic")] == ["Z", "bank", "clinic"]
+        assert [found.owner for found in reader.share_envelopes("run-1", 2, "clinic", after="bank")] == ["clinic"]
+        assert list(reader.share_envelopes("run-1", 2, "clinic", after="clinic")) == []
+        assert list(reader.share_envelopes("run-1", 2, "bank")) == [others[2]]
+        assert list(reader.share_envelopes("run-1", 3, "clinic")) == [others[3]]
+
+
+def test_a_share_envelope_is_added_once_and_with_all_of_its_deposit_or_not_at_all(full):
+    with pytest.raises(AlreadyExists), full.write() as writer:
+        writer.add_share_envelopes([replace(samples.ENVELOPE, owner="Z"), samples.ENVELOPE])
+    with full.read() as reader:
+        assert list(reader.share_envelopes("run-1", 2, "clinic")) == [samples.ENVELOPE]
+
+
+def test_share_envelopes_of_earlier_epochs_are_deleted_and_no_others(full):
+    with full.write() as writer:
+        writer.add_run(replace(samples.RUN, name="run-2"))
+        writer.add_share_envelopes([replace(samples.ENVELOPE, epoch=3), replace(samples.ENVELOPE, run="run-2")])
+        writer.delete_share_envelopes("run-1", before=3)
+        writer.delete_share_envelopes("run-1", before=3)
+    with full.read() as reader:
+        left = [(run, epoch) for run in ("run-1", "run-2") for epoch in (2, 3)]
+        assert [bool(list(reader.share_envelopes(run, epoch, "clinic"))) for run, epoch in left] == [
+            False,
+            True,
+            True,
+            False,
+        ]
+
+
+def test_receipts_are_those_of_complete_uploads(full):
+    with full.write() as writer:
+        writer.put_upload(replace(samples.UPLOAD, participant="clinic", is_complete=False, receipt=b""))
+        writer.put_upload(replace(samples.UPLOAD, participant="Z", receipt=b"signed"))
+        writer.put_upload(replace(samples.UPLOAD, round=8))
+        writer.add_round(replace(samples.ROUND, number=8))
+    with full.read() as reader:
+        assert reader.receipts("run-1", 7) == (("Z", b"signed"), ("bank", samples.UPLOAD.receipt))
 
 
 # --- what is put -----------------------------------------------------------------------------------------------------

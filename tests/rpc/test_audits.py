@@ -225,21 +225,20 @@ def test_a_sum_that_was_put_together_otherwise_is_found(shared: Federation) -> N
 
 # --- a coordinator that shows something else than what it has -------------------------------------------------------
 
-Parts = tuple[pb.AuditChunksResponse, ...]
 Change = Callable[[Sequence[pb.AuditChunksResponse]], None]
 
 
 @contextmanager
 def showing(change: Change) -> Iterator[None]:
-    """Every answer but its chunks is changed."""
+    """Every answer is changed, but for its chunks and what members have confirmed."""
 
-    def parts(*args: Any) -> Parts:
+    def changed(*args: Any) -> audits._Shown:
         shown = honest(*args)
-        change(shown)
+        change((*shown.first, *shown.pairs))
         return shown
 
-    honest = audits._parts
-    with patch.object(audits, "_parts", parts):
+    honest = audits._shown
+    with patch.object(audits, "_shown", changed):
         yield
 
 
@@ -332,12 +331,13 @@ def test_a_swapped_chunk_is_found_and_whose_it_is(shared: Federation, fast: int)
 def test_a_survivor_that_is_not_shown_is_missed(shared: Federation, fast: int) -> None:
     """Three of four would be a survivor set of its own: nobody has committed to it."""
 
-    def parts(*args: Any) -> Parts:
-        return tuple(part for part in honest(*args) if part.upload.participant != VICTIM)
+    def without_victim(*args: Any) -> audits._Shown:
+        shown = honest(*args)
+        return replace(shown, first=tuple(part for part in shown.first if part.upload.participant != VICTIM))
 
-    honest = audits._parts
+    honest = audits._shown
     with (
-        patch.object(audits, "_parts", parts),
+        patch.object(audits, "_shown", without_victim),
         pytest.raises(AuditFailed, match="the commits to the survivor set: 0 members committed"),
     ):
         audit(shared, fast)
@@ -348,18 +348,12 @@ def wrong_pair_key(shown: Sequence[pb.AuditChunksResponse]) -> None:
     pair.pair_key = flipped(pair.pair_key)
 
 
-def forged_confirmation(shown: Sequence[pb.AuditChunksResponse]) -> None:
-    part = next(part.confirmation for part in shown if part.confirmation.participant == VICTIM)
-    part.confirmation = flipped(part.confirmation)
-
-
 def too_few_commits(shown: Sequence[pb.AuditChunksResponse]) -> None:
     del shown[0].round.commits[1:]
 
 
 OF_A_DROPOUT: dict[Change, str] = {
     wrong_pair_key: f"the opened pair key of site-1 and {VICTIM} is not the one that site-1 committed to",
-    forged_confirmation: f"the commitments of {VICTIM} to its pair keys: the signature on ready is not that of",
     too_few_commits: "the commits to the survivor set: 1 members committed",
 }
 
@@ -376,6 +370,19 @@ def test_what_is_shown_wrong_of_a_dropped_member_is_found(shared: Federation, sl
         audit(shared, slow)
     assert re.search(OF_A_DROPOUT[lie], caught.value.message), caught.value.message
     assert audit(shared, slow).dropped == ("site-1",)
+
+
+def test_a_forged_confirmation_is_found(shared: Federation, slow: int) -> None:
+    def forged(self: ChunkAudits, round_: Any, name: str) -> pb.AuditChunksResponse:
+        answer = honest(self, round_, name)
+        if name == VICTIM:
+            answer.confirmation.confirmation = flipped(answer.confirmation.confirmation)
+        return answer
+
+    honest = ChunkAudits._confirmation
+    said = f"the commitments of {VICTIM} to its pair keys: the signature on ready is not that of"
+    with patch.object(ChunkAudits, "_confirmation", forged), pytest.raises(AuditFailed, match=said):
+        audit(shared, slow)
 
 
 # --- who may ask, and when ------------------------------------------------------------------------------------------

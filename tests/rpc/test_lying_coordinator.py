@@ -486,7 +486,7 @@ def test_16_an_upload_after_its_site_was_declared_dropped_stays_masked(federatio
     # What it can take off: every pair mask, with the keys out of the escrow. What stays is the self mask.
     store = open_store(federation.config.database_url)
     with store.read() as reader:
-        opened = opened_keys(reader, reader.run("run"), reader.round("run", number))
+        opened = opened_keys(reader, reader.run("run"), reader.round("run", number), context)
     store.close()
     seeds = [hashing.pair_mask_seed(opened.pair_keys[3, other], context.hash, other, 3) for other in range(3)]
     words = np.frombuffer(upload.chunks[0], dtype="<u8").astype(np.uint64)

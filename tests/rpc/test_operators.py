@@ -276,8 +276,11 @@ def test_protocol_messages_of_old_rounds_and_key_epochs_are_deleted(federation: 
     assert [federation.round(number)["epoch"] for number in range(1, 7)] == [1, 1, 2, 2, 3, 3]
     with closing(open_store(federation.config.database_url)) as store, store.read() as reader:
         said = {
-            kind: {number for number in range(1, 7) if reader.messages("run", kind, number)} for kind in MessageKind
+            kind: {number for number in range(1, 7) if reader.message_count("run", kind, number)}
+            for kind in MessageKind
         }
+        dealt = {number for number in range(1, 7) if any(reader.share_envelopes("run", number, "site-0"))}
+    assert dealt == {3}
     of_rounds = (MessageKind.COMMIT, MessageKind.REVEAL)
     proofs = (MessageKind.SECOND_RECEIPT, MessageKind.SECOND_COMMIT, MessageKind.FALSE_REVEAL)
     assert said[MessageKind.REVEAL] == {5, 6}

@@ -236,11 +236,33 @@ def upgrade() -> None:
             comment="key_epochs.number or rounds.number, by kind",
         ),
         sa.Column("sender", TEXT, autoincrement=False, nullable=False, comment="name of the participant"),
-        sa.Column("body", sa.LargeBinary(), nullable=False, comment="the message, byte for byte"),
+        sa.Column(
+            "body", sa.LargeBinary(), nullable=False, comment="the message, byte for byte; of a deposit its SHA-256"
+        ),
         sa.ForeignKeyConstraint(
             ["run"], ["runs.name"], name="fk_protocol_messages_runs", initially="DEFERRED", deferrable=True
         ),
         sa.PrimaryKeyConstraint("run", "kind", "number", "sender", name="pk_protocol_messages"),
+    )
+    op.create_table(
+        "share_envelopes",
+        sa.Column("run", TEXT, autoincrement=False, nullable=False, comment="runs.name"),
+        sa.Column("epoch", sa.BigInteger(), autoincrement=False, nullable=False, comment="key_epochs.number"),
+        sa.Column(
+            "holder", TEXT, autoincrement=False, nullable=False, comment="name of the participant that can open it"
+        ),
+        sa.Column(
+            "owner",
+            TEXT,
+            autoincrement=False,
+            nullable=False,
+            comment="name of the participant that has sealed and signed it",
+        ),
+        sa.Column("envelope", sa.LargeBinary(), nullable=False, comment="the signed envelope, byte for byte"),
+        sa.ForeignKeyConstraint(
+            ["run"], ["runs.name"], name="fk_share_envelopes_runs", initially="DEFERRED", deferrable=True
+        ),
+        sa.PrimaryKeyConstraint("run", "epoch", "holder", "owner", name="pk_share_envelopes"),
     )
     op.create_table(
         "rounds",
@@ -377,6 +399,7 @@ def downgrade() -> None:
     op.drop_table("participations")
     op.drop_table("run_members")
     op.drop_table("rounds")
+    op.drop_table("share_envelopes")
     op.drop_table("protocol_messages")
     op.drop_table("key_epochs")
     op.drop_index("ix_certificates_participant", table_name="certificates")

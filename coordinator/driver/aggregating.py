@@ -116,7 +116,7 @@ def _make_adapter(
             tail,
             base=base,
             adapter_layout=view.plan.layout(),
-            optimizer=server_optimizer(view.plan.method.server_optimizer, view.plan.method.server_learning_rate),
+            optimizer=server_optimizer(view.plan.method),
             max_update_norm=view.plan.masking.max_update_norm,
             scratch=scratch,
             work=sum_digest,

@@ -9,19 +9,15 @@ from typing import Final
 from common.errors import (
     AccordError,
     CertificateRevoked,
-    LeaseLost,
     MemberAtFault,
-    StorageFailed,
     TooFewMembers,
-    Unavailable,
-    VersionConflict,
 )
 from common.masking import MASKED_KIND, model_hash
 from common.secagg import choose_close, make_start
 from common.states import RoundState
 from coordinator.driver.aggregating import step_aggregating
 from coordinator.driver.epochs import MOST_TRIES, needs_epoch, open_epoch
-from coordinator.driver.work import View, Work, audit, phase_ended
+from coordinator.driver.work import TRY_AGAIN, View, Work, audit, phase_ended
 from coordinator.masked import context_of, epoch_of, roster_of
 from coordinator.rounds.decisions import (
     Close,
@@ -61,9 +57,6 @@ DROPPED_ABSENT: Final = "ABSENT"
 DROPPED_REVOKED: Final = CertificateRevoked.reason
 DROPPED_LEFT: Final = "LEFT_RUN"
 
-# These say nothing of the round: the step is taken again.
-_TRY_AGAIN: Final = (LeaseLost, VersionConflict, StorageFailed, Unavailable)
-
 
 def step_round(work: Work, view: View) -> bool:
     """Close the round's present phase if it is due. True if anything was changed."""
@@ -78,7 +71,7 @@ def step_round(work: Work, view: View) -> bool:
     }
     try:
         return _drop_leavers(work, view, view.round) or steps[view.round.state](work, view, view.round)
-    except _TRY_AGAIN:
+    except TRY_AGAIN:
         raise
     except MemberAtFault as error:
         _expel(work, view, view.round, error)

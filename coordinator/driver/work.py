@@ -6,17 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.clock import Clock
+from common.errors import LeaseLost, StorageFailed, Unavailable, VersionConflict
 from common.plan import Plan
 from coordinator import audit_lines
 from coordinator.rounds.model import KeyEpoch, ParticipantState, Participation, Round, Run
 from coordinator.standing import parse_plan
 from coordinator.store.blobs import BlobStore
 from coordinator.store.interface import Reader, Store, Writer
+
+# These say nothing of the round: the step is taken again.
+TRY_AGAIN: Final = (LeaseLost, VersionConflict, StorageFailed, Unavailable)
 
 
 class Observer(Protocol):

@@ -70,7 +70,7 @@ def play(federation: Federation, *, without: Collection[str] = ()) -> int:
 
 def layout_of(federation: Federation) -> VectorLayout:
     run = federation.run()
-    return secagg_plan(federation.plan(), bytes.fromhex(run["plan_digest"])).layout(RoundKind.TRAINING)
+    return secagg_plan(federation.plan(), bytes.fromhex(run["plan_digest"])).layout(RoundKind.TRAINING, 1)
 
 
 def audit(federation: Federation, number: int, name: str = AUDITOR, *, chunks: Sequence[int] = (0,)) -> AuditReport:
@@ -183,8 +183,8 @@ def test_one_parameter_that_is_off_by_one_bit_is_found_in_its_chunk_and_only_the
 
 
 def test_a_mean_by_another_weight_than_was_told_is_found_in_every_chunk(shared: Federation) -> None:
-    def mean_chunks(opened: OpenSum, tail: TailSums) -> Any:
-        return honest(opened, replace(tail, weight=tail.weight * 1.001))
+    def mean_chunks(opened: OpenSum, tail: TailSums, **where: int) -> Any:
+        return honest(opened, replace(tail, weight=tail.weight * 1.001), **where)
 
     honest = OpenSum.mean_chunks
     with patch.object(OpenSum, "mean_chunks", mean_chunks):

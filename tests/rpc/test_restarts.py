@@ -6,14 +6,20 @@ sent again, what is sent again is the same bytes, and the run ends as it would h
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 
 from common.errors import Unavailable, UploadIncomplete
+from common.secagg import StreamSum, Words
+from coordinator import aggregation
+from coordinator.aggregation import OpenSum
+from coordinator.checkpoints import RECORD_FILE
 from coordinator.driver import aggregating
 from participant.client import CoordinatorClient, UploadState
 from participant.journal import RoundPhase
@@ -336,6 +342,76 @@ def test_the_coordinator_restarts_in_the_same_state_and_publishes_the_same_sum(l
     sent = {name: site.line.calls.count("upload") - uploads[name] for name, site in federation.sites.items()}
     late = {"forming": set(sent), "training": set(sent), "collecting": {NAME}, "unmasking": set()}[state]
     assert {name for name, count in sent.items() if count} == late
+
+
+@contextmanager
+def killed_while_summing(federation: Federation, *, chunk: int) -> Iterator[Path]:
+    """A coordinator that every chunk's result is durable with, stopped as it opened this one; the scratch folder."""
+
+    def words(opened: OpenSum, at: int, unmasker: StreamSum) -> Words:
+        if at == chunk:
+            raise Unavailable("killed here")
+        return honest(opened, at, unmasker)
+
+    honest = OpenSum.words
+    with patch.object(aggregation, "DURABLE_AFTER_MADE_BYTES", 1):
+        with patch.object(OpenSum, "words", words):
+            federation.turn_until(lambda: federation.round(1)["state"] == "aggregating")
+            federation.settle()
+            federation.stop()
+        yield federation.config.scratch_folder
+
+
+def summed_after_the_restart(federation: Federation) -> list[int]:
+    """The chunks of the sum that a coordinator opens that has just started, and with which the round succeeds."""
+    opened_chunks: list[int] = []
+
+    def words(opened: OpenSum, at: int, unmasker: StreamSum) -> Words:
+        opened_chunks.append(at)
+        return honest(opened, at, unmasker)
+
+    honest = OpenSum.words
+    with patch.object(OpenSum, "words", words):
+        federation.start()
+        federation.turn_until(lambda: federation.round(1)["state"] == "succeeded")
+    return sorted(opened_chunks)
+
+
+def test_a_sum_goes_on_at_its_first_chunk_that_is_not_durable(tmp_path: Path) -> None:
+    with federation_in(tmp_path, model=LARGE) as federation:
+        names = federation.add_sites(3)
+        federation.create_run()
+        with killed_while_summing(federation, chunk=2) as scratch:
+            stored, copy = federation.config.data_folder, tmp_path / "copy"
+            shutil.copytree(stored, copy)
+            # The tail is opened every time: the others are decoded with its weight.
+            assert summed_after_the_restart(federation) == [2, 3, 4]
+            assert not list(scratch.rglob("*"))
+            gone_on = federation.round(1)["adapter_digest"]
+            federation.stop()
+
+            shutil.rmtree(stored)
+            shutil.copytree(copy, stored)
+            shutil.rmtree(scratch)
+            assert summed_after_the_restart(federation) == [0, 1, 2, 3, 4]
+            assert federation.round(1)["adapter_digest"] == gone_on
+        errors, bound = federation.errors(1, names)
+        assert errors.max() <= bound
+
+
+def test_what_was_made_of_another_sum_is_not_gone_on_with(tmp_path: Path) -> None:
+    with federation_in(tmp_path, model=LARGE) as federation:
+        names = federation.add_sites(3)
+        federation.create_run()
+        with killed_while_summing(federation, chunk=2) as scratch:
+            (record,) = scratch.rglob(RECORD_FILE)
+            other = json.loads(record.read_text())
+            assert other["chunks"] == 2
+            record.write_text(json.dumps(other | {"work": "0" * 64}))
+
+            assert summed_after_the_restart(federation) == [0, 1, 2, 3, 4]
+        errors, bound = federation.errors(1, names)
+        assert errors.max() <= bound
 
 
 def test_the_same_uploads_give_the_same_adapter_bit_for_bit(tmp_path: Path) -> None:

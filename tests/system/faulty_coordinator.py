@@ -17,8 +17,10 @@ from functools import wraps
 from typing import Any, Final
 
 from common.secagg import StreamSum, Words
+from coordinator import aggregation
 from coordinator.__main__ import main
 from coordinator.aggregation import OpenSum
+from coordinator.checkpoints import GrowingFiles
 from coordinator.rounds.model import Upload
 from coordinator.store.interface import Writer
 from coordinator.store.sql import SqlStore
@@ -46,10 +48,12 @@ EVENTS: Final = {
     "after message reveal": "UNMASKING, one site's reveal is there",
     "after round aggregating": "AGGREGATING",
     "aggregating half way": "AGGREGATING, a part of the sum is open",
+    "aggregating half durable": "AGGREGATING, what was made of some chunks is durable",
     "before round succeeded": "AGGREGATING, the adapter is made and not published",
     "after round succeeded": "between rounds",
 }
 HALF_WAY_CHUNK: Final = 2
+DURABLE_CHUNKS: Final = 3
 LOADED_BEFORE_THE_FORK: Final = ("coordinator.app", "coordinator.cli.serve", "coordinator.store.schema")
 
 
@@ -100,6 +104,17 @@ def install(kills: Kills) -> None:
             kills.reach("aggregating half way")
         return words(self, chunk, unmasker)
 
+    checkpoint = GrowingFiles.checkpoint
+
+    def awaited_checkpoint(self: GrowingFiles) -> None:
+        checkpoint(self)
+        if self.chunks == DURABLE_CHUNKS:
+            self.wait()
+            kills.reach("aggregating half durable")
+
+    # Of five chunks none would be durable before the last.
+    aggregation.DURABLE_AFTER_MADE_BYTES = 1  # type: ignore[misc]
+    GrowingFiles.checkpoint = awaited_checkpoint  # type: ignore[method-assign]
     SqlStore.write = noted_write  # type: ignore[method-assign]
     OpenSum.words = counted_words  # type: ignore[method-assign]
 

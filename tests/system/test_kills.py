@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ from common.errors import AccordError
 from coordinator.uploads import SEGMENT_CHUNKS
 from demo.federation import LocalFederation
 from tests.system import faulty_coordinator, faulty_site
+from tests.system.faulty_coordinator import DURABLE_CHUNKS
 from tests.system.kills import Kills
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
@@ -63,9 +65,15 @@ class Ended:
 
     def resumed(self, site: str) -> list[int]:
         """Chunks at which the site's log says that an upload went on."""
-        lines = (self.folder / "logs" / f"{site}.log").read_text().splitlines()
-        events = [json.loads(line) for line in lines if line.startswith("{")]
-        return [event["chunk"] for event in events if event["event"] == "upload_resumed"]
+        return [event["chunk"] for event in self._events(site) if event["event"] == "upload_resumed"]
+
+    def sums_resumed(self) -> list[int]:
+        """How many chunks were durable where the coordinator's log says that a sum went on."""
+        return [event["chunks"] for event in self._events("coordinator") if event["event"] == "work_resumed"]
+
+    def _events(self, process: str) -> list[dict[str, Any]]:
+        lines = (self.folder / "logs" / f"{process}.log").read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +175,8 @@ def test_a_coordinator_killed_in_every_state_ends_the_run_with_the_same_adapter(
         assert SEGMENT_CHUNKS in resumed
         # A whole upload that lacked its receipt goes on with nothing but that.
         assert CHUNKS in resumed
+        # And so does a sum: killed twice, it has opened no chunk again whose part of the adapter was durable.
+        assert DURABLE_CHUNKS in found.sums_resumed()
 
 
 def test_sites_killed_in_every_phase_end_the_run_with_the_same_adapter(founded: Path, undisturbed: Ended) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -115,7 +116,9 @@ def _figures(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.round", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--mebibytes", type=float, default=4.0)
     parser.add_argument("--participants", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
@@ -123,6 +126,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.rounds < 2 or options.participants < 3:
         parser.error("at least 2 rounds of at least 3 participants")
+    if not 0 < options.mebibytes < math.inf:
+        parser.error("--mebibytes is a number above zero")
+    if options.folder is not None and options.folder.exists() and any(options.folder.iterdir()):
+        parser.error(f"--folder {options.folder} is not empty; name a new one")
     with (
         tempfile.TemporaryDirectory(prefix="accord-bench-") as scratch,
         LocalFederation(options.folder or Path(scratch), name="bench") as federation,

@@ -35,6 +35,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from numpy.typing import NDArray
 
 from benchmarks.scale_plot import save_plot
+from common.errors import AccordError
 from common.identifiers import ParticipantIdentity, parse_federation_id, parse_participant_id
 from common.secagg import (
     Advertising,
@@ -84,6 +85,7 @@ from coordinator.pki import new_authority
 NOW: Final = datetime(2030, 1, 1, tzinfo=UTC)
 MODEL: Final = hashlib.sha256(b"model").digest()
 FULL_CHECKS: Final = 4
+LEAST_MEMBERS: Final = 3
 PLOTTED: Final = (10, 30, 100, 300, 1000)
 CLIP: Final = 0.01
 
@@ -102,12 +104,18 @@ class Size:
     rounds: int = 1
 
     @property
+    def told(self) -> str:
+        """Who is not to be counted on, for a person."""
+        members = self.participants
+        return f"{int(members * self.colluding)} collude and {int(members * self.dropping)} drop out"
+
+    @property
     def plan(self) -> SecaggPlan:
         """The masking plan of such a federation."""
         return SecaggPlan(
             plan_hash=hashlib.sha256(b"plan").digest(),
             run_id=secrets.token_bytes(32),
-            members_floor=3,
+            members_floor=LEAST_MEMBERS,
             members_limit=self.participants,
             rounds_per_epoch=self.rounds,
             slots=(ClipSlot(self.parameters, CLIP),),
@@ -372,7 +380,9 @@ def measure(size: Size) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--participants", type=int, default=1000)
     parser.add_argument("--colluding", type=float, default=0.2, help="fraction of the members")
     parser.add_argument("--dropping", type=float, default=0.1, help="fraction of the members")
@@ -380,10 +390,17 @@ def main() -> None:
     parser.add_argument("--rounds-per-epoch", type=int, default=1)
     parser.add_argument("--plot", type=Path, help=f"run {PLOTTED} members and draw the costs into this SVG file")
     options = parser.parse_args()
+    if options.participants < LEAST_MEMBERS or options.parameters < 1 or options.rounds_per_epoch < 1:
+        parser.error(f"at least {LEAST_MEMBERS} participants, one parameter and one round")
+    if not (0 <= options.colluding < 1 and 0 <= options.dropping < 1):
+        parser.error("--colluding and --dropping are fractions of the members, such as 0.1")
     found = []
     for participants in PLOTTED if options.plot else (options.participants,):
         size = Size(participants, options.colluding, options.dropping, options.parameters, options.rounds_per_epoch)
-        found.append(measure(size))
+        try:
+            found.append(measure(size))
+        except AccordError as error:
+            parser.error(f"{participants} participants of whom {size.told}: {error.message}")
         print(json.dumps(found[-1]), flush=True)
     if options.plot:
         save_plot(found, options.plot)

@@ -58,3 +58,21 @@ def test_the_command_prints_one_json_line_a_size_and_draws_the_picture(complete,
     assert "CPU of the coordinator" in picture.read_text()
     save_plot([complete, *lines], picture)
     assert picture.stat().st_size < 200_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--participants", "2"), "at least 3 participants"),
+        (("--parameters", "0"), "one parameter"),
+        (("--dropping", "5"), "fractions of the members"),
+        (("--participants", "10", "--dropping", "0.9"), "10 participants of whom 2 collude and 9 drop out: "),
+        (("--participants", "10", "--colluding", "0.9"), "10 participants of whom 9 collude and 1 drop out: "),
+    ],
+)
+def test_sizes_that_no_sum_opens_at_are_refused_in_words(monkeypatch, capsys, arguments, said):
+    monkeypatch.setattr(sys, "argv", ["scale", "--parameters", "100", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        scale.main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err

@@ -135,7 +135,7 @@ class WorkerTrainer:
             method=work.plan.method,
             round=work.round,
             hyperparameters=Hyperparameters(
-                learning_rate=training.learning_rate,
+                learning_rate=training.learning_rate_in(work.round, rounds=work.plan.rounds),
                 batch_size=training.batch_size,
                 steps=training.steps_per_round,
                 max_length=training.max_length,

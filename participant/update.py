@@ -1,12 +1,14 @@
 """From a trained adapter to the update that is masked: the delta, its L2 bound, and what rides beside it.
 
-delta = local - global adapter; update = delta scaled down to the plan's L2 bound. Read chunk by chunk from files, so
-memory does not grow with the adapter. Knows nothing of masks.
+delta = local - global adapter, of the tensors that move in the round; update = delta scaled down to the plan's L2
+bound, and behind it the round's extras as they are. Read chunk by chunk from files, so memory does not grow with the
+adapter. Knows nothing of masks.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,7 +17,8 @@ import numpy as np
 
 from common import jsonform
 from common.adapters import AdapterLayout, FlatFile, FlatVector, square_norm
-from common.errors import UpdateNotFinite
+from common.errors import TrainingFailed, UpdateNotFinite
+from common.methods.sent import Stretch, Stretches
 from common.secagg import Clipping
 
 CLIPPED_ELEMENTS: Final = "clipped_elements"
@@ -53,12 +56,22 @@ class Contribution:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """A delta between two adapter files with the factor that brings it within its L2 bound. `norm` is before that."""
+    """A delta between two adapter files with the factor that brings it within its L2 bound. `norm` is before that.
+
+    sent: which elements of the files are sent. extras: what is sent behind them, which `scale` leaves as it is.
+    """
 
     local: FlatFile
     base: FlatFile
+    sent: Stretches
+    extras: FlatFile | None
     norm: float
     scale: float
+
+    @property
+    def parameters(self) -> int:
+        """Elements of the whole vector."""
+        return self.sent.size + (self.extras.parameters if self.extras is not None else 0)
 
     @property
     def sent_norm(self) -> float:
@@ -71,11 +84,18 @@ class Update:
 
     def values(self, start: int, stop: int) -> FlatVector:
         """float32[stop - start] of the update."""
-        delta = self.local.read(start, stop)
-        delta -= self.base.read(start, stop)
-        if self.scale != 1.0:
-            delta *= np.float32(self.scale)
-        return delta
+        last = min(stop, self.sent.size)
+        values = np.empty(stop - start, dtype=np.float32)
+        for part, place in self.sent.within(start, last):
+            delta = values[part]
+            self.local.read_into(place, delta)
+            delta -= self.base.read(place, place + delta.size)
+            if self.scale != 1.0:
+                delta *= np.float32(self.scale)
+        if self.extras is not None and stop > last:
+            first = max(start, last)
+            values[first - start :] = self.extras.read(first - self.sent.size, stop - self.sent.size)
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +114,7 @@ class ClipReport:
     @classmethod
     def of(cls, update: Update, clipping: Clipping) -> ClipReport:
         lost = math.sqrt(clipping.lost_squares) / update.sent_norm if clipping.elements else 0.0
-        return cls(update.local.parameters, update.scale, clipping.elements, lost)
+        return cls(update.parameters, update.scale, clipping.elements, lost)
 
     @property
     def is_untouched(self) -> bool:
@@ -131,19 +151,42 @@ class UpdatePart:
         return self.update.values(self.start + first, self.start + max(first, last))
 
 
-def open_update(local: Path, base: Path, layout: AdapterLayout, *, max_norm: float) -> Update:
+def open_update(
+    local: Path,
+    base: Path,
+    layout: AdapterLayout,
+    *,
+    max_norm: float,
+    sent: Stretches | None = None,
+    extras: FlatFile | None = None,
+) -> Update:
     """Open two model files as an update.
 
-    Raises ShapeMismatch if one of them is not in the plan's layout, UpdateNotFinite if the delta holds a NaN or an
-    infinity: then training has diverged, and nothing of it leaves the site.
+    sent: which elements move in this round; None for all of them.
+    Raises ShapeMismatch if one of the files is not in the plan's layout, UpdateNotFinite if the delta or an extra holds
+    a NaN or an infinity: then training has diverged, and nothing of it leaves the site. Raises TrainingFailed if an
+    element has moved that the round keeps frozen: what was trained is not what would be sent.
     """
     trained, before = FlatFile.open(local, layout), FlatFile.open(base, layout)
+    moving = sent if sent is not None else Stretches((Stretch(0, 0, layout.parameters),), (0,))
+    for start, stop in _blocks(moving.gaps(layout.parameters)):
+        if trained.read(start, stop).tobytes() != before.read(start, stop).tobytes():
+            raise TrainingFailed("training has moved a tensor that this round keeps frozen; nothing of it was sent")
     squares = 0.0
-    for start in range(0, layout.parameters, _BLOCK):
-        stop = min(start + _BLOCK, layout.parameters)
+    for start, stop in _blocks((part.stored, part.stored + part.size) for part in moving.parts):
         with np.errstate(over="ignore"):  # found below; in float32, because that is what is masked
             squares += square_norm(np.subtract(trained.read(start, stop), before.read(start, stop)))
+    if extras is not None:
+        for start, stop in _blocks([(0, extras.parameters)]):
+            if not np.isfinite(extras.read(start, stop)).all():
+                squares = math.nan
     norm = math.sqrt(squares) if squares >= 0 else math.nan
     if not math.isfinite(norm):
         raise UpdateNotFinite("the trained adapter holds a NaN or an infinity; lower the learning rate of the plan")
-    return Update(trained, before, norm, 1.0 if norm <= max_norm else max_norm / norm)
+    return Update(trained, before, moving, extras, norm, 1.0 if norm <= max_norm else max_norm / norm)
+
+
+def _blocks(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    for first, last in ranges:
+        for start in range(first, last, _BLOCK):
+            yield start, min(start + _BLOCK, last)

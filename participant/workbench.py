@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from common.adapters import ADAPTER_FILE, MANIFEST_FILE
+from common.adapters import ADAPTER_FILE, MANIFEST_FILE, FlatFile
 from common.assignments import PrepareUpdate
 from common.clock import Clock
 from common.errors import (
@@ -35,11 +35,13 @@ from common.log import get_logger
 from common.manifest import read_manifest
 from common.masking import model_hash
 from common.plan import Plan
+from common.sent import sent_vector
 from common.states import RoundKind
 from common.update_chain import check_handed_out, check_update
 from participant import guard
 from participant.base_models import BaseModels
 from participant.client import BACKOFF_SECONDS, CoordinatorClient
+from participant.extras import EXTRAS_FILE, open_extras, write_extras
 from participant.guard import DayLedger
 from participant.journal import Journal, RoundEntry, RoundPhase
 from participant.masking import RunTerms
@@ -139,12 +141,25 @@ class Workbench:
 
     def open_update(self, plan: Plan, entry: RoundEntry) -> Update:
         """What was trained in a round. Raises UpdateLost if it cannot be read, and what `participant.update` raises."""
+        return self._open_deltas(plan, entry, extras=open_extras(self._extras(entry), sent_vector(plan, entry.round)))
+
+    def _open_deltas(self, plan: Plan, entry: RoundEntry, *, extras: FlatFile | None = None) -> Update:
         trained = self._job(entry.run, entry.round) / ADAPTER_FOLDER / ADAPTER_FILE
         base = self._shelf.path(entry.adapter) / ADAPTER_FILE
         try:
-            return open_update(trained, base, plan.layout(), max_norm=plan.masking.max_update_norm)
+            return open_update(
+                trained,
+                base,
+                plan.layout(),
+                max_norm=plan.masking.max_update_norm,
+                sent=sent_vector(plan, entry.round).stretches,
+                extras=extras,
+            )
         except OSError as error:
             raise UpdateLost(f"the update of round {entry.round} cannot be read: {error}") from error
+
+    def _extras(self, entry: RoundEntry) -> Path:
+        return self._job(entry.run, entry.round) / EXTRAS_FILE
 
     def clear(self, run: str, round_: int) -> None:
         """Stop what is still being done for a round that is over, and delete what it left."""
@@ -215,6 +230,7 @@ class Workbench:
             prepared = self._trainer.prepare(work, on_progress=lambda progress: self._heard(task, progress), stop=stop)
         if task.kind is RoundKind.TRAIN:
             # Looked at now, so that a NaN is a failure of training and not a surprise once the cohort is fixed.
+            write_extras(self._extras(entry), terms.plan, self._open_deltas(terms.plan, entry))
             self.open_update(terms.plan, entry)
         self._journal.put_round(
             replace(

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.adapters import AdapterLayout, create_adapter_file
-from common.errors import ShapeMismatch, UpdateNotFinite
+from common.adapters import AdapterLayout, FlatFile, create_adapter_file
+from common.errors import ShapeMismatch, TrainingFailed, UpdateNotFinite
+from common.methods.sent import Stretches
 from participant.update import Contribution, open_update
 from tests.unit.rounds.made import plan
 
@@ -100,3 +101,43 @@ def test_the_weight_is_the_share_of_the_cap_and_never_none(records, weight):
 def test_a_contribution_reads_back():
     made = Contribution(7, {"heldout_loss": 1.5, "heldout_tokens": 3.0})
     assert Contribution.from_json(made.to_json()) == made
+
+
+def sent_tensors(*factors: str) -> Stretches:
+    return Stretches.of(slot for slot in LAYOUT.slots if any(f".{factor}." in slot.name for factor in factors))
+
+
+def test_only_what_moves_in_the_round_is_sent_and_extras_follow_unscaled(tmp_path: Path, base: Path):
+    sent = sent_tensors("lora_B")
+    is_sent = np.zeros(SIZE, dtype=bool)
+    for part in sent.parts:
+        is_sent[part.stored : part.stored + part.size] = True
+    delta = np.where(is_sent, 0.5, 0.0).astype(np.float32)
+    extras = np.array([3.0, -4.0, 5.0], dtype=np.float32)
+    (tmp_path / "extras").write_bytes(extras.tobytes())
+    beside = FlatFile(tmp_path / "extras", 0, 3)
+    update = open_update(trained(tmp_path, base, delta), base, LAYOUT, max_norm=1.0, sent=sent, extras=beside)
+
+    assert update.parameters == sent.size + 3
+    assert update.norm == pytest.approx(0.5 * sent.size**0.5, rel=1e-5)
+    values = update.values(0, update.parameters)
+    assert np.linalg.norm(values[:-3]) == pytest.approx(1.0, rel=1e-4)
+    assert np.array_equal(values[-3:], extras)
+    for start in range(0, update.parameters, 7):
+        stop = min(start + 7, update.parameters)
+        assert np.array_equal(update.values(start, stop), values[start:stop])
+
+
+def test_training_that_has_moved_a_frozen_tensor_sends_nothing(tmp_path: Path, base: Path):
+    delta = np.zeros(SIZE, dtype=np.float32)
+    delta[next(slot.offset for slot in LAYOUT.slots if ".lora_A." in slot.name)] = 1e-3
+    moved = trained(tmp_path, base, delta)
+    with pytest.raises(TrainingFailed, match="frozen"):
+        open_update(moved, base, LAYOUT, max_norm=1.0, sent=sent_tensors("lora_B"))
+    assert open_update(moved, base, LAYOUT, max_norm=1.0, sent=sent_tensors("lora_A")).norm > 0
+
+
+def test_an_extra_that_is_no_number_is_never_sent(tmp_path: Path, base: Path):
+    (tmp_path / "extras").write_bytes(np.array([1.0, np.nan], dtype=np.float32).tobytes())
+    with pytest.raises(UpdateNotFinite):
+        open_update(base, base, LAYOUT, max_norm=1.0, extras=FlatFile(tmp_path / "extras", 0, 2))

@@ -27,6 +27,7 @@ from participant.policy import (
     InstructionSetBounds,
     MaskingBounds,
     Policy,
+    PrivacyBounds,
     TrainingBounds,
 )
 
@@ -227,6 +228,7 @@ def _policy_objections(plan: Plan, policy: Policy) -> list[Objection]:
         *_training_objections(plan, policy.training),
         *_transfer_objections(plan, policy.daily),
         *_plan_instruction_set_objections(plan, policy.instruction_set),
+        *_privacy_objections(plan, policy.privacy),
     ]
 
 
@@ -270,6 +272,28 @@ def _training_objections(plan: Plan, bounds: TrainingBounds) -> list[Objection]:
         _at_most("training.batch_size", training.batch_size, bounds.most_batch_size),
         _at_most("training.max_length", training.max_length, bounds.most_length),
     )
+
+
+def _privacy_objections(plan: Plan, bounds: PrivacyBounds | None) -> list[Objection]:
+    """What the policy asks of a plan's own terms; whether there is budget left is the privacy desk's to say."""
+    if bounds is None:
+        return []
+    training = plan.privacy.training
+    rules: list[_Rule] = [
+        (
+            training is not None or not bounds.must_train_privately,
+            "privacy.training",
+            "is not in the plan, and this site trains on its records with differential privacy only",
+        ),
+        (
+            plan.privacy.metrics is not None or not bounds.must_have_noisy_figures,
+            "privacy.metrics",
+            "is not in the plan, and this site gives figures about held-out records with noise only",
+        ),
+    ]
+    if training is not None and training.delta is not None and bounds.delta is not None:
+        rules.append(_at_most("privacy.training.delta", training.delta, bounds.delta))
+    return _broken(*rules)
 
 
 def _transfer_objections(plan: Plan, daily: DailyLimits) -> list[Objection]:

@@ -53,6 +53,25 @@ class InstructionSetBounds:
 
 
 @dataclass(frozen=True, slots=True)
+class PrivacyBounds:
+    """What may be told of single records, over all runs for ever; the unit is one record (one row of the data file).
+
+    epsilon, delta: of all private training on the data set; delta None is 1 / (10 n). figures_epsilon: of all noisy
+    figures about held-out records, None for any. most_epsilon_in_a_run: a plan that asks for more gets this much.
+    must_train_privately, must_have_noisy_figures: a plan without is refused. data_set: whose ledger it is; a new name
+    begins a new budget, which is right for new records alone.
+    """
+
+    epsilon: float
+    delta: float | None = None
+    figures_epsilon: float | None = None
+    most_epsilon_in_a_run: float | None = None
+    must_train_privately: bool = False
+    must_have_noisy_figures: bool = False
+    data_set: str = "records"
+
+
+@dataclass(frozen=True, slots=True)
 class DailyLimits:
     """In one calendar day of the site's time zone. None: no limit."""
 
@@ -63,7 +82,10 @@ class DailyLimits:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the site agrees to. base_models: digests, None for any. most_records: for training to see, None for all."""
+    """What the site agrees to. base_models: digests, None for any. most_records: for training to see, None for all.
+
+    privacy: None for no budget; what private training spends is counted all the same.
+    """
 
     base_models: frozenset[str] | None
     methods: frozenset[str]
@@ -75,3 +97,4 @@ class Policy:
     daily: DailyLimits
     hours: Hours
     most_records: int | None = None
+    privacy: PrivacyBounds | None = None

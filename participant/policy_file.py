@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
+from common.identifiers import parse_id
 from participant.hours import Hours, parse_opening
 from participant.policy import (
     PLACEHOLDERS,
@@ -16,6 +17,7 @@ from participant.policy import (
     InstructionSetBounds,
     MaskingBounds,
     Policy,
+    PrivacyBounds,
     TrainingBounds,
 )
 from participant.toml_file import DigestText, StrictModel, load
@@ -103,6 +105,32 @@ class _HoursPolicy(StrictModel):
         return texts
 
 
+class _PrivacyPolicy(StrictModel):
+    epsilon: PositiveFloat
+    delta: Annotated[float, Field(gt=0, le=1e-3)] | None = None
+    unit: Literal["record"] = "record"
+    figures_epsilon: PositiveFloat | None = None
+    most_epsilon_in_a_run: PositiveFloat | None = None
+    require: tuple[Literal["training", "figures"], ...] = ()
+    data_set: str = "records"
+
+    @field_validator("data_set")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        return parse_id(name, field="data_set")
+
+    def bounds(self) -> PrivacyBounds:
+        return PrivacyBounds(
+            epsilon=self.epsilon,
+            delta=self.delta,
+            figures_epsilon=self.figures_epsilon,
+            most_epsilon_in_a_run=self.most_epsilon_in_a_run,
+            must_train_privately="training" in self.require,
+            must_have_noisy_figures="figures" in self.require,
+            data_set=self.data_set,
+        )
+
+
 class PolicyFile(StrictModel):
     """All of policy.toml, as written. What a site must decide has no default."""
 
@@ -116,6 +144,7 @@ class PolicyFile(StrictModel):
     data: _DataPolicy = _DataPolicy()
     transfer: _TransferPolicy = _TransferPolicy()
     hours: _HoursPolicy = _HoursPolicy()
+    privacy: _PrivacyPolicy | None = None
 
     def policy(self) -> Policy:
         """The same for the guard."""
@@ -145,6 +174,7 @@ class PolicyFile(StrictModel):
                 placeholders=frozenset(self.instruction_set.placeholders),
             ),
             most_records=self.data.most_records,
+            privacy=None if self.privacy is None else self.privacy.bounds(),
             daily=DailyLimits(
                 rounds=self.rounds.most_in_a_day,
                 upload_bytes=_bytes(self.transfer.most_upload_mebibytes_a_day),

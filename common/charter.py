@@ -95,7 +95,7 @@ class Charter:
     """The whole charter; make one, `check` it, and `to_bytes` is what the partners pin.
 
     coordinator_public_key: Ed25519, hex; signs start messages and manifests. colluders: members assumed to work with
-    the coordinator, None for the rule (n-1)//3. base_model_digests: empty allows any base model.
+    the coordinator, None for a third (`assumed_colluders`). base_model_digests: empty allows any base model.
     """
 
     federation: str
@@ -116,6 +116,15 @@ class Charter:
     def digest(self) -> str:
         """SHA-256 of the canonical bytes, hex: what an organisation pins."""
         return jsonform.digest(jsonform.encode(self, Charter))
+
+    @property
+    def assumed_colluders(self) -> int:
+        """c: the number that the charter names, else floor((n - 1) / 3) of its n members.
+
+        Of the charter's members and not of those who happen to join: the coordinator chooses who is in a roster, and
+        three who conspire with it are a third of ten, whichever fourth is put beside them.
+        """
+        return (len(self.members) - 1) // 3 if self.colluders is None else self.colluders
 
     def member(self, participant: str) -> CharterMember | None:
         """The member of that id, if there is one."""

@@ -103,7 +103,7 @@ class Masking:
     element_clip: bound on one element of a delta. tensor_clips: narrower ones for tensors that move less, so that they
     have as many steps; of those that fit a tensor the first holds. max_update_norm: bound on the delta's L2 norm.
     weight_cap: number of training records that counts as weight 1; most_participants: n_max, which sizes the lanes;
-    colluders: c, None for (n-1)//3.
+    colluders: c, members assumed to work with the coordinator, as the charter counts them.
     metrics: words that every member fills; metric_groups: words that are summed where enough members fill them.
     """
 
@@ -114,7 +114,7 @@ class Masking:
     max_update_norm: float
     weight_cap: int
     lanes: int
-    colluders: int | None = None
+    colluders: int
     suite: int = SUITE
     tensor_clips: tuple[TensorClip, ...] = ()
     metrics: tuple[str, ...] = METRIC_WORDS
@@ -237,7 +237,7 @@ class Plan:
                 for own in masking.tensor_clips
             ),
             (not _is_positive(masking.max_update_norm), "max_update_norm must be a positive number"),
-            (masking.colluders is not None and masking.colluders < 0, "colluders must not be negative"),
+            (masking.colluders < 0, "colluders must not be negative"),
             (self.rounds < 1, "rounds must be at least 1"),
             (self.adapter.rank < 1, "adapter rank must be at least 1"),
             (not _is_positive(self.adapter.alpha), "adapter alpha must be a positive number"),

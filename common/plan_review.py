@@ -35,8 +35,8 @@ def _identity_mistakes(plan: Plan, charter: Charter) -> tuple[str, ...]:
             f"least_cohort is {masking.least_cohort}, the charter's is {charter.least_cohort}",
         ),
         (
-            masking.colluders != charter.colluders,
-            f"colluders is {masking.colluders}, the charter assumes {charter.colluders}",
+            masking.colluders != charter.assumed_colluders,
+            f"colluders is {masking.colluders}, the charter assumes {charter.assumed_colluders}",
         ),
     )
     return tuple(text for is_wrong, text in rules if is_wrong)

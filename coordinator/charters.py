@@ -16,7 +16,10 @@ from coordinator.rounds.model import Participant, ParticipantState
 
 @dataclass(frozen=True, slots=True)
 class CharterTerms:
-    """What an operator may choose in a draft; the bounds are edited in the text itself. colluders None: (n-1)//3."""
+    """What an operator may choose in a draft; the bounds are edited in the text itself.
+
+    colluders None: a third, (n-1)//3 of all members, however many of them join a run.
+    """
 
     least_cohort: int = LEAST_COHORT_FLOOR
     colluders: int | None = None

@@ -37,6 +37,7 @@ from coordinator.domain_planning import with_domains
 from coordinator.privacy_planning import with_privacy
 
 LEAST_COHORT_FLOOR: Final = 3
+HONEST_FLOOR: Final = 2
 DEFAULT_RANK: Final = 8
 DEFAULT_ALPHA: Final = 16.0
 DEFAULT_ROUNDS: Final = 3
@@ -134,7 +135,9 @@ def make_plan(settings: PlanSettings, *, identity: RunIdentity, charter: Charter
     most_upload_bytes: largest masked update that the coordinator takes.
     Raises PlanInvalid that lists every mistake.
     """
-    least_cohort = settings.least_cohort or max(LEAST_COHORT_FLOOR, charter.least_cohort)
+    # With fewer than c + 2 there are no thresholds: a run that waits for as many says who is missing, keys would fail.
+    fewest = min(charter.assumed_colluders + HONEST_FLOOR, settings.most_participants or len(charter.member_ids))
+    least_cohort = settings.least_cohort or max(LEAST_COHORT_FLOOR, charter.least_cohort, fewest)
     most_participants = settings.most_participants or len(charter.member_ids)
     adapter = AdapterSpec(
         rank=settings.rank or DEFAULT_RANK,
@@ -180,7 +183,7 @@ def make_plan(settings: PlanSettings, *, identity: RunIdentity, charter: Charter
             max_update_norm=settings.max_update_norm or element_clip * math.sqrt(max(parameters, 1)),
             weight_cap=settings.weight_cap or DEFAULT_WEIGHT_CAP,
             lanes=lanes,
-            colluders=charter.colluders,
+            colluders=charter.assumed_colluders,
         ),
         gate=Gate(
             loss_rise=settings.gate_loss_rise or DEFAULT_GATE_LOSS_RISE,

@@ -254,13 +254,11 @@ def _adapter_objections(plan: Plan, bounds: AdapterBounds) -> list[Objection]:
 
 def _masking_objections(plan: Plan, bounds: MaskingBounds) -> list[Objection]:
     masking = plan.masking
-    # Without a number of its own the plan assumes a third of whoever is there; the smallest cohort decides.
-    colluders = (masking.least_cohort - 1) // 3 if masking.colluders is None else masking.colluders
     return _broken(
         _at_least("masking.least_cohort", masking.least_cohort, bounds.least_cohort),
         _at_most("masking.element_clip", masking.element_clip, bounds.most_element_clip),
         _at_most("masking.max_update_norm", masking.max_update_norm, bounds.most_update_norm),
-        _at_least("masking.colluders", colluders, 0 if bounds.least_colluders is None else bounds.least_colluders),
+        _at_least("masking.colluders", masking.colluders, bounds.least_colluders or 0),
     )
 
 

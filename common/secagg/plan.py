@@ -196,7 +196,11 @@ class SecaggPlan:
         contributors = max(self.members_floor, colluders + 2)
         survivors = max(quorum, contributors)
         if survivors > members:
-            raise PlanInvalid(f"{members} members cannot withstand {colluders} colluders: {survivors} must survive")
+            raise PlanInvalid(
+                f"{members} members cannot withstand {colluders} colluders: {survivors} must survive. Have more "
+                "members take part; only if fewer of them all may really work with the coordinator, agree on a charter "
+                "that names fewer `colluders`"
+            )
         return Thresholds(
             members=members,
             colluders=colluders,

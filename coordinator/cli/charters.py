@@ -65,13 +65,16 @@ def _show(client: AdminClient, options: argparse.Namespace) -> Exit:
     if options.json:
         print_json({"digest": answer["digest"], "charter": charter})
         return Exit.OK
+    colluders = charter["colluders"]
+    if colluders is None:
+        colluders = f"{(len(charter['members']) - 1) // 3} (a third)"
     print_facts(
         [
             ("digest", answer["digest"]),
             ("federation", charter["federation"]),
             ("members", [member["id"] for member in charter["members"]]),
             ("least cohort", charter["least_cohort"]),
-            ("colluders", "(n-1)/3" if charter["colluders"] is None else charter["colluders"]),
+            ("colluders", colluders),
             ("base models", charter["base_model_digests"] or "any"),
             ("coordinator's key", charter["coordinator_public_key"]),
             *((f"bound {name}", bound) for name, bound in charter["bounds"].items()),

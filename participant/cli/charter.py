@@ -80,12 +80,11 @@ def _print(charter: Charter, *, as_json: bool, file: Path | None = None) -> None
         written = {"file": str(file)} if file is not None else {}
         print_json({"digest": charter.digest, "charter": json.loads(charter.to_bytes()), **written})
         return
-    colluders = "fewer than a third" if charter.colluders is None else str(charter.colluders)
     print_text(
         f"""federation     {charter.federation}
 digest         {charter.digest}
 least cohort   {charter.least_cohort}: only a sum over at least so many is ever opened
-colluders      {colluders} of the members are assumed to work with the coordinator
+colluders      {charter.assumed_colluders} of {len(charter.members)} members are assumed to work with the coordinator
 base models    {", ".join(charter.base_model_digests) or "any"}
 coordinator    signs with {charter.coordinator_public_key}
 """

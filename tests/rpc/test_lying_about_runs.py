@@ -79,13 +79,14 @@ def test_11_a_site_that_was_given_another_plan_declines_it_or_has_keys_with_nobo
         federation.create_run(is_started=False)
         liar, site = federation.liar, federation.sites[VICTIM]
         plan = site.client.plan("run")
-        weaker = offer(liar, plan.replace(b'"colluders":null', b'"colluders":0'))
+        # What a third of three of these four would be: the site counts its charter's members, whoever is in a roster.
+        weaker = offer(liar, plan.replace(b'"colluders":1', b'"colluders":0'))
         site.turn()
         assert standing(site) == ("declined", weaker)
         assert refusals(site) == 1
         (declined,) = liar.heard("DeclineRun", VICTIM)
         assert declined.reason == "POLICY_REFUSAL"
-        assert "colluders is 0, the charter assumes None" in declined.message
+        assert "colluders is 0, the charter assumes 1" in declined.message
 
         other = offer(liar, plan.replace(b'"element_clip":1.0', b'"element_clip":2.0'))
         site.turn()

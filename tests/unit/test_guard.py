@@ -68,6 +68,7 @@ PLAN = Plan(
         max_update_norm=1.0,
         weight_cap=1000,
         lanes=4,
+        colluders=1,
     ),
     gate=Gate(loss_rise=0.1, most_failed_rounds=3),
     instruction_set=chat_instruction_set().to_json(),
@@ -228,15 +229,15 @@ def test_a_smaller_cohort_than_the_sites_is_refused(least):
     assert refused_fields(PLAN, policy=changed(POLICY, "masking.least_cohort", least)) == {"masking.least_cohort"}
 
 
-def test_fewer_assumed_colluders_than_the_sites_are_refused_also_by_the_usual_rule():
-    policy = changed(POLICY, "masking.least_colluders", 1)
-    assert refused_fields(changed(PLAN, "masking.colluders", 0), policy=policy) >= {"masking.colluders"}
-    assert refused_fields(PLAN, policy=policy) == {"masking.colluders"}  # (3 - 1) // 3 = 0
-    # Four at least: (4 - 1) // 3 = 1.
-    four = PhaseLimits(quorum=4, window_seconds=60)
-    review(
-        replace(changed(PLAN, "masking.least_cohort", 4), phases=Phases(four, four, four, four, four)), policy=policy
-    )
+def test_fewer_assumed_colluders_than_the_sites_are_refused():
+    review(PLAN, policy=changed(POLICY, "masking.least_colluders", 1))
+    assert refused_fields(PLAN, policy=changed(POLICY, "masking.least_colluders", 2)) == {"masking.colluders"}
+
+
+def test_a_plan_that_counts_its_colluders_among_fewer_than_the_charters_members_is_refused():
+    """Three of the four would be none: the site asks its own copy of the charter."""
+    with pytest.raises(PolicyRefusal, match="colluders is 0, the charter assumes 1"):
+        review(changed(PLAN, "masking.colluders", 0))
 
 
 def test_any_base_model_and_any_module_are_allowed_where_the_policy_says_any():

@@ -44,6 +44,7 @@ PLAN = Plan(
         max_update_norm=2.5,
         weight_cap=1000,
         lanes=4,
+        colluders=0,
     ),
     gate=Gate(loss_rise=0.1, most_failed_rounds=3),
     instruction_set="{}",
@@ -132,7 +133,7 @@ def test_the_window_of_every_phase_is_bounded(phase):
         (replace(CHARTER, coordinator_public_key="00" * 32), "coordinator_public_key"),
         (replace(CHARTER, base_model_digests=("00" * 32,)), "base model tiny"),
         (replace(CHARTER, least_cohort=4), "least_cohort is 3"),
-        (replace(CHARTER, colluders=1), "colluders is None"),
+        (replace(CHARTER, colluders=1), "colluders is 0, the charter assumes 1"),
     ],
 )
 def test_who_and_what_a_plan_is_for_must_be_the_charters(charter, word):

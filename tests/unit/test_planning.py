@@ -12,6 +12,7 @@ from common.basemodel import BaseModel
 from common.charter import CHARTER_FORM, USUAL_BOUNDS, Charter, CharterMember
 from common.errors import PlanInvalid
 from common.instructions import InstructionSet, PromptForm, chat_instruction_set
+from common.masking import secagg_plan
 from common.plan import PhaseLimits, Plan, TensorClip
 from common.secagg.ring import lane_limit
 from coordinator.planning import PhaseChoice, PlanSettings, RunIdentity, all_linear, make_plan
@@ -133,6 +134,37 @@ def test_the_cohort_is_never_below_the_charters():
 
 def test_colluders_are_the_charters():
     assert plan(under=charter(colluders=1)).masking.colluders == 1
+    assert plan(under=charter(colluders=0)).masking.colluders == 0
+
+
+@pytest.mark.parametrize(("members", "colluders"), [(3, 0), (4, 1), (5, 1), (6, 1), (7, 2), (10, 3), (100, 33)])
+def test_colluders_are_a_third_of_the_charters_members_however_few_may_take_part(members, colluders):
+    """A coordinator chooses who is in a roster: a small one must not make the number smaller."""
+    made = plan(PlanSettings(MODEL, most_participants=max(3, colluders + 2)), charter(members))
+    assert made.masking.colluders == colluders
+    masked = secagg_plan(made, bytes(32))
+    for roster in range(made.masking.least_cohort, made.masking.most_participants + 1):
+        assert masked.thresholds(roster).colluders == colluders
+
+
+@pytest.mark.parametrize(("members", "least"), [(3, 3), (4, 3), (5, 3), (7, 4), (10, 5), (100, 35)])
+def test_a_run_waits_by_default_for_as_many_as_there_can_be_thresholds_for(members, least):
+    """Small federations need not have everybody there; of ten members, with three that collude, any five will do."""
+    made = plan(under=charter(members))
+    assert made.masking.least_cohort == made.phases.forming.quorum == made.phases.key_setup.quorum == least
+    masked = secagg_plan(made, bytes(32))
+    assert masked.thresholds(least).survivors == least
+
+
+def test_a_roster_that_is_too_small_for_its_colluders_is_refused_with_what_to_do():
+    few = plan(PlanSettings(MODEL, least_cohort=3), charter(10))
+    with pytest.raises(
+        PlanInvalid, match=r"4 members cannot withstand 3 colluders: 5 must survive\. Have more members "
+    ):
+        secagg_plan(few, bytes(32)).thresholds(4)
+    assert "masking: 4 members cannot withstand 3 colluders" in mistakes(
+        PlanSettings(MODEL, least_cohort=3, most_participants=4), charter(10)
+    )
 
 
 def test_a_quorum_that_nobody_can_reach_is_refused_at_once():

@@ -47,6 +47,7 @@ def plan(**changes: Any) -> Plan:
             max_update_norm=1.0,
             weight_cap=1000,
             lanes=4,
+            colluders=3,
         ),
         gate=Gate(loss_rise=0.1, most_failed_rounds=3),
         instruction_set=chat_instruction_set().to_json(),

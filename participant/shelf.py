@@ -1,4 +1,7 @@
-"""Global adapters at this site: fetched by digest, verified with the plan's coordinator key, kept as PEFT folders."""
+"""Global adapters at this site: fetched by digest, verified with the plan's coordinator key, kept as they are summed.
+
+Where that is a LoRA, its folder is a PEFT folder already; others become one when they are exported.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from common.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, MANIFEST_FILE, ch
 from common.durable import move_durably, write_durably
 from common.errors import DigestMismatch, StorageFailed, TooLarge
 from common.manifest import SIGNATURE_FILE, Manifest, verify_manifest
+from common.methods.export import is_plain
 from common.plan import Plan
 from participant.client import CoordinatorClient, PublishedAdapter
 
@@ -29,7 +33,7 @@ class AdapterShelf:
         return self._folder / digest
 
     def fetch(self, digest: str, plan: Plan, *, on_bytes: Callable[[int], None] = lambda count: None) -> Path:
-        """The PEFT folder of an adapter, downloaded if it is not there; a download that broke off goes on.
+        """The folder of an adapter, downloaded if it is not there; a download that broke off goes on.
 
         Raises DigestMismatch or SignatureInvalid for an adapter that is not what its name or its manifest says.
         """
@@ -47,8 +51,9 @@ class AdapterShelf:
             self._download(published, plan, arriving / ADAPTER_FILE, on_bytes)
             write_durably(arriving / MANIFEST_FILE, published.manifest)
             write_durably(arriving / SIGNATURE_FILE, published.manifest_signature.hex().encode())
-            config = plan.adapter.peft_config_json(plan.base_model.name)
-            write_durably(arriving / ADAPTER_CONFIG_FILE, config.encode())
+            if is_plain(plan.adapter_method(), plan.base_model.layers):
+                config = plan.adapter.peft_config_json(plan.base_model.name)
+                write_durably(arriving / ADAPTER_CONFIG_FILE, config.encode())
             move_durably(arriving, folder)
         except OSError as error:
             raise StorageFailed(f"cannot keep adapter {digest[:12]} in {self._folder}: {error.strerror}") from error

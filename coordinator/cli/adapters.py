@@ -6,12 +6,13 @@ import argparse
 import os
 from pathlib import Path
 
-from common.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, MANIFEST_FILE, check_file_digest
+from common.adapters import MANIFEST_FILE, check_file_digest
 from common.cli.output import print_json, print_table
 from common.durable import write_durably
 from common.errors import InvalidArgument, NotFound, SignatureInvalid, StorageFailed
 from common.identifiers import parse_digest, run_name
 from common.manifest import SIGNATURE_FILE, read_manifest, verify_manifest
+from common.methods.export import export_adapter, signed_file
 from coordinator.cli.connection import open_client
 from coordinator.cli.exits import Exit
 from coordinator.cli.facts import bare, moment, print_facts, short
@@ -53,7 +54,7 @@ def _export(client: AdminClient, options: argparse.Namespace) -> Exit:
     folder: Path = options.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        head = _fetch(client, digest, folder)
+        file, head = _fetch(client, digest, folder)
     except OSError as error:
         raise StorageFailed(f"cannot write to {folder}: {error.strerror}") from error
     content = head.manifest.encode()
@@ -64,7 +65,7 @@ def _export(client: AdminClient, options: argparse.Namespace) -> Exit:
     except ValueError as error:
         raise SignatureInvalid("the manifest's signature is not hex; the adapter is not used") from error
     manifest = verify_manifest(content, signature, public_key=public_key, digest=digest)
-    write_durably(folder / ADAPTER_CONFIG_FILE, head.peft_config.encode())
+    export_adapter(file, folder, method=manifest.method, spec=manifest.adapter, base_model_name=manifest.base_model)
     write_durably(folder / MANIFEST_FILE, content)
     write_durably(folder / SIGNATURE_FILE, head.manifest_signature.encode() + b"\n")
     facts = {
@@ -93,12 +94,15 @@ def _chosen(client: AdminClient, options: argparse.Namespace) -> str:
     return str(digest)
 
 
-def _fetch(client: AdminClient, digest: str, folder: Path) -> ExportHead:
-    """Bring the model file, going on where an export before this one ended; what does not verify is taken away."""
-    file, part = folder / ADAPTER_FILE, folder / f".{digest}{PART_SUFFIX}"
+def _fetch(client: AdminClient, digest: str, folder: Path) -> tuple[Path, ExportHead]:
+    """Bring the signed file, going on where an export before this one ended; what does not verify is taken away.
+
+    It has its final name in the folder only once `export_adapter` has said which one that is.
+    """
+    file, part = signed_file(folder), folder / f".{digest}{PART_SUFFIX}"
     if file.exists():
         check_file_digest(file, digest)  # another adapter's folder is not written over
-        return _head(client, digest, file.stat().st_size)
+        return file, _head(client, digest, file.stat().st_size)
     with part.open("ab") as stream:
         messages = client.export_adapter(digest, offset=stream.tell())
         head = next(messages, None)
@@ -114,8 +118,7 @@ def _fetch(client: AdminClient, digest: str, folder: Path) -> ExportHead:
     except Exception:
         part.unlink()
         raise
-    part.replace(file)
-    return head
+    return part, head
 
 
 def _head(client: AdminClient, digest: str, size: int) -> ExportHead:

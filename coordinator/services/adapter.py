@@ -65,4 +65,4 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
         with self._store.read() as reader:
             adapter = reader.adapter(identifiers.parse_digest(digest))
             plan = parse_plan(reader.run(adapter.run).plan)
-        return adapter, plan.adapter.peft_config_json(plan.base_model.name)
+        return adapter, plan.adapter_method().lora_spec.peft_config_json(plan.base_model.name)

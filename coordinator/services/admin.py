@@ -474,7 +474,7 @@ def _epoch_of(reader: Reader, run: str, round_number: int) -> KeyEpoch | None:
 def _adapter_with_config(reader: Reader, digest: str) -> tuple[Adapter, str]:
     adapter = reader.adapter(digest)
     plan = parse_plan(reader.run(adapter.run).plan)
-    return adapter, plan.adapter.peft_config_json(plan.base_model.name)
+    return adapter, plan.adapter_method().lora_spec.peft_config_json(plan.base_model.name)
 
 
 def _is_revoked(reader: Reader, participant: str) -> bool:

@@ -7,15 +7,16 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, MANIFEST_FILE, check_file_digest
+from common.adapters import ADAPTER_FILE, MANIFEST_FILE, check_file_digest
 from common.cli.output import print_json, print_note, print_table, print_text
 from common.errors import AlreadyExists, InvalidArgument, NotFound, StorageFailed
 from common.manifest import SIGNATURE_FILE, Manifest, read_manifest
+from common.methods.export import export_adapter
 from participant.cli.exits import Exit
 from participant.config import load_unpinned_config
 
 _SHOWN_DIGITS = 16
-_EXPORTED = (ADAPTER_FILE, ADAPTER_CONFIG_FILE, MANIFEST_FILE, SIGNATURE_FILE)
+_EXPORTED = (MANIFEST_FILE, SIGNATURE_FILE)  # beside what `export_adapter` writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,13 @@ def _export(options: argparse.Namespace, shelved: tuple[ShelvedAdapter, ...]) ->
     target: Path = options.folder
     try:
         target.mkdir(parents=True)
+        export_adapter(
+            adapter.folder / ADAPTER_FILE,
+            target,
+            method=adapter.manifest.method,
+            spec=adapter.manifest.adapter,
+            base_model_name=adapter.manifest.base_model,
+        )
         for name in _EXPORTED:
             shutil.copyfile(adapter.folder / name, target / name)
     except FileExistsError as error:

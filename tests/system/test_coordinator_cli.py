@@ -292,6 +292,23 @@ def test_an_adapter_is_exported_as_a_peft_folder_and_an_interrupted_export_goes_
     assert not any(path.name.endswith("safetensors") for path in (site / "damaged").iterdir())
 
 
+def test_an_adapter_that_is_no_lora_is_exported_as_one_beside_the_file_that_is_signed(site):
+    settings = ("--rank", "4", "--set", "method=core")
+    digest = answer(site, "run", "create", "core", "--base-model", "model.json", *settings)["accepted_adapter_digest"]
+
+    for _ in range(2):  # a second time into the same folder, as after an export that was killed
+        answer(site, "adapter", "export", "merged", "--run", "core")
+
+    folder = site / "merged"
+    assert hashlib.sha256((folder / "global_adapter.safetensors").read_bytes()).hexdigest() == digest
+    config = json.loads((folder / "adapter_config.json").read_text())
+    spec = AdapterSpec(config["r"], config["lora_alpha"], tuple(config["target_modules"]))
+    assert set(load_file(folder / "adapter_model.safetensors")) == {
+        slot.name for slot in spec.layout(MODEL.layers).slots
+    }
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
 def test_the_audit_log_is_exported_and_verified_without_the_coordinator(site):
     answer(site, "token", "create", "audited")
     assert answer(site, "audit", "verify")["intact"] is True

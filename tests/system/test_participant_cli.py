@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from common.adapters import ADAPTER_FILE, AdapterSpec, LinearLayer, write_adapter_folder
+from common.adapters import ADAPTER_FILE, AdapterSpec, LinearLayer, file_digest, write_adapter_folder
 from common.basemodel import describe
 from common.clock import SystemClock
 from common.manifest import SIGNATURE_FILE, Manifest
+from common.methods import Method, adapter_method
 from participant.cli.exits import Exit
 from participant.cli.parser import build_parser
 from participant.config import load_config
@@ -324,16 +326,16 @@ def test_status_of_a_site_that_is_not_enrolled_fails_and_leaves_no_trace(config)
 # --- adapters ------------------------------------------------------------------------------------------------------
 
 
-def shelve(config: Path, *, round_: int) -> str:
+def shelve(config: Path, *, round_: int, method: str = "fedit") -> str:
     """An adapter folder as the daemon keeps it; returns its digest."""
     spec = AdapterSpec(rank=2, alpha=4.0, target_modules=("q_proj",))
-    layout = spec.layout([LinearLayer("model.layers.0.self_attn.q_proj", 16, 16)])
+    layout = adapter_method(Method(name=method), spec).layout([LinearLayer("model.layers.0.self_attn.q_proj", 16, 16)])
     shelf = load_config(config).adapters_directory
     flat = np.full(layout.parameters, round_, np.float32)
     digest = write_adapter_folder(shelf / ".arriving", flat, layout, spec.peft_config("tiny"))
     manifest = Manifest(
         federation="north", run="tune", round=round_, digest=digest, parent=None, base_model="tiny",
-        base_model_digest="ab" * 32, plan_digest="cd" * 32, charter_digest="ef" * 32, adapter=spec, method="fedit",
+        base_model_digest="ab" * 32, plan_digest="cd" * 32, charter_digest="ef" * 32, adapter=spec, method=method,
         server_optimizer="fedavg", instruction_set_digest="01" * 32, survivor_count=3, survivors=None,
         metrics={"heldout_loss": 1.25}, privacy=None, created_at=f"2026-01-0{round_}T12:00:00Z",
     )  # fmt: skip
@@ -356,6 +358,18 @@ def test_adapters_are_listed_newest_first_and_exported_whole(config, tmp_path):
         assert (tmp_path / "newest" / file.name).read_bytes() == file.read_bytes()
     assert accord("adapters", "export", "--config", config, "--digest", older[:8], tmp_path / "older").code == Exit.OK
     assert (tmp_path / "older" / ADAPTER_FILE).read_bytes() == (shelf / older / ADAPTER_FILE).read_bytes()
+
+
+def test_an_adapter_that_is_no_lora_is_exported_as_one(config, tmp_path):
+    digest = shelve(config, round_=3, method="core")
+
+    assert accord("adapters", "export", "--config", config, tmp_path / "merged").code == Exit.OK
+
+    tensors = load_file(tmp_path / "merged" / ADAPTER_FILE)
+    assert {name.split(".")[-2] for name in tensors} == {"lora_A", "lora_B"}
+    # Every element of A, B and R is 3, and there are two of rank: B R is 18 everywhere.
+    assert all((tensor == (3.0 if "lora_A" in name else 18.0)).all() for name, tensor in tensors.items())
+    assert file_digest(tmp_path / "merged" / "global_adapter.safetensors") == digest
 
 
 def test_an_adapter_is_not_exported_over_a_folder_nor_when_its_bytes_have_changed(config, tmp_path):

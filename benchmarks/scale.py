@@ -87,6 +87,7 @@ MODEL: Final = hashlib.sha256(b"model").digest()
 FULL_CHECKS: Final = 4
 LEAST_MEMBERS: Final = 3
 PLOTTED: Final = (10, 30, 100, 300, 1000)
+ROUND: Final = 1
 CLIP: Final = 0.01
 
 FloatArray = NDArray[np.float64]
@@ -118,7 +119,7 @@ class Size:
             members_floor=LEAST_MEMBERS,
             members_limit=self.participants,
             rounds_per_epoch=self.rounds,
-            slots=(ClipSlot(self.parameters, CLIP),),
+            vectors=((ClipSlot(self.parameters, CLIP),),),
             metrics=("loss",),
             lanes=choose_lanes(self.participants),
             colluders=int(self.participants * self.colluding),
@@ -252,7 +253,7 @@ class Federation:
         cohort = range(len(members))
         with costs.of_coordinator("start"):
             context = make_start(
-                self.epoch, members, round_number=1, kind=RoundKind.TRAINING, cohort=cohort, model_hash=MODEL
+                self.epoch, members, round_number=ROUND, kind=RoundKind.TRAINING, cohort=cohort, model_hash=MODEL
             )
         dropped = set(self._randomness.sample(cohort, int(len(members) * self.size.dropping)))
         layout = context.layout
@@ -289,7 +290,7 @@ class Federation:
 
     def _pack(self, context: RoundContext, update: NDArray[np.float32]) -> list[Words]:
         layout = context.layout
-        packer = Packer(self.epoch.plan, alpha=1.0, rounding_key=secrets.token_bytes(32))
+        packer = Packer(self.epoch.plan, round_=ROUND, alpha=1.0, rounding_key=secrets.token_bytes(32))
         chunks = [packer.pack_chunk(at, update[slice(*layout.parameters_in(at))])[0] for at in range(layout.tail_chunk)]
         tail = np.zeros(layout.tail_words, np.uint64)
         tail[:2] = (fixed_weight(1.0), 1)
@@ -346,9 +347,9 @@ class Federation:
 
     def _error(self, total: list[Words], tail: TailSums, mean: FloatArray) -> float:
         """Largest error of one element of the mean, in clips."""
-        layout, plan = self.epoch.plan.layout(RoundKind.TRAINING), self.epoch.plan
+        layout, plan = self.epoch.plan.layout(RoundKind.TRAINING, ROUND), self.epoch.plan
         parts = (
-            np.abs(decode_chunk(plan, at, total[at], tail) - mean[slice(*layout.parameters_in(at))])
+            np.abs(decode_chunk(plan, at, total[at], tail, round_=ROUND) - mean[slice(*layout.parameters_in(at))])
             for at in range(layout.tail_chunk)
         )
         return max(float(part.max()) for part in parts) / CLIP

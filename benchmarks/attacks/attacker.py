@@ -118,9 +118,9 @@ class Attacker:
         chunks, alone = self.world.upload_of(VICTIM, context), TailSums(count=1, weight=1.0, metrics={})
         for at in range(context.layout.lane_chunks):
             remover.add_into(at, chunks[at])
-        plan = context.epoch.plan
+        plan, round_ = context.epoch.plan, context.start.round
         lane_chunks = range(context.layout.lane_chunks)
-        return np.concatenate([decode_chunk(plan, at, chunks[at], alone) for at in lane_chunks])
+        return np.concatenate([decode_chunk(plan, at, chunks[at], alone, round_=round_) for at in lane_chunks])
 
     def finding(
         self,

@@ -159,6 +159,7 @@ class _Coordinator:
             scratch=config.scratch_folder,
             observer=foundation.metrics,
             holder=foundation.replica.name,
+            kept_rounds=config.blobs.kept_rounds,
         )
         self._health = Health(
             checks={

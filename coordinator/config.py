@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 from common.errors import ConfigInvalid, InvalidArgument
 from common.identifiers import parse_federation_id
 from common.log import LogForm
+from coordinator.uploads import MOST_KEPT_ROUNDS
 
 MEBIBYTE: Final = 1024 * 1024
 LISTENERS_FILE: Final = "listeners.json"
@@ -69,9 +70,14 @@ class DatabaseConfig(StrictModel):
 
 
 class BlobsConfig(StrictModel):
-    """Where masked uploads and adapters lie. An empty url is a folder in the data folder."""
+    """Where masked uploads and adapters lie. An empty url is a folder in the data folder.
+
+    kept_rounds: uploads of so many newest rounds of a run are kept, the open one among them, so that its members can
+    audit what was summed. Each takes the size of an upload for every member on disk.
+    """
 
     url: Annotated[str, AfterValidator(_url)] = ""
+    kept_rounds: Annotated[int, Field(ge=2, le=MOST_KEPT_ROUNDS)] = 3
 
 
 class PublicListenerConfig(StrictModel):

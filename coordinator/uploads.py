@@ -18,9 +18,9 @@ from coordinator.rounds.model import Upload
 from coordinator.store.blobs import BlobStore
 
 DIGEST_BYTES: Final = 32
-# Uploads of so many rounds, the open one among them, are kept, so that what was summed can be audited; and with them
-# the messages that opened the sums.
-KEPT_ROUNDS: Final = 2
+# What the setting may be at most: uploads of so many rounds, the open one among them, are kept, so that what was summed
+# can be audited; and with them the messages that opened the sums.
+MOST_KEPT_ROUNDS: Final = 64
 SEGMENT_CHUNKS: Final = 4
 # In memory over all uploads that arrive at once. Each has up to three chunks on their way to its handler (the stream's
 # window, the message, its copy) and shares what is left for those that it collects.

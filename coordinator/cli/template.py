@@ -24,6 +24,7 @@ data_folder = $data_folder
 
 [blobs]
 # url = "file:///srv/accord/blobs"                       # default: blobs in the data folder
+# kept_rounds = 3                                        # rounds whose uploads are kept for audits: disk for each
 
 # Participants dial this one with their certificates (mutual TLS).
 [participants]

@@ -47,15 +47,16 @@ class Driver:
         scratch: Path,
         observer: Observer,
         holder: str,
+        kept_rounds: int,
     ) -> None:
-        """holder: in whose name leases are held; no two living processes have the same."""
+        """holder: in whose name leases are held; no two living processes have the same. kept_rounds: see `Work`."""
         self._wakeups = wakeups
         self._clock = clock
         self._store = store
         self._holder = holder
         self._leases: dict[str, datetime] = {}
         self._turned_at: datetime | None = None
-        self._work = Work(store, blobs, clock, signing_key, scratch, observer, self._require_lease)
+        self._work = Work(store, blobs, clock, signing_key, scratch, observer, self._require_lease, kept_rounds)
 
     @property
     def turned_at(self) -> datetime | None:

@@ -15,7 +15,7 @@ from coordinator.rounds.events import EpochClosed, RoundCancelled, RunFailed
 from coordinator.rounds.lifecycle import advance_epoch, advance_round, advance_run
 from coordinator.rounds.model import MessageKind, Round
 from coordinator.store.interface import Writer
-from coordinator.uploads import KEPT_ROUNDS, round_prefix
+from coordinator.uploads import MOST_KEPT_ROUNDS, round_prefix
 
 TOO_MANY_FAILED_ROUNDS = "TOO_MANY_FAILED_ROUNDS"
 _OF_AN_EPOCH = (MessageKind.ROSTER, MessageKind.ADVERTISEMENT, MessageKind.DEPOSIT, MessageKind.CONFIRMATION)
@@ -56,14 +56,15 @@ def _open_round(work: Work, view: View) -> None:
         writer.add_round(round_)
         writer.update_run(replace(run, latest_round=number, version=run.version + 1))
         audit(work, writer, "round_opened", round_.name, kind=round_.kind.value, adapter=round_.base_adapter)
-        _forget_messages(writer, round_)
-    if number > KEPT_ROUNDS:
-        work.blobs.delete(round_prefix(view.run.name, number - KEPT_ROUNDS))
+        _forget_messages(writer, round_, kept_rounds=work.kept_rounds)
+    # Not the last one alone: the setting may have been higher before a restart.
+    for old in range(max(1, number - MOST_KEPT_ROUNDS), number - work.kept_rounds + 1):
+        work.blobs.delete(round_prefix(view.run.name, old))
 
 
-def _forget_messages(writer: Writer, opened: Round) -> None:
+def _forget_messages(writer: Writer, opened: Round, *, kept_rounds: int) -> None:
     """Delete what the masking protocol said in rounds that are not kept, and in key epochs that no kept one uses."""
-    first_kept = max(1, opened.number - KEPT_ROUNDS + 1)
+    first_kept = max(1, opened.number - kept_rounds + 1)
     kept = [writer.round(opened.run, number) for number in range(first_kept, opened.number)]
     first_epoch = min([round_.epoch for round_ in kept if round_.epoch] + [writer.run(opened.run).latest_epoch])
     for kind in MessageKind:

@@ -39,7 +39,10 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The driver's tools. `still_ours` raises LeaseLost once another process has taken a run over."""
+    """The driver's tools. `still_ours` raises LeaseLost once another process has taken a run over.
+
+    kept_rounds: uploads of so many newest rounds are kept, the open one among them.
+    """
 
     store: Store
     blobs: BlobStore
@@ -48,6 +51,7 @@ class Work:
     scratch: Path
     observer: Observer
     still_ours: Callable[[str], None]
+    kept_rounds: int
 
 
 @dataclass(frozen=True, slots=True)

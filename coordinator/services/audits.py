@@ -24,7 +24,7 @@ from coordinator.standing import require_member
 from coordinator.store.blobs import BlobStore
 from coordinator.store.interface import Reader, Store
 from coordinator.unmasking import opened_keys
-from coordinator.uploads import KEPT_ROUNDS, UploadReader, upload_prefix
+from coordinator.uploads import UploadReader, upload_prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +122,8 @@ def _check_kept(reader: Reader, run: Run, round_: Round) -> None:
     # The messages go in the transaction that opens the round after next, the uploads right after it.
     if not reader.message_senders(round_.run, MessageKind.REVEAL, round_.number):
         raise OutOfTurn(
-            f"the masked updates of {round_.name} are deleted: those of the {KEPT_ROUNDS} newest rounds are kept, and "
-            f"the newest is {run.latest_round}. Audit a round as soon as it is over"
+            f"the masked updates of {round_.name} are deleted: those of its newest rounds are kept, and the newest "
+            f"is {run.latest_round}. Audit a round soon, or ask the operator to raise blobs.kept_rounds"
         )
 
 

@@ -199,7 +199,7 @@ What is checked, from this site's own notes of the round:
 
 Chunks are drawn here, now that the round is over: the coordinator could not know which. A chunk is at most 1 MiB of
 each member's masked update, so --chunks 4 of a round of 10 members fetches 40 MiB. The coordinator keeps the updates
-of the two newest rounds: audit a round soon. May be run while the daemon runs. Ends with 0 if all is right, with 8
+of the newest rounds, three or as many as its operator has set: audit a round soon. May be run while the daemon runs. Ends with 0 if all is right, with 8
 and the reason if something is wrong. Keep what it says then, and show it to the other members.
 
 examples:

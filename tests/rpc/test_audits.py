@@ -124,15 +124,14 @@ def test_a_round_with_a_dropout_passes_and_the_one_that_was_dropped_can_audit_it
         assert report.is_own_in_sum == (name != lost)
 
 
-def test_the_last_round_but_one_can_still_be_audited_and_older_ones_no_more(shared: Federation) -> None:
-    first = play(shared)
-    second = play(shared)
+def test_the_three_newest_rounds_can_be_audited_and_older_ones_no_more(shared: Federation) -> None:
+    first, second, third = play(shared), play(shared), play(shared)
     assert audit(shared, first).round == first
 
     play(shared)
 
-    assert audit(shared, second).round == second
-    with pytest.raises(OutOfTurn, match=f"rounds/{first} are deleted: those of the 2 newest rounds are kept"):
+    assert [audit(shared, number).round for number in (second, third)] == [second, third]
+    with pytest.raises(OutOfTurn, match=f"rounds/{first} are deleted: those of its newest rounds are kept"):
         audit(shared, first)
 
 

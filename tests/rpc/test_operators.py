@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from common.errors import NotInCohort, OutOfTurn, TransitionNotAllowed
+from coordinator.config import BlobsConfig
 from coordinator.rounds.model import MessageKind
 from coordinator.store.opening import open_store
 from tests.rpc.federation import Federation
@@ -254,14 +255,29 @@ def test_a_site_that_leaves_the_run_is_not_waited_for_and_may_come_back(federati
     assert len(federation.round(2)["survivors"]) == 4
 
 
+def rounds_with_uploads(federation: Federation) -> set[int]:
+    return {int(key.split("/")[2]) for key in federation.blobs("uploads")}
+
+
+def test_a_coordinator_that_is_to_keep_fewer_rounds_deletes_all_that_it_kept_before(federation: Federation) -> None:
+    federation.add_sites(3)
+    federation.create_run(rounds=4)
+    federation.turn_until(lambda: federation.run()["round"] == 4, turns=200)
+    assert rounds_with_uploads(federation) >= {2, 3}
+    federation.stop()
+    federation.config = federation.config.model_copy(update={"blobs": BlobsConfig(kept_rounds=2)})
+    federation.start()
+    federation.turn_until(lambda: federation.state() == "succeeded", turns=200)
+    assert rounds_with_uploads(federation) == {4, 5}
+
+
 def test_uploads_of_old_rounds_are_deleted_and_nothing_is_left_in_scratch(federation: Federation) -> None:
     federation.add_sites(3)
     federation.create_run(rounds=5)
     federation.turn_until(lambda: federation.state() == "succeeded", turns=200)
     federation.turn()
 
-    kept = {key.split("/")[2] for key in federation.blobs("uploads")}
-    assert kept == {"5", "6"}
+    assert rounds_with_uploads(federation) == {4, 5, 6}
     assert not [path for path in federation.config.scratch_folder.rglob("*") if path.is_file()]
     site = federation.sites["site-0"]
     assert not list((site.state / "spool").glob("*"))
@@ -280,12 +296,12 @@ def test_protocol_messages_of_old_rounds_and_key_epochs_are_deleted(federation: 
             for kind in MessageKind
         }
         dealt = {number for number in range(1, 7) if any(reader.share_envelopes("run", number, "site-0"))}
-    assert dealt == {3}
+    assert dealt == {2, 3}
     of_rounds = (MessageKind.COMMIT, MessageKind.REVEAL)
     proofs = (MessageKind.SECOND_RECEIPT, MessageKind.SECOND_COMMIT, MessageKind.FALSE_REVEAL)
-    assert said[MessageKind.REVEAL] == {5, 6}
+    assert said[MessageKind.REVEAL] == {4, 5, 6}
     assert all(not said[kind] for kind in proofs)
-    assert all(said[kind] == {3} for kind in said.keys() - {*of_rounds, *proofs})
+    assert all(said[kind] == {2, 3} for kind in said.keys() - {*of_rounds, *proofs})
 
 
 def test_the_published_adapter_is_a_peft_folder_at_every_site(federation: Federation) -> None:

@@ -62,6 +62,7 @@ async def test_a_driver_that_is_stopped_in_a_step_leaves_no_lease_behind(tmp_pat
         scratch=tmp_path,
         observer=cast(Any, None),
         holder="this one",
+        kept_rounds=3,
     )
     driver.leases, driver.begun, driver.ended = leases, threading.Event(), threading.Event()
     running = asyncio.create_task(driver.run())

@@ -208,7 +208,7 @@ class SecureAggregationServiceServicer(object):
         part of the sum and of the published adapter. It is the coordinator's own view of these chunks, and nothing more.
 
         Caller: a member of the round's cohort. State: ROUND_STATE_SUCCEEDED and its uploads still kept, which those of the
-        run's two newest rounds are, else FAILED_PRECONDITION. A chunk that the vector has not: INVALID_ARGUMENT.
+        run's newest rounds are, else FAILED_PRECONDITION. A chunk that the vector has not: INVALID_ARGUMENT.
         Retry: safe; the answer never changes. Each call is a line in the audit log.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -17,6 +17,7 @@ from common.errors import AccordError, PlanInvalid
 from common.instructions import InstructionSet, chat_instruction_set
 from common.masking import plan_digest, secagg_plan
 from common.methods import adapter_method
+from common.methods.ravan import DEFAULT_HEADS
 from common.plan import (
     CONSTANT_RATE,
     Gate,
@@ -45,7 +46,10 @@ DEFAULT_METHOD: Final = "fedit"
 DEFAULT_SERVER_OPTIMIZER: Final = "fedavg"
 DEFAULT_LEARNING_RATE: Final = 5e-4
 # With one factor frozen at a time, a rate of about three times that of both moves the model as far.
-METHOD_LEARNING_RATES: Final = {"ffa_lora": 1.5e-3, "rolora": 1.5e-3}
+# A core's few numbers stand for many, and want ten times it.
+METHOD_LEARNING_RATES: Final = {"ffa_lora": 1.5e-3, "rolora": 1.5e-3, "core": 5e-3, "ravan": 1e-3}
+# The mean of AdamW's directions over a round, which control variates are, is hardly ever over one.
+DEFAULT_CONTROL_CLIP: Final = 2.0
 DEFAULT_FINAL_RATE_FRACTION: Final = 0.1
 DEFAULT_STEPS_PER_ROUND: Final = 10
 DEFAULT_BATCH_SIZE: Final = 8
@@ -90,6 +94,11 @@ class PlanSettings:
     beta2: float = 0.0
     tau: float = 0.0
     product_probes: int = 0
+    heads: int = 0
+    proximal_weight: float = 0.0
+    alignment: float = 0.0
+    control_variates: bool = False
+    control_clip: float = 0.0
     learning_rate: float = 0.0
     learning_rate_schedule: str = ""
     final_rate_fraction: float = 0.0
@@ -257,6 +266,11 @@ def _method(settings: PlanSettings) -> Method:
         beta2=settings.beta2 or usual.get("beta2", 0.0),
         tau=settings.tau or usual.get("tau", 0.0),
         product_probes=settings.product_probes,
+        heads=settings.heads or (DEFAULT_HEADS if settings.method == "ravan" else 0),
+        proximal_weight=settings.proximal_weight,
+        alignment=settings.alignment,
+        control_variates=settings.control_variates,
+        control_clip=settings.control_clip or (DEFAULT_CONTROL_CLIP if settings.control_variates else 0.0),
     )
 
 

@@ -227,3 +227,27 @@ def test_the_instruction_set_is_the_built_in_one_or_the_operators_and_a_broken_o
 
 def test_all_linear_names_each_kind_of_layer_once():
     assert all_linear(MODEL) == ("down_proj", "q_proj", "v_proj")
+
+
+def test_a_core_or_heads_are_planned_in_one_line_and_sent_alone():
+    core = plan(PlanSettings(MODEL, method="core", rank=4))
+    heads = plan(PlanSettings(MODEL, method="ravan", rank=4, heads=3))
+
+    assert [sum(slot.size for slot in secagg_plan(made, bytes(32)).slots_of(1)) for made in (core, heads)] == [
+        6 * 4 * 4,
+        6 * 3 * 4 * 4,
+    ]
+    assert heads.method.heads == 3
+    assert plan(PlanSettings(MODEL, method="ravan", rank=4)).method.heads == 4
+
+
+def test_options_of_the_clients_reach_the_plan_and_one_that_does_not_fit_is_refused():
+    made = plan(PlanSettings(MODEL, proximal_weight=0.01, alignment=0.5)).method
+    assert (made.proximal_weight, made.alignment) == (0.01, 0.5)
+    variates = plan(PlanSettings(MODEL, control_variates=True)).method
+    assert (variates.control_variates, variates.control_clip) == (True, 2.0)
+
+    assert "core leaves one frozen" in mistakes(PlanSettings(MODEL, method="core", alignment=0.5))
+    assert "heads is ravan's" in mistakes(PlanSettings(MODEL, method="core", heads=2))
+    assert "68 wide, more than the smaller side" in mistakes(PlanSettings(MODEL, method="ravan", rank=17))
+    assert "rank 17 is larger than the smaller side" in mistakes(PlanSettings(MODEL, method="core", rank=17))

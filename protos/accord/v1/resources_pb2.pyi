@@ -376,6 +376,11 @@ class PlanSettings(_message.Message):
     INSTRUCTION_SET_JSON_FIELD_NUMBER: _builtins.int
     NAME_SURVIVORS_FIELD_NUMBER: _builtins.int
     TENSOR_CLIPS_FIELD_NUMBER: _builtins.int
+    HEADS_FIELD_NUMBER: _builtins.int
+    PROXIMAL_WEIGHT_FIELD_NUMBER: _builtins.int
+    ALIGNMENT_FIELD_NUMBER: _builtins.int
+    CONTROL_VARIATES_FIELD_NUMBER: _builtins.int
+    CONTROL_CLIP_FIELD_NUMBER: _builtins.int
     DOMAINS_FIELD_NUMBER: _builtins.int
     UPDATES_JSON_FIELD_NUMBER: _builtins.int
     PRIVACY_JSON_FIELD_NUMBER: _builtins.int
@@ -425,6 +430,20 @@ class PlanSettings(_message.Message):
     """Instruction set (templates by task and domain) as JSON. Default: the built-in one."""
     name_survivors: _builtins.bool
     """Whether manifests name the survivors, or only count them. Default: count."""
+    heads: _builtins.int
+    """Heads of method "ravan", each of the given rank; all of them together are at most as wide as the narrowest layer.
+    Default 4.
+    """
+    proximal_weight: _builtins.float
+    """FedProx's mu: how strongly a site is held near the global adapter while it trains. Default 0, off."""
+    alignment: _builtins.float
+    """FedRot-LoRA's lambda, from 0 to 1: how far a site of method "fedit" turns its factors towards the global ones.
+    Default 0, off.
+    """
+    control_variates: _builtins.bool
+    """Whether SCAFFOLD's control variates correct the sites' drift; they double the upload. Default: not."""
+    control_clip: _builtins.float
+    """Bound on one element of a control variate's change. Default 2 with control variates."""
     updates_json: _builtins.str
     """How each round's sums update the next round's instruction set, as JSON; "{}" takes all defaults. Default: they
     do not.
@@ -495,13 +514,18 @@ class PlanSettings(_message.Message):
         instruction_set_json: _builtins.str = ...,
         name_survivors: _builtins.bool = ...,
         tensor_clips: _abc.Iterable[Global___TensorClip] | None = ...,
+        heads: _builtins.int = ...,
+        proximal_weight: _builtins.float = ...,
+        alignment: _builtins.float = ...,
+        control_variates: _builtins.bool = ...,
+        control_clip: _builtins.float = ...,
         domains: _abc.Iterable[Global___PlanDomain] | None = ...,
         updates_json: _builtins.str = ...,
         privacy_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["collecting", b"collecting", "forming", b"forming", "key_setup", b"key_setup", "training", b"training", "unmasking", b"unmasking"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "base_model_json", b"base_model_json", "batch_size", b"batch_size", "collecting", b"collecting", "domains", b"domains", "element_clip", b"element_clip", "evaluation_records", b"evaluation_records", "forming", b"forming", "gate_loss_rise", b"gate_loss_rise", "instruction_set_json", b"instruction_set_json", "key_setup", b"key_setup", "learning_rate", b"learning_rate", "least_cohort", b"least_cohort", "max_length", b"max_length", "max_update_norm", b"max_update_norm", "method", b"method", "most_failed_rounds", b"most_failed_rounds", "most_participants", b"most_participants", "name_survivors", b"name_survivors", "privacy_json", b"privacy_json", "rank", b"rank", "rounds", b"rounds", "rounds_per_epoch", b"rounds_per_epoch", "seed", b"seed", "server_learning_rate", b"server_learning_rate", "server_optimizer", b"server_optimizer", "steps_per_round", b"steps_per_round", "target_modules", b"target_modules", "tensor_clips", b"tensor_clips", "training", b"training", "unmasking", b"unmasking", "updates_json", b"updates_json", "weight_cap", b"weight_cap"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alignment", b"alignment", "alpha", b"alpha", "base_model_json", b"base_model_json", "batch_size", b"batch_size", "collecting", b"collecting", "control_clip", b"control_clip", "control_variates", b"control_variates", "domains", b"domains", "element_clip", b"element_clip", "evaluation_records", b"evaluation_records", "forming", b"forming", "gate_loss_rise", b"gate_loss_rise", "heads", b"heads", "instruction_set_json", b"instruction_set_json", "key_setup", b"key_setup", "learning_rate", b"learning_rate", "least_cohort", b"least_cohort", "max_length", b"max_length", "max_update_norm", b"max_update_norm", "method", b"method", "most_failed_rounds", b"most_failed_rounds", "most_participants", b"most_participants", "name_survivors", b"name_survivors", "privacy_json", b"privacy_json", "proximal_weight", b"proximal_weight", "rank", b"rank", "rounds", b"rounds", "rounds_per_epoch", b"rounds_per_epoch", "seed", b"seed", "server_learning_rate", b"server_learning_rate", "server_optimizer", b"server_optimizer", "steps_per_round", b"steps_per_round", "target_modules", b"target_modules", "tensor_clips", b"tensor_clips", "training", b"training", "unmasking", b"unmasking", "updates_json", b"updates_json", "weight_cap", b"weight_cap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

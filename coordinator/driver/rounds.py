@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from datetime import timedelta
 from typing import Final
 
 from common.errors import (
@@ -51,6 +52,7 @@ from coordinator.store.interface import Writer
 from coordinator.unmasking import open_unmasking
 
 KEYS_NOT_MADE: Final = "KEYS_NOT_MADE"
+KEY_STEPS: Final = 3  # advertising, sharing, confirming
 DROPPED_BY_WINDOW: Final = "WINDOW_PASSED"
 DROPPED_WITHOUT_KEYS: Final = "NO_MASKING_KEYS"
 DROPPED_ABSENT: Final = "ABSENT"
@@ -147,8 +149,9 @@ def _step_training(work: Work, view: View, round_: Round) -> bool:
         failed = decision if isinstance(decision, Fail) else Fail(KEYS_NOT_MADE, "no masking keys were ready")
         _fail(work, view, round_, failed.reason, failed.message)
         return True
-    with work.store.write() as writer:
-        members = roster_of(writer, view.run, ready).members
+    with work.store.read() as reader:
+        members = roster_of(reader, view.run, ready).members
+    try:
         context = make_start(
             epoch_of(view.run, ready),
             members,
@@ -157,6 +160,9 @@ def _step_training(work: Work, view: View, round_: Round) -> bool:
             cohort=[members.index_of(name) for name in decision.participants],
             model_hash=model_hash(view.plan, adapter=round_.base_adapter, instruction_set=round_.instruction_set),
         )
+    except TooFewMembers as error:
+        return _make_keys_for_the_prepared(work, view, round_, error)
+    with work.store.write() as writer:
         chosen = advance_round(
             round_,
             CohortChosen(
@@ -206,14 +212,39 @@ def _renew_keys(work: Work, view: View, round_: Round) -> bool:
 
 def _make_keys_again(work: Work, view: View, round_: Round) -> bool:
     """Another key epoch for those who are there; not for ever, as each of them may lose somebody else."""
-    with work.store.read() as reader:
-        epochs = (reader.epoch(view.run.name, number) for number in range(view.run.latest_epoch, 0, -1))
-        begun = sum(1 for _ in itertools.takewhile(lambda epoch: epoch.first_round == round_.number, epochs))
-    if begun >= MOST_TRIES:
+    if _epochs_begun(work, view, round_) >= MOST_TRIES:
         return False
     with work.store.write() as writer:
         open_epoch(writer, work, view, first_round=round_.number)
     return True
+
+
+def _make_keys_for_the_prepared(work: Work, view: View, round_: Round, error: TooFewMembers) -> bool:
+    """Another key epoch where enough are prepared, and those who are not leave gaps in a sparse graph's ring.
+
+    Members would refuse the cohort: in these keys some could be cut off from the others. Training is over for who is
+    not prepared, and the round stays open for as long as the keys may take; a ring of its cohort alone has no gaps.
+    Raises TooFewMembers where that has been tried often enough.
+    """
+    if _epochs_begun(work, view, round_) >= MOST_TRIES:
+        raise TooFewMembers(f"{error.message}; {MOST_TRIES} key set-ups were made for this round") from error
+    with work.store.write() as writer:
+        for p in view.participations:
+            if p.state is ParticipationState.PRESENT:
+                _drop(work, view, writer, p, DROPPED_BY_WINDOW, "was not ready when training closed")
+        setup = view.plan.phases.key_setup
+        deadline = max(round_.deadline, view.now + KEY_STEPS * timedelta(seconds=setup.window_seconds))
+        writer.update_round(advance_round(round_, DeadlineExtended(view.now, deadline)))
+        open_epoch(writer, work, view, first_round=round_.number)
+        audit(work, writer, "keys_made_again", round_.name, message=error.message)
+    return True
+
+
+def _epochs_begun(work: Work, view: View, round_: Round) -> int:
+    """How many key epochs in a row were begun for this very round."""
+    with work.store.read() as reader:
+        epochs = (reader.epoch(view.run.name, number) for number in range(view.run.latest_epoch, 0, -1))
+        return sum(1 for _ in itertools.takewhile(lambda epoch: epoch.first_round == round_.number, epochs))
 
 
 def _tries(work: Work, view: View, round_: Round) -> int:

@@ -48,6 +48,7 @@ _OPEN_RUN: Final = tuple(state for state in RunState if not state.is_over)
 ROUND_TRANSITIONS: Final[Mapping[tuple[RoundState, type[RoundEvent]], RoundState]] = {
     (RoundState.FORMING, Opened): RoundState.TRAINING,
     (RoundState.TRAINING, CohortChosen): RoundState.COLLECTING,
+    (RoundState.TRAINING, DeadlineExtended): RoundState.TRAINING,
     (RoundState.COLLECTING, DeadlineExtended): RoundState.COLLECTING,
     (RoundState.COLLECTING, SurvivorsBound): RoundState.UNMASKING,
     (RoundState.UNMASKING, SharesRevealed): RoundState.AGGREGATING,

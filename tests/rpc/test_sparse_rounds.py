@@ -12,6 +12,7 @@ import pytest
 
 from common.secagg import EpochKeys, graph
 from common.secagg.roster import graph_of
+from coordinator.driver import rounds
 from participant.journal import RoundPhase
 from tests.rpc.federation import Federation
 from tests.rpc.lab import lab_in, open_round
@@ -43,13 +44,13 @@ def drawn_graph(federation: Federation) -> tuple[graph.Graph, tuple[str, ...]]:
     return graph_of(keys.epoch, keys.members), keys.members.org_ids
 
 
-def play_without(federation: Federation, *places: int) -> tuple[int, list[str]]:
-    """A round in which those who stand at these places of the ring are lost before they upload; the others' names."""
+def play_without(federation: Federation, *places: int, before: str = "upload") -> tuple[int, list[str]]:
+    """A round in which those who stand at these places of the ring are lost before a call; the others' names."""
     drawn, names = drawn_graph(federation)
     lost = {names[drawn.ring[place]] for place in places}
     number = open_round(federation)
     for name in lost:
-        federation.sites[name].line.cut(before="upload")
+        federation.sites[name].line.cut(before=before)
     federation.play(number)
     for name in lost:
         federation.sites[name].line.mend()
@@ -83,3 +84,29 @@ def test_a_round_whose_dropouts_could_cut_members_off_fails_and_nobody_reveals(f
     assert {federation.sites[name].phase(number) for name in survivors}.isdisjoint(
         {RoundPhase.BOUND, RoundPhase.REVEALED}
     )
+
+
+@pytest.mark.slow
+def test_without_another_key_set_up_a_round_that_lost_neighbours_in_training_fails_with_the_reason(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "MOST_TRIES", 0)
+    number, _ = play_without(federation, 20, 21, 22, 23, 24, before="report_prepared")
+
+    found = federation.round(number)
+    assert (found["state"], found["reason"]) == ("failed", "TOO_FEW_MEMBERS")
+    assert "only 9 members are left in 14 places in a row" in found["message"]
+    assert found["message"].endswith("0 key set-ups were made for this round")
+
+
+@pytest.mark.slow
+def test_keys_are_made_again_for_those_who_are_left_where_the_lost_ones_stood_together(federation: Federation) -> None:
+    """The last in this file: the epoch that it makes is the federation's from then on."""
+    number, left = play_without(federation, 20, 21, 22, 23, 24, before="report_prepared")
+
+    found = federation.round(number)
+    assert found["state"] == "succeeded", found["message"]
+    assert found["epoch"] == 2
+    assert found["survivors"] == [f"participants/{name}" for name in left]
+    errors, bound = federation.errors(number, left)
+    assert errors.max() <= bound

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.adapters import AdapterLayout, FlatVector, TensorSlot
+from common.methods.sent import Stretches
 from common.plan import METRIC_GROUPS, METRIC_WORDS
 from common.secagg import (
     ClipSlot,
@@ -35,6 +36,7 @@ from common.secagg import (
     fixed_weight,
 )
 from common.secagg.packing import pack_tail
+from common.sent import SentVector
 
 CLIP: Final = 0.01
 SPREAD: Final = CLIP / 5
@@ -60,6 +62,11 @@ class Case:
         return AdapterLayout((TensorSlot("delta", (1, self.parameters), 0),))
 
     @property
+    def sent(self) -> SentVector:
+        tensors = self.adapter.slots
+        return SentVector(tensors, (), tuple(ClipSlot(slot.size, CLIP) for slot in tensors), Stretches.of(tensors))
+
+    @property
     def plan(self) -> SecaggPlan:
         return SecaggPlan(
             plan_hash=seed_of("plan"),
@@ -67,7 +74,7 @@ class Case:
             members_floor=3,
             members_limit=self.participants,
             rounds_per_epoch=1,
-            vectors=(tuple(ClipSlot(slot.size, CLIP) for slot in self.adapter.slots),),
+            vectors=(self.sent.slots,),
             metrics=METRIC_WORDS,
             lanes=choose_lanes(self.participants),
             metric_groups=METRIC_GROUPS,

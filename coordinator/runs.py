@@ -16,7 +16,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from common.adapters import ADAPTER_FILE, AdapterLayout, initial_tensors
+from common.adapters import ADAPTER_FILE
 from common.charter import Charter
 from common.errors import AlreadyExists, NotFound, OutOfTurn, StorageFailed
 from common.identifiers import adapter_name, run_name
@@ -37,6 +37,11 @@ RUN_ID_BYTES: Final = 32
 def adapter_key(digest: str) -> str:
     """Where an adapter's model file lies in the blob store."""
     return f"adapters/{digest}"
+
+
+def optimizer_state_key(digest: str, name: str) -> str:
+    """Where a vector of the server optimiser's state lies that belongs to an adapter."""
+    return f"optimizer/{digest}/{name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +123,7 @@ class RunFactory:
             raise StorageFailed(f"cannot write to {self.scratch}: {error.strerror}") from error
         try:
             file = folder / ADAPTER_FILE
-            digest = _write_adapter(file, plan.layout(), seed=initial_seed(plan))
+            digest = _write_adapter(file, plan, seed=initial_seed(plan))
             size_bytes = file.stat().st_size
             self.blobs.put_file(adapter_key(digest), file)
         except OSError as error:
@@ -203,14 +208,14 @@ def _open_round(reader: Reader, run: Run) -> Round | None:
     return None if newest.state.is_over else newest
 
 
-def _write_adapter(path: Path, layout: AdapterLayout, *, seed: int) -> str:
+def _write_adapter(path: Path, plan: Plan, *, seed: int) -> str:
     """Write an adapter file tensor by tensor, so that memory does not grow with its size. Returns its digest."""
     digest = hashlib.sha256()
     with path.open("wb") as file:
-        header = layout.header()
+        header = plan.layout().header()
         digest.update(header)
         file.write(header)
-        for _, tensor in initial_tensors(layout, seed=seed):
+        for _, tensor in plan.adapter_method().initial(plan.base_model.layers, seed=seed):
             content = tensor.astype("<f4", copy=False).tobytes()
             digest.update(content)
             file.write(content)

@@ -30,9 +30,11 @@ from benchmarks.masked_round import CLIP, Case, exact_file, file_chunks, unmaski
 from benchmarks.processes import MEBIBYTE, best, extra_mib, watch_memory
 from common.adapters import FLOAT32_BYTES, FlatFile
 from common.errors import AccordError
+from common.methods import Method
 from common.secagg import RoundContext, StreamSum, TailSums, Unmasking, add_into, decode_chunk
 from common.strategies import server_optimizer
-from coordinator.aggregation import NextAdapter, OpenSum, make_next_adapter
+from coordinator.aggregation import OpenSum
+from coordinator.next_adapter import NextAdapter, StartingPoint, make_next_adapter
 from coordinator.store.blobs_file import FileBlobStore
 from coordinator.uploads import SEGMENT_CHUNKS, UploadReader, check_chunk, upload_prefix, write_segment
 
@@ -160,11 +162,12 @@ def _play(
     made = make_next_adapter(
         opened,
         tail,
-        base=folder / "base",
-        adapter_layout=case.adapter,
-        optimizer=server_optimizer("fedavg", 1.0),
+        start=StartingPoint(case.adapter, folder / "base", case.adapter),
+        sent=case.sent,
+        optimizer=server_optimizer(Method()),
         max_update_norm=math.inf,
         scratch=folder / "scratch",
+        work=str(round_),
         still_ours=lambda: None,
     )
     opening, seconds = time.process_time() - cpu, time.perf_counter() - wall

@@ -11,33 +11,40 @@ import hashlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
-from common.adapters import ADAPTER_FILE
+from common.adapters import ADAPTER_FILE, FlatFile
 from common.errors import AccordError
 from common.figures import figures, heldout_loss, share_figures
 from common.instruction_updates import NextRound
 from common.instructions import InstructionSet
 from common.log import get_logger
 from common.manifest import read_manifest
+from common.plan import Plan
+from common.privacy import told_sums
 from common.secagg import TailSums, Unmasking
+from common.sent import SentVector, moving_layout, sent_vector
 from common.states import RoundKind
 from common.strategies import server_optimizer
 from common.update_chain import after_round, domain_words, handed_out
 from common.version import software_version
-from coordinator.aggregation import NextAdapter, OpenSum, make_next_adapter
+from coordinator.aggregation import OpenSum
 from coordinator.driver.work import TRY_AGAIN, View, Work, audit, phase_ended
 from coordinator.manifests import build_manifest, sign_manifest
+from coordinator.next_adapter import NextAdapter, StartingPoint, make_next_adapter, state_file
+from coordinator.product_monitor import product_error
 from coordinator.rounds.events import Aggregated, RoundFailed, RunFinished
 from coordinator.rounds.gate import Verdict, judge
 from coordinator.rounds.lifecycle import advance_round, advance_run
 from coordinator.rounds.model import Adapter, AdapterState, Round, Run
-from coordinator.runs import adapter_key
+from coordinator.runs import adapter_key, optimizer_state_key
 from coordinator.store.interface import Writer
 from coordinator.unmasking import open_unmasking
 from coordinator.uploads import UploadReader, upload_prefix
 
 CANDIDATE_SET_ASIDE: Final = "CANDIDATE_SET_ASIDE"
+PRODUCT_ERROR: Final = "product_error"
 _WORK_CONTEXT: Final = b"accord/sum/v1\x00"
 
 log = get_logger(__name__)
@@ -53,14 +60,15 @@ def step_aggregating(work: Work, view: View, round_: Round) -> bool:
     ]
     opened = OpenSum(unmasking, uploads)
     tail = opened.tail()
+    tail = replace(tail, metrics=told_sums(tail.metrics, view.plan.privacy.metrics))
     found = tuple(sorted((*figures(tail), *share_figures(InstructionSet.from_json(round_.instruction_set)))))
     verdict = judge(heldout_loss(found), accepted_loss=view.run.accepted_loss, gate=view.plan.gate)
     is_set_aside = not verdict.is_accepted and view.run.candidate_adapter is not None
     made: NextAdapter | None = None
     size = 0
     if round_.kind is RoundKind.TRAIN and not is_set_aside:
-        made, size = _make_adapter(work, view, round_, opened, tail, _sum_digest(unmasking, round_, receipts))
-        found = tuple(sorted((*found, ("delta_norm", made.delta_norm))))
+        made, measured, size = _make_adapter(work, view, round_, opened, tail, _sum_digest(unmasking, round_, receipts))
+        found = tuple(sorted((*found, *measured)))
     with work.store.write() as writer:
         if tail.ignored_groups:
             # A member has filled words that all leave zero. Nobody looks at them, and the rest of the sum is right.
@@ -104,25 +112,29 @@ def _sum_digest(unmasking: Unmasking, round_: Round, receipts: Mapping[str, byte
 
 def _make_adapter(
     work: Work, view: View, round_: Round, opened: OpenSum, tail: TailSums, sum_digest: str
-) -> tuple[NextAdapter, int]:
-    """The next global adapter, in the blob store, and its size in bytes."""
+) -> tuple[NextAdapter, tuple[tuple[str, float], ...], int]:
+    """The next global adapter, in the blob store, what was measured of its whole sum, and its size in bytes."""
+    plan, sent = view.plan, sent_vector(view.plan, round_.number)
     scratch = work.scratch / round_.run / str(round_.number)
     try:
         scratch.mkdir(parents=True, exist_ok=True)
-        base = scratch / f"base-{ADAPTER_FILE}"
-        work.blobs.fetch(adapter_key(round_.base_adapter), base)
+        start = _starting_point(work, plan, round_, scratch)
         made = make_next_adapter(
             opened,
             tail,
-            base=base,
-            adapter_layout=view.plan.layout(),
-            optimizer=server_optimizer(view.plan.method),
-            max_update_norm=view.plan.masking.max_update_norm,
+            start=start,
+            sent=sent,
+            optimizer=server_optimizer(plan.method),
+            max_update_norm=plan.masking.max_update_norm,
             scratch=scratch,
             work=sum_digest,
             still_ours=lambda: work.still_ours(round_.run),
         )
+        measured = (("delta_norm", made.delta_norm), *_product_figure(plan, sent, opened, tail, start, made))
         size = made.path.stat().st_size
+        if made.digest != round_.base_adapter:  # that one has its state
+            for name, path in made.state.items():
+                work.blobs.put_file(optimizer_state_key(made.digest, name), path)
         work.blobs.put_file(adapter_key(made.digest), made.path)
     except AccordError as error:
         # These say nothing of the round: what is there so far is what the next try goes on with.
@@ -130,7 +142,35 @@ def _make_adapter(
             shutil.rmtree(scratch, ignore_errors=True)
         raise
     shutil.rmtree(scratch, ignore_errors=True)
-    return made, size
+    return made, measured, size
+
+
+def _starting_point(work: Work, plan: Plan, round_: Round, scratch: Path) -> StartingPoint:
+    """The adapter that the round has trained from, and the optimiser's state that belongs to it: so who goes back to
+    an earlier adapter goes back to its state, too."""
+
+    def fetched(key: str, file: str) -> Path:
+        path = scratch / f"base-{file}"
+        work.blobs.fetch(key, path)
+        return path
+
+    base, layout = fetched(adapter_key(round_.base_adapter), ADAPTER_FILE), moving_layout(plan)
+    names = server_optimizer(plan.method).initial_state
+    with work.store.read() as reader:
+        is_first = reader.adapter(round_.base_adapter).round == 0
+    if is_first or not names:
+        return StartingPoint(plan.layout(), base, layout)
+    state = {name: fetched(optimizer_state_key(round_.base_adapter, name), state_file(name)) for name in names}
+    return StartingPoint(plan.layout(), base, layout, state)
+
+
+def _product_figure(
+    plan: Plan, sent: SentVector, opened: OpenSum, tail: TailSums, start: StartingPoint, made: NextAdapter
+) -> tuple[tuple[str, float], ...]:
+    if not plan.method.product_probes or made.mean is None:
+        return ()
+    base, mean = FlatFile.open(start.base, start.layout), FlatFile(made.mean, 0, sent.parameters)
+    return ((PRODUCT_ERROR, product_error(plan, opened.plan, sent, tail, base=base, mean=mean)),)
 
 
 def _after_gate(

@@ -120,6 +120,7 @@ def _json(report: AuditReport) -> dict[str, object]:
         "metrics": dict(report.metrics),
         "base_adapter_digest": report.base,
         "adapter_digest": report.adapter,
+        "adapter_was_recomputed": bool(report.adapter) and not report.not_recomputed,
         "chance_to_catch_a_tenth_wrong": _chance(report),
     }
 
@@ -149,7 +150,12 @@ def _text(report: AuditReport) -> str:
         f"tail chunk   {len(report.survivors)} updates of total weight {report.weight:.6g}; "
         f"{len(report.metrics)} figures, equal to those that were told"
     )
-    if report.adapter:
+    if report.not_recomputed:
+        lines.append(
+            f"chunks       {', '.join(map(str, report.chunks))} of {report.lane_chunks}: opened. Not recomputed: "
+            f"{report.not_recomputed}"
+        )
+    elif report.adapter:
         lines.append(
             f"chunks       {', '.join(map(str, report.chunks))} of {report.lane_chunks}: {report.parameters:,} of "
             f"{report.all_parameters:,} parameters of adapter {report.adapter[:16]} are, bit for bit, "
@@ -161,7 +167,7 @@ def _text(report: AuditReport) -> str:
 def _meaning(report: AuditReport) -> str:
     chance = _chance(report)
     shows = "The coordinator has told the figures of this round as its members' sum gives them."
-    if chance is not None:
+    if chance is not None and not report.not_recomputed:
         wrong = max(1, round(_WRONG_SHARE * report.lane_chunks))
         shows = (
             "The coordinator has made this part of the adapter from the sum of what these members signed, and from "

@@ -24,8 +24,9 @@ from common.adapters import ADAPTER_FILE
 from common.errors import AuditFailed, InvalidArgument, NotFound, NotInCohort, OutOfTurn, ShapeMismatch
 from common.masking import secagg_plan
 from common.secagg import RoundKind, TailSums, VectorLayout
-from coordinator.aggregation import NextAdapter, OpenSum, make_next_adapter
+from coordinator.aggregation import OpenSum
 from coordinator.driver import aggregating
+from coordinator.next_adapter import NextAdapter, make_next_adapter
 from coordinator.services import audits
 from coordinator.services.audits import ChunkAudits
 from participant.__main__ import main
@@ -158,7 +159,7 @@ def nudging(element: int) -> Iterator[None]:
     def make(*args: Any, **settings: Any) -> NextAdapter:
         made = make_next_adapter(*args, **settings)
         content = bytearray(made.path.read_bytes())
-        at = len(settings["adapter_layout"].header()) + 4 * element
+        at = len(settings["start"].layout.header()) + 4 * element
         value = np.frombuffer(content, dtype=np.float32, count=1, offset=at)[0]
         content[at : at + 4] = np.nextafter(value, np.float32(np.inf)).tobytes()
         made.path.write_bytes(content)

@@ -67,8 +67,9 @@ def test_where_nothing_is_lost_the_masks_rounding_is_not_called_a_loss():
 def test_a_form_is_that_of_the_whole_product():
     probe = ProductProbe.of(RUN, LAYERS[0], 3)
     generator = np.random.default_rng(2)
-    a, b = generator.standard_normal((RANK, 64)), generator.standard_normal((96, RANK))
-    expected = [y.astype(float) @ (b @ a) @ x.astype(float) for x, y in zip(probe.x, probe.y, strict=True)]
+    a = generator.standard_normal((RANK, 64)).astype(np.float32)
+    b = generator.standard_normal((96, RANK)).astype(np.float32)
+    expected = [y.astype(float) @ (b.astype(float) @ a) @ x.astype(float) for x, y in zip(probe.x, probe.y, strict=True)]
     assert probe.forms(a, b) == pytest.approx(expected)
 
 

@@ -15,11 +15,8 @@ from typing import Final
 
 from common.errors import PlanInvalid
 from common.instructions import SLUG, InstructionSet, Task
+from common.record_bounds import LOSS_BOUND
 from common.secagg import MetricGroup
-
-# The mean loss of one record, in nats per token, counts at most so much: METHODS' bound B, so that a sum says little
-# about its worst record.
-LOSS_BOUND: Final = 6.0
 
 RECORDS: Final = "records"
 ROWS, LOSS, SQUARES, TOKENS, NATS, REFERENCE = "rows", "loss", "squares", "tokens", "nats", "reference"

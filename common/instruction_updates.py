@@ -17,9 +17,10 @@ from enum import StrEnum
 from typing import Final
 
 from common import jsonform
-from common.domains import LOSS_BOUND, CellSums, LossSums, PlanDomain, RoundSums, cells_of
+from common.domains import CellSums, LossSums, PlanDomain, RoundSums, cells_of
 from common.errors import PlanInvalid
 from common.instructions import DomainShare, InstructionSet, Task, Template
+from common.record_bounds import LOSS_BOUND
 
 _ARITHMETIC: Final = Context(prec=34, rounding=ROUND_HALF_EVEN)
 _PLACES: Final = Decimal("1e-12")

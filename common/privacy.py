@@ -11,13 +11,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from common.domains import LOSS, LOSS_BOUND, NATS, RECORDS, REFERENCE, ROWS, SQUARES, TOKENS
+from common.domains import LOSS, NATS, RECORDS, REFERENCE, ROWS, SQUARES, TOKENS
+from common.record_bounds import LOSS_BOUND, MOST_SPANS
 from common.secagg import MetricGroup
 
 # The largest part that one held-out record may have in a metric word, by what the word says: the mean loss of its
 # answer tokens in nats, its square, counts, and ROUGE-L. A site that adds noise cuts every record's part to these, and
 # counts a record's mean loss once instead of its tokens'.
-MOST_SPANS: Final = 8.0
 LARGEST_PARTS: Final[Mapping[str, float]] = {
     "heldout_loss": LOSS_BOUND,
     "heldout_tokens": 1.0,

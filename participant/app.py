@@ -34,6 +34,8 @@ from participant.metrics import ParticipantMetrics
 from participant.policy import Policy
 from participant.policy_file import load_policy
 from participant.preflight.content import read_pinned
+from participant.privacy.desk import PrivacyDesk
+from participant.privacy.files import ledger_of, private_records
 from participant.shelf import AdapterShelf
 from participant.trainer import Trainer, WorkerTrainer
 from participant.workbench import Workbench
@@ -90,6 +92,13 @@ def serving(
             random_bytes=secrets.token_bytes,
         )
         shelf = AdapterShelf(state / "adapters", connection.client)
+        privacy = PrivacyDesk(
+            bounds=policy.privacy,
+            ledger=ledger_of(config, policy),
+            count_records=lambda: private_records(config.data.settings(policy)),
+            clock=clock,
+            random_bytes=secrets.token_bytes,
+        )
         workbench = Workbench(
             participant=connection.identity.participant,
             policy=policy,
@@ -100,6 +109,7 @@ def serving(
             shelf=shelf,
             trainer=trainer,
             base_models=base_models,
+            privacy=privacy,
             metrics=metrics,
             clock=clock,
         )
@@ -116,6 +126,7 @@ def serving(
             workbench=workbench,
             trainer=trainer,
             base_models=base_models,
+            privacy=privacy,
             metrics=metrics,
             clock=clock,
             before_turn=connection.keep_valid,

@@ -224,6 +224,11 @@ class ParticipantConfig(StrictModel):
         return self.journal_counter or self.state_directory / "journal.counter"
 
     @property
+    def privacy_directory(self) -> Path:
+        """Ledgers of what was told of single records, one a data set; the site's memory of its privacy budget."""
+        return self.state_directory / "privacy"
+
+    @property
     def lock_file(self) -> Path:
         """Held by the one daemon that may work in this state directory."""
         return self.state_directory / "lock"

@@ -52,6 +52,7 @@ from participant.journal import Journal, RoundEntry, RoundPhase, RunEntry, RunSt
 from participant.masking import MaskingDesk, RunTerms
 from participant.metrics import ParticipantMetrics, RoundResult, WorkPhase
 from participant.policy import Policy
+from participant.privacy.desk import PrivacyDesk
 from participant.shelf import AdapterShelf
 from participant.trainer import Trainer
 from participant.update import ClipReport, Contribution
@@ -98,6 +99,7 @@ class Daemon:
         workbench: Workbench,
         trainer: Trainer,
         base_models: BaseModels,
+        privacy: PrivacyDesk,
         metrics: ParticipantMetrics,
         clock: Clock,
         before_turn: Callable[[], None] = lambda: None,
@@ -111,6 +113,7 @@ class Daemon:
         self._workbench = workbench
         self._trainer = trainer
         self._base_models = base_models
+        self._privacy = privacy
         self._metrics = metrics
         self._clock = clock
         self._before_turn = before_turn
@@ -275,6 +278,7 @@ class Daemon:
                 "digests with the other partners before pinning another"
             )
         guard.review(plan, policy=self._site.policy, charter=charter, participant=self._site.participant)
+        self._privacy.review(plan)
         self._trainer.check()
         return guard.check_base_model(plan, self._base_models.own()).digest
 

@@ -44,6 +44,7 @@ from common.secagg import (
 from common.states import RoundKind as Kind
 from participant.client import CoordinatorClient, Evidence
 from participant.journal import EpochEntry, EpochPhase, Journal, RoundEntry, RoundPhase, RoundRecord
+from participant.privacy.skellam import with_noise
 from participant.spool import chunk_sizes, write_masked
 from participant.update import ClipReport, Contribution, Update
 
@@ -240,9 +241,13 @@ class MaskingDesk:
         spool = self.spool(entry.run, entry.round)
         update = open_update() if masking.context.start.kind is RoundKind.TRAINING else None
         alpha = contribution.weight(terms.plan.masking.weight_cap)
-        spooled = write_masked(
-            spool, masking, update, alpha=alpha, metrics=contribution.metrics, random_bytes=self._random_bytes
-        )
+        metrics, noise = contribution.metrics, terms.plan.privacy.metrics
+        if noise is not None:
+            # Those who are certain to be honest among the fewest who can be in a sum: their shares alone are counted.
+            needed = masking.context.thresholds
+            honest = needed.contributors - needed.colluders
+            metrics = with_noise(metrics, noise, honest=honest, random_bytes=self._random_bytes)
+        spooled = write_masked(spool, masking, update, alpha=alpha, metrics=metrics, random_bytes=self._random_bytes)
         report = ClipReport.of(update, spooled.clipping) if update is not None else None
         masked = masking.seal(upload_hash(spooled.digests))
         after = self._changed(

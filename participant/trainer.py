@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -33,6 +33,7 @@ from participant.training.job import (
     EvaluationSettings,
     Hyperparameters,
     JobKind,
+    PrivateSettings,
     Resources,
     TrainingJob,
     write_job,
@@ -48,7 +49,10 @@ OnProgress = Callable[[Progress], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preparation:
-    """One round's work. base_model, global_adapter: folders. job: a folder of its own, kept until the round is over."""
+    """One round's work. base_model, global_adapter: folders. job: a folder of its own, kept until the round is over.
+
+    private: how to train so that single records stay private, as this site has counted it; None for ordinarily.
+    """
 
     participant: str
     plan: Plan
@@ -59,6 +63,7 @@ class Preparation:
     global_adapter_digest: str
     instruction_set: str
     job: Path
+    private: PrivateSettings | None = None
 
     @property
     def trained_adapter(self) -> Path:
@@ -145,9 +150,10 @@ class WorkerTrainer:
             ),
             instruction_set=InstructionSet.from_json(work.instruction_set),
             data=self.data,
-            evaluation=self.evaluation,
+            evaluation=replace(self.evaluation, is_bounded=work.plan.privacy.metrics is not None),
             resources=self.resources,
             candidate_records=_candidate_records(work),
+            private=work.private,
         )
 
 
@@ -184,9 +190,11 @@ def contribution_of(result: JobResult, plan: Plan, instruction_set: InstructionS
     """
     total = total_scores(result.scores)
     training = result.training
+    is_private = plan.privacy.training is not None
     everyones = {
-        "train_loss": sum(training.losses) if training is not None else 0.0,
-        "train_steps": len(training.losses) if training is not None else 0,
+        # The losses of private steps are of single records, and nothing has made them private: they stay here.
+        "train_loss": sum(training.losses) if training is not None and not is_private else 0.0,
+        "train_steps": len(training.losses) if training is not None and not is_private else 0,
         "train_records": training.distinct_records if training is not None else 0,
     }
     grouped: dict[str, dict[str, float]] = {

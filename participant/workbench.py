@@ -49,6 +49,7 @@ from participant.metrics import ParticipantMetrics, WorkPhase
 from participant.policy import Policy
 from participant.preflight.machine import free_bytes
 from participant.preparation import Preparations
+from participant.privacy.desk import PrivacyDesk
 from participant.shelf import AdapterShelf
 from participant.trainer import ADAPTER_FOLDER, Preparation, Trainer
 from participant.training.result import Progress
@@ -77,6 +78,7 @@ class Workbench:
         shelf: AdapterShelf,
         trainer: Trainer,
         base_models: BaseModels,
+        privacy: PrivacyDesk,
         metrics: ParticipantMetrics,
         clock: Clock,
     ) -> None:
@@ -89,6 +91,7 @@ class Workbench:
         self._shelf = shelf
         self._trainer = trainer
         self._base_models = base_models
+        self._privacy = privacy
         self._metrics = metrics
         self._clock = clock
         self._preparations = Preparations()
@@ -164,6 +167,10 @@ class Workbench:
     def clear(self, run: str, round_: int) -> None:
         """Stop what is still being done for a round that is over, and delete what it left."""
         self._preparations.stop((run, round_))
+        entry = self._journal.round(run, round_)
+        if entry is not None and entry.phase in (RoundPhase.PREPARING, RoundPhase.PREPARED):
+            # Never masked, so nothing of it has left.
+            self._privacy.give_back(run, round_, job=self._job(run, round_))
         shutil.rmtree(self._job(run, round_), ignore_errors=True)
 
     def clear_run(self, run: str) -> None:
@@ -225,6 +232,9 @@ class Workbench:
             global_adapter_digest=task.adapter,
             instruction_set=task.instruction_set,
             job=self._job(task.run, task.round),
+            private=self._privacy.begin(
+                terms.plan, round_=task.round, kind=task.kind, job=self._job(task.run, task.round)
+            ),
         )
         with self._metrics.timed(WorkPhase.PREPARE):
             prepared = self._trainer.prepare(work, on_progress=lambda progress: self._heard(task, progress), stop=stop)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from common.domains import LOSS_BOUND
 from common.instructions import InstructionSet, Task
+from common.record_bounds import LOSS_BOUND
 from participant.training.data import Record
 from participant.training.result import ArmScores, CellScores, DomainScores
 

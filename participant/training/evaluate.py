@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache
 from common.errors import TrainingStopped
 from common.instructions import Task
 from participant.training.asked import asked_of
+from participant.training.bounds import bounded
 from participant.training.data import Exchange, Record
 from participant.training.job import EvaluationSettings
 from participant.training.loop import HEAD_ROWS, answer_flags, answer_states
@@ -112,7 +113,8 @@ def evaluate(
         for number, group in enumerate(groups, start=1):
             if should_stop():
                 raise TrainingStopped("stopped during evaluation; start the job again to go on")
-            for record, score in _score(model, group, encoder=encoder, settings=settings):
+            for record, whole in _score(model, group, encoder=encoder, settings=settings):
+                score = bounded(whole) if settings.is_bounded else whole
                 on_record(record, score)
                 scores[score.domain] = scores.get(score.domain, DomainScores(domain=score.domain)) + score
             seconds = time.perf_counter() - began

@@ -19,6 +19,8 @@ from common.instructions import InstructionSet
 from common.methods import Method, adapter_method
 
 JOB_FILE: Final = "job.json"
+NOISE_KEY_FILE: Final = "noise.key"
+NOISE_KEY_BYTES: Final = 32
 
 
 class JobKind(StrEnum):
@@ -121,13 +123,15 @@ class EvaluationSettings:
     """How much of the held-out records is used, per domain and task; which ones is fixed by record hash. 0: none.
 
     loss_records: for answer loss, and with it the accuracy of classification. ner_records, instruction_records: of
-    these, how many are answered freely for span F1 and ROUGE-L (dear: one forward pass a token).
+    these, how many are answered freely for span F1 and ROUGE-L (dear: one forward pass a token). is_bounded: each
+    record's part is cut (`bounds`), because the figures are to be told with noise.
     """
 
     loss_records: int = 200
     ner_records: int = 100
     instruction_records: int = 0
     max_new_tokens: int = 96
+    is_bounded: bool = False
 
     def __post_init__(self) -> None:
         if min(self.loss_records, self.ner_records, self.instruction_records) < 0 or self.max_new_tokens < 1:
@@ -157,12 +161,40 @@ class Resources:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrivateSettings:
+    """Private steps (`dp_sgd`): each record is in a step with probability sample_rate, its gradient's L2 norm is at
+    most clip, and the noise on their sum has a standard deviation of noise_multiplier * clip.
+
+    records: of the training file, which sample_rate was made for.
+    """
+
+    sample_rate: float
+    noise_multiplier: float
+    clip: float
+    records: int
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.sample_rate <= 1.0 or self.records < 1:
+            raise InvalidArgument("sample_rate must be over 0 and at most 1, of at least one record")
+        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0.0):
+            raise InvalidArgument("noise_multiplier must be over 0: without noise nothing is private")
+        if not (math.isfinite(self.clip) and self.clip > 0.0):
+            raise InvalidArgument("clip must be over 0")
+
+    @property
+    def expected_batch(self) -> float:
+        """Records in a step on average: what the noisy sum is divided by, whatever a step has drawn."""
+        return self.sample_rate * self.records
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingJob:
     """One job of the training process.
 
     base_model: a local safetensors folder (`sources.prepare` makes one), checked against base_model_digest.
     global_adapter: a folder with the method's stored tensors; global_adapter_digest: SHA-256 of its file.
     method, round: what is trained and sent follows from both; rounds count from 1.
+    private: None for ordinary training; the key of a private job's noise is a file beside this one, for its owner only.
     candidate_records: held-out records of each domain and task by which candidate templates are measured; 0: they are
     not. Relative paths are looked up from the job folder.
     """
@@ -181,6 +213,7 @@ class TrainingJob:
     evaluation: EvaluationSettings = EvaluationSettings()
     resources: Resources = Resources()
     candidate_records: int = 0
+    private: PrivateSettings | None = None
 
     def __post_init__(self) -> None:
         if self.round < 1:

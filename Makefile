@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_WORKERS ?= 2
 ROUNDS ?= 3
+PRESET ?= small
 PROTOGEN := .tools/protogen
 
 # One thread a process: two spinning OpenMP pools on two cores are five times slower than one thread each.
@@ -63,6 +64,10 @@ clean:  ## remove the environment, caches and the demo's state
 .PHONY: demo
 demo: venv  ## a whole federation on this machine: make demo ROUNDS=3 JSON=report.json
 	@exec $(BIN)/python -m demo --rounds $(ROUNDS) $(if $(JSON),--json "$(JSON)") $(ARGS)
+
+.PHONY: experiment
+experiment: venv  ## is tuning together worth it? make experiment PRESET=small|full DATA=folder, from where it stopped
+	@exec $(BIN)/python -m experiments --preset $(PRESET) $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 # Every check runs even when an earlier one failed: one visit to CI shows everything that is wrong.

@@ -49,19 +49,24 @@ def prepare(settings: DemoSettings, view: View) -> Prepared:
 
 
 def _prepare_model(settings: DemoSettings, view: View) -> tuple[BaseModel, BaseModelFolder]:
-    cache = (settings.cache / MODELS_FOLDER).resolve()
-    source = settings.base_model or _gguf_file()
-    with view.step(f"base model {source.name} as a safetensors folder") as step:
-        folder = prepare_base_model(
-            str(source),
-            cache_folder=cache,
-            on_progress=lambda progress: None,
-            threads=os.cpu_count() or 1,
-        )
-        name = MODEL_NAME if settings.base_model is None else folder.name
-        model = describe(folder, name=name, cache_folder=cache)
-        step.text = f"base model {name}: {model.parameters / 1e6:.1f} million parameters, digest {model.digest[:12]}"
-    return model, BaseModelFolder(folder, model.digest, cache)
+    with view.step("base model as a safetensors folder") as step:
+        model, folder = prepare_model(settings.cache, settings.base_model)
+        size = f"{model.parameters / 1e6:.1f} million parameters"
+        step.text = f"base model {model.name}: {size}, digest {model.digest[:12]}"
+    return model, folder
+
+
+def prepare_model(cache: Path, source: Path | None) -> tuple[BaseModel, BaseModelFolder]:
+    """A base model as a safetensors folder below `cache`: the one at `source`, None for the one from the package."""
+    place = (cache / MODELS_FOLDER).resolve()
+    folder = prepare_base_model(
+        str(source or _gguf_file()),
+        cache_folder=place,
+        on_progress=lambda progress: None,
+        threads=os.cpu_count() or 1,
+    )
+    model = describe(folder, name=MODEL_NAME if source is None else folder.name, cache_folder=place)
+    return model, BaseModelFolder(folder, model.digest, place)
 
 
 def _gguf_file() -> Path:

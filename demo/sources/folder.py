@@ -100,10 +100,10 @@ def take(data_set: DataSet, limits: Limits) -> Sample:
                 f"{path}: record {other.identifier} is of task {other.task.value}, not {data_set.task.value}"
             )
     labels, note = _labels(data_set, train, most=limits.labels, records_each=limits.train // limits.labels)
-    judged = _bounded(held_out, labels=labels, limits=limits, count=limits.held_out)
+    judged = bounded(held_out, labels=labels, limits=limits, count=limits.held_out)
     asked = {(record.instruction, record.input_text) for record in judged}
     unseen = [record for record in train if (record.instruction, record.input_text) not in asked]
-    trained = _bounded(unseen, labels=labels, limits=limits, count=limits.train)
+    trained = bounded(unseen, labels=labels, limits=limits, count=limits.train)
     if not trained or not judged:
         raise DataInvalid(f"{data_set.folder}: no record has at most {limits.characters} characters")
     return Sample(parts=Parts(train=tuple(trained), held_out=tuple(judged)), note=note)
@@ -179,7 +179,8 @@ def _labels(data_set: DataSet, train: Iterable[Record], *, most: int, records_ea
     return frozenset(kept), f"{len(kept)} of the {len(labels)} labels of {data_set.name} (domain {domain})"
 
 
-def _bounded(records: Iterable[Record], *, labels: frozenset[str], limits: Limits, count: int) -> list[Record]:
+def bounded(records: Iterable[Record], *, labels: frozenset[str], limits: Limits, count: int) -> list[Record]:
+    """At most `count` of the records, in the order of a digest: short enough, labels evenly, few that mark nothing."""
     fit = [
         record
         for record in shuffled(without_repeats(records))

@@ -1,0 +1,236 @@
+"""The arms of the equal-token protocol: who trains on what, for how long, from which start, and what it is worth.
+
+Every piece of work has a folder of its own and is done once: what lies there finished is not done again, so an
+experiment that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+import numpy as np
+
+from common.adapters import ADAPTER_FILE, AdapterSpec, file_digest, initial_tensors, write_adapter_folder
+from common.basemodel import BaseModel
+from common.instructions import chat_instruction_set
+from common.methods import Method
+from coordinator.planning import all_linear
+from demo.sites import BaseModelFolder
+from experiments.federation import ADAPTER_FOLDER, FederatedResult, run_federated
+from experiments.judging import JudgeJob, Judgement, TestFile
+from experiments.pool import Pool
+from experiments.presets import FederatedMethod, Preset
+from experiments.sites import Site
+from participant.training.job import (
+    DataSettings,
+    EvaluationSettings,
+    Hyperparameters,
+    JobKind,
+    Precision,
+    Resources,
+    TrainingJob,
+)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+POOLED_FILE: Final = "pooled.jsonl"
+# More than there are slots: a job that waits for its turn costs nothing, and a federation's sites come in between.
+_AT_ONCE: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A model of an arm: its PEFT folder, and how many training tokens it has seen (a federation's are not counted)."""
+
+    folder: Path
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arms:
+    """All that the arms of one experiment share. place: the folder of all work."""
+
+    preset: Preset
+    place: Path
+    sites: tuple[Site, ...]
+    model: BaseModel
+    base: BaseModelFolder
+    pool: Pool
+    say: Callable[[str], None]
+
+    # --- training -------------------------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> AdapterSpec:
+        """The adapter of every arm but those federated methods that name another."""
+        return AdapterSpec(self.preset.rank, self.preset.alpha, all_linear(self.model))
+
+    def prepare(self, seed: int) -> None:
+        """Write what many arms of a seed begin from, before they do so at once: the first adapter, all records."""
+        folder = self._start(seed).folder
+        if not folder.exists():
+            layout = self.spec.layout(self.model.layers)
+            flat = np.concatenate([values for _, values in initial_tensors(layout, seed=seed)])
+            partial = folder.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            write_adapter_folder(partial, flat, layout, self.spec.peft_config(self.model.name))
+            partial.rename(folder)
+        with (self.place / POOLED_FILE).open("wb") as pooled:
+            for site in self.sites:
+                pooled.write(site.train.read_bytes())
+
+    def _start(self, seed: int) -> Trained:
+        """A seed's initial adapter: LoRA with A as PEFT draws it and B zero."""
+        return Trained(self.place / f"seed-{seed}" / "start", 0)
+
+    def train(
+        self, folder: Path, *, start: Trained, data: Path, steps: int, batch_size: int, rate: float, seed: int
+    ) -> Trained:
+        """Plain local training from `start`, as the product's participants train."""
+        budget = self.preset.budget
+        job = TrainingJob(
+            kind=JobKind.TRAIN,
+            base_model=self.base.folder.resolve(),
+            base_model_digest=self.base.digest,
+            global_adapter=start.folder.resolve(),
+            global_adapter_digest=file_digest(start.folder / ADAPTER_FILE),
+            adapter=self.spec,
+            method=Method(),
+            hyperparameters=Hyperparameters(
+                learning_rate=rate, batch_size=batch_size, steps=steps, max_length=budget.max_length, seed=seed
+            ),
+            instruction_set=chat_instruction_set(),
+            data=DataSettings(train_path=data.resolve(), held_out_fraction=0.0),
+            evaluation=EvaluationSettings(loss_records=0, ner_records=0),
+            resources=Resources(precision=Precision.AUTO),
+        )
+        result = self.pool.run(folder, job)
+        tokens = result.training.tokens if result.training is not None else 0
+        return Trained(folder / ADAPTER_FOLDER, start.tokens + tokens)
+
+    def alone(self, site: Site, *, seed: int, rate: float) -> Trained:
+        """A site with its own share: R K steps on its own records."""
+        budget = self.preset.budget
+        return self.train(
+            self.place / f"seed-{seed}" / f"alone-{rate:g}" / site.name,
+            start=self._start(seed),
+            data=site.train,
+            steps=budget.own_steps,
+            batch_size=budget.batch_size,
+            rate=rate,
+            seed=seed,
+        )
+
+    def alone_full(self, site: Site, *, seed: int, rate: float) -> Trained:
+        """A site with everybody's budget: own share after own share, until its own validation gets no better.
+
+        Moments begin anew with each share, as they do with each round in a federation.
+        """
+        best, best_loss, without_gain = self.alone(site, seed=seed, rate=rate), float("inf"), 0
+        present = best
+        for share in range(1, len(self.sites) + 1):
+            if share > 1:
+                present = self.train(
+                    self.place / f"seed-{seed}" / f"alone-full-{rate:g}" / site.name / f"share-{share}",
+                    start=present,
+                    data=site.train,
+                    steps=self.preset.budget.own_steps,
+                    batch_size=self.preset.budget.batch_size,
+                    rate=rate,
+                    seed=seed * 1000 + share,
+                )
+            loss = self.validated(present, [site]).of_site(site.name).mean
+            if loss < best_loss:
+                best, best_loss, without_gain = present, loss, 0
+            else:
+                without_gain += 1
+            if without_gain >= self.preset.patience:
+                break
+        return best
+
+    def central(self, *, seed: int, rate: float, is_wide: bool) -> Trained:
+        """All records in one place, all tokens: N R K steps of b records, or (wide) R K steps of N b."""
+        budget, count = self.preset.budget, len(self.sites)
+        name = "central-wide" if is_wide else "central"
+        return self.train(
+            self.place / f"seed-{seed}" / f"{name}-{rate:g}",
+            start=self._start(seed),
+            data=self.place / POOLED_FILE,
+            steps=budget.own_steps * (1 if is_wide else count),
+            batch_size=budget.batch_size * (count if is_wide else 1),
+            rate=rate,
+            seed=seed,
+        )
+
+    def federated(self, method: FederatedMethod, *, seed: int, rate: float) -> tuple[Trained, FederatedResult]:
+        """The product's own federation with masked rounds: R rounds of K steps at every site."""
+        budget, folder = self.preset.budget, self.place / f"seed-{seed}" / f"federated-{method.name}-{rate:g}"
+        settings: dict[str, object] = {
+            "rank": self.preset.rank,
+            "alpha": self.preset.alpha,
+            "rounds": budget.rounds,
+            "steps_per_round": budget.steps,
+            "batch_size": budget.batch_size,
+            "max_length": budget.max_length,
+            "learning_rate": rate,
+            "server_learning_rate": self.preset.server_learning_rate,
+            "weight_cap": max(site.train_records for site in self.sites),
+            "gate_loss_rise": 0.5,
+            "seed": seed,
+            "instruction_set_json": chat_instruction_set().to_json(),
+            **dict(method.settings),
+        }
+        result = run_federated(
+            folder, sites=self.sites, model=self.model, base=self.base, pool=self.pool.socket, settings=settings
+        )
+        return Trained(folder / ADAPTER_FOLDER, 0), result
+
+    # --- judging --------------------------------------------------------------------------------------------------
+
+    def validated(self, trained: Trained, sites: Sequence[Site]) -> Judgement:
+        """Losses on the validation records of `sites`: what rates and early stopping go by."""
+        return self._judged(trained.folder, "validation", sites, answered=False)
+
+    def tested(self, trained: Trained | None) -> Judgement:
+        """Losses and task metrics on everybody's test records. None: the base model as it is."""
+        return self._judged(trained.folder if trained else None, "test", self.sites, answered=True)
+
+    def _judged(self, adapter: Path | None, part: str, sites: Sequence[Site], *, answered: bool) -> Judgement:
+        judging = self.preset.judging
+        place = adapter or self.place / "base-model"
+        folder = place.with_name(f"{place.name}-{part}")
+        job = JudgeJob(
+            base_model=self.base.folder.resolve(),
+            adapter=adapter.resolve() if adapter else None,
+            instruction_set=chat_instruction_set(),
+            tests=tuple(
+                TestFile(
+                    site=site.name,
+                    path=(site.test if part == "test" else site.validation).resolve(),
+                    known=tuple(other.train.resolve() for other in self.sites if other.domain == site.domain),
+                )
+                for site in sites
+            ),
+            max_length=self.preset.budget.max_length,
+            ner_records=judging.ner_records if answered else 0,
+            instruction_records=judging.instruction_records if answered else 0,
+            max_new_tokens=judging.max_new_tokens,
+        )
+        return self.pool.judge(folder, job)
+
+
+def side_by_side(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """`work` on each, several at once; the pool's slots are what bounds them. Raises the first failure."""
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        return list(threads.map(work, items))
+
+
+def best_rate(losses: Mapping[float, float]) -> float:
+    """The learning rate with the lowest validation loss; of equals the smaller."""
+    return min(losses, key=lambda rate: (losses[rate], rate))

@@ -1,0 +1,151 @@
+"""The experiment from start to end: rates chosen on validation, every arm of every seed, and the outcome."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from experiments.arms import Arms, Trained, best_rate, side_by_side
+from experiments.federation import FederatedResult
+from experiments.judging import Judgement
+from experiments.outcome import Goal, SeedJudgements, SeedOutcome, goals_of, outcome_of
+from experiments.presets import FederatedMethod
+from experiments.sites import Site
+from experiments.statistics import macro
+
+CENTRAL: Final = "central"
+CENTRAL_WIDE: Final = "central-wide"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """The whole experiment. rates: what validation chose for each arm, on the first seed."""
+
+    preset: str
+    base_model: str
+    base_model_digest: str
+    sites: tuple[tuple[str, str, int], ...]
+    rates: dict[str, float]
+    seeds: tuple[SeedOutcome, ...]
+    goals: tuple[Goal, ...]
+    seconds: float
+
+
+def run_experiment(arms: Arms) -> Outcome:
+    """Everything that is not done yet; what lies finished in the arms' folders is taken as it is."""
+    began, preset = time.monotonic(), arms.preset
+    rates = _chosen_rates(arms)
+    seeds: list[SeedOutcome] = []
+    for seed in preset.seeds:
+        judged = _judge_seed(arms, seed, rates)
+        seeds.append(outcome_of(seed, judged, arms.sites, resamples=preset.resamples))
+        last = seeds[-1]
+        gap = "none" if last.gap_closed is None else f"{last.gap_closed:.2f}"
+        arms.say(f"seed {seed}: federated macro loss {last.methods[0].scores.macro_loss:.3f}, gap closed {gap}")
+    return Outcome(
+        preset=preset.name,
+        base_model=arms.model.name,
+        base_model_digest=arms.model.digest,
+        sites=tuple((site.name, site.domain, site.train_records) for site in arms.sites),
+        rates=rates,
+        seeds=tuple(seeds),
+        goals=goals_of(seeds),
+        seconds=time.monotonic() - began,
+    )
+
+
+def _chosen_rates(arms: Arms) -> dict[str, float]:
+    """For each arm the rate of its grid with the lowest macro loss on everybody's validation records, first seed."""
+    seed, preset = arms.preset.seeds[0], arms.preset
+
+    def alone(rate: float) -> float:
+        trained = side_by_side(lambda site: arms.alone(site, seed=seed, rate=rate), arms.sites)
+        own = [
+            arms.validated(one, [site]).of_site(site.name).mean for one, site in zip(trained, arms.sites, strict=True)
+        ]
+        return sum(own) / len(own)
+
+    def central(rate: float, *, is_wide: bool) -> float:
+        return _macro(arms.validated(arms.central(seed=seed, rate=rate, is_wide=is_wide), arms.sites))
+
+    def federated(method: FederatedMethod, rate: float) -> float:
+        return _macro(arms.validated(arms.federated(method, seed=seed, rate=rate)[0], arms.sites))
+
+    grid = preset.alone_learning_rates
+    arms.prepare(seed)
+    chosen = {
+        "alone": _chosen(arms, "alone", alone, grid),
+        CENTRAL: _chosen(arms, CENTRAL, partial(central, is_wide=False), grid),
+        CENTRAL_WIDE: _chosen(arms, CENTRAL_WIDE, partial(central, is_wide=True), grid),
+    }
+    for method in preset.methods:
+        chosen[method.name] = _chosen(arms, method.name, partial(federated, method), method.learning_rates)
+    return chosen
+
+
+def _chosen(arms: Arms, arm: str, loss_at: Callable[[float], float], grid: Sequence[float]) -> float:
+    if len(grid) == 1:
+        return grid[0]
+    losses = {rate: loss_at(rate) for rate in grid}
+    rate = best_rate(losses)
+    table = ", ".join(f"{one:g}: {loss:.3f}" for one, loss in losses.items())
+    arms.say(f"{arm}: learning rate {rate:g} of validation losses {table}")
+    return rate
+
+
+def _judge_seed(arms: Arms, seed: int, rates: Mapping[str, float]) -> SeedJudgements:
+    """Train and judge every arm of a seed. What can be done side by side is."""
+    preset, sites = arms.preset, arms.sites
+
+    def alone(site: Site) -> Judgement:
+        return arms.tested(arms.alone(site, seed=seed, rate=rates["alone"]))
+
+    def alone_full(site: Site) -> Judgement:
+        return arms.tested(arms.alone_full(site, seed=seed, rate=rates["alone"]))
+
+    def central(name: str) -> Judgement:
+        return arms.tested(arms.central(seed=seed, rate=rates[name], is_wide=name == CENTRAL_WIDE))
+
+    arms.prepare(seed)
+    arms.say(f"seed {seed}: the base model as it is")
+    zero_shot = arms.tested(None)
+    arms.say(f"seed {seed}: {len(sites)} sites alone, each with its own share")
+    own = _by_site(sites, side_by_side(alone, sites))
+    full: dict[str, Judgement] = {}
+    if preset.has_full_budget_alone:
+        arms.say(f"seed {seed}: {len(sites)} sites alone with everybody's budget, stopped early")
+        full = _by_site(sites, side_by_side(alone_full, sites))
+    arms.say(f"seed {seed}: all records in one place, small batches and large")
+    together = side_by_side(central, (CENTRAL, CENTRAL_WIDE))
+    methods: dict[str, tuple[float, Judgement, FederatedResult]] = {}
+    for method in preset.methods:
+        rate = rates[method.name]
+        arms.say(
+            f"seed {seed}: federation of {len(sites)} sites, {preset.budget.rounds} masked rounds of {method.name}"
+        )
+        trained, result = arms.federated(method, seed=seed, rate=rate)
+        methods[method.name] = (rate, arms.tested(trained), result)
+    return SeedJudgements(
+        zero_shot=zero_shot,
+        alone=own,
+        alone_full=full,
+        central=together[0],
+        central_wide=together[1],
+        methods=methods,
+        with_adapters={},
+        worst_masking_error=max(result.masking_error for _, _, result in methods.values()),
+    )
+
+
+def _by_site(sites: Sequence[Site], judged: Sequence[Judgement]) -> dict[str, Judgement]:
+    return {site.name: one for site, one in zip(sites, judged, strict=True)}
+
+
+def _macro(judged: Judgement) -> float:
+    return macro(judged.of_domains())
+
+
+__all__ = ["Outcome", "Trained", "run_experiment"]

@@ -1,0 +1,271 @@
+"""One federated run of the experiment, masked rounds and all: the product's coordinator and daemons as processes.
+
+A folder that holds a part of a run is gone on with: coordinator and sites find their own state again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from common import jsonform
+from common.basemodel import BaseModel
+from common.errors import AccordError, NotFound
+from common.plan import Plan
+from coordinator.config import load_config as load_coordinator_config
+from coordinator.store.opening import open_blobs
+from demo.federation import LocalFederation
+from demo.sites import BaseModelFolder
+from demo.watch import round_reports
+from experiments.masking import TRAINED_FOLDER, masking_error
+from experiments.sites import Site
+from participant.config import load_config
+from participant.journal import Journal
+from participant.training.result import DomainScores, JobResult
+
+RUN: Final = "experiment"
+LOOK_SECONDS: Final = 0.5
+JOIN_SECONDS: Final = 180.0
+ADAPTER_FOLDER: Final = "adapter"
+RESULT_FILE: Final = "federated.json"
+
+_CONFIG: Final = """
+state_directory = "state"
+policy_file = "policy.toml"
+base_model_cache = {cache}
+least_free_mebibytes = 256
+base_models = [{{ source = {model}, digest = {digest} }}]
+data = {{ train_file = {train}, held_out_file = {held_out}, default_domain = {domain} }}
+training = {{ threads = 1, micro_batch_size = 8 }}
+evaluation = {{ loss_records = 100000, ner_records = 0, instruction_records = 0 }}
+charter = {{ mode = "pinned", file = "charter.json", digest = "{charter}" }}
+[log]
+level = "warning"
+"""
+_POLICY: Final = """
+methods = ["fedit", "ffa_lora", "rolora", "core", "ravan"]
+[base_models]
+allow = "any"
+[adapter]
+most_rank = 256
+[masking]
+least_cohort = 3
+most_element_clip = 10.0
+most_update_norm = 100000.0
+[training]
+most_learning_rate = 1.0
+most_steps_per_round = 10000
+most_batch_size = 1024
+most_length = 4096
+[rounds]
+most_in_a_run = 10000
+"""
+
+
+class RunFailed(AccordError):
+    """The federated run did not get to its end; the message has why."""
+
+    reason = "RUN_FAILED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundFigures:
+    """One round as the coordinator knows it, and what the sites' own validation says of the adapter it began from."""
+
+    number: int
+    kind: str
+    adapter: str
+    survivors: int
+    uploaded_bytes: int
+    metrics: dict[str, float]
+    validation_loss: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FederatedResult:
+    """A finished run. settings: of its plan. parameters: of the global adapter; bytes are sums over all sites.
+
+    masking_error: as `experiments.masking` measures it.
+    """
+
+    settings: str
+    digest: str
+    parameters: int
+    adapter_bytes: int
+    rounds: tuple[RoundFigures, ...]
+    masking_error: float
+    seconds: float
+
+    @property
+    def uploaded_bytes(self) -> int:
+        return sum(one.uploaded_bytes for one in self.rounds)
+
+    def to_json(self) -> str:
+        return jsonform.encode(self, FederatedResult)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> FederatedResult:
+        """Raises InvalidArgument."""
+        return jsonform.decode(text, cls, what="federated result")
+
+
+def run_federated(
+    folder: Path,
+    *,
+    sites: Sequence[Site],
+    model: BaseModel,
+    base: BaseModelFolder,
+    pool: Path,
+    settings: Mapping[str, object],
+) -> FederatedResult:
+    """Run a federation in `folder`, or what is left of it; its final adapter is `folder/adapter`, a PEFT folder.
+
+    Raises RunFailed, and ProcessEnded with a process's last words.
+    """
+    wanted = json.dumps(settings, sort_keys=True)
+    finished = folder / RESULT_FILE
+    if finished.exists():
+        found = FederatedResult.from_json(finished.read_bytes())
+        if found.settings == wanted:
+            return found
+        raise RunFailed(f"{folder} holds a run with other settings; remove it, or name another --out")
+    began = time.monotonic()
+    with LocalFederation(folder, name=RUN) as federation:
+        _found(federation, sites, base)
+        for site in sites:
+            federation.start_site(
+                site.name, [sys.executable, "-m", "experiments.site", str(pool), str(folder / TRAINED_FOLDER)]
+            )
+        _run(federation, len(sites), {"base_model_json": model.to_json(), **settings})
+        result = _collect(federation, sites, wanted, time.monotonic() - began)
+    finished.write_text(result.to_json())
+    return result
+
+
+def _found(federation: LocalFederation, sites: Sequence[Site], base: BaseModelFolder) -> None:
+    """Coordinator, enrolled sites, pinned charter; harmless where they are there."""
+    federation.prepare_coordinator()
+    federation.start_coordinator()
+    for site in sites:
+        place = federation.site_folder(site.name)
+        if not place.exists():
+            place.mkdir(parents=True)
+            (place / "policy.toml").write_text(_POLICY)
+            federation.site_config(site.name).write_text(_config(site, base, charter="0" * 64))
+    names = [site.name for site in sites]
+    federation.enroll(*names)
+    try:
+        digest = str(federation.admin.charter()["digest"])
+    except NotFound:
+        digest = federation.publish_charter(names, base_model_digests=(base.digest,))
+    for site in sites:
+        federation.site_config(site.name).write_text(_config(site, base, charter=digest))
+        if not (federation.site_folder(site.name) / "charter.json").exists():
+            federation.pin_charter(site.name, digest)
+
+
+def _config(site: Site, base: BaseModelFolder, *, charter: str) -> str:
+    return _CONFIG.format(
+        cache=json.dumps(str(base.cache)),
+        model=json.dumps(str(base.folder)),
+        digest=json.dumps(base.digest),
+        train=json.dumps(str(site.train.resolve())),
+        held_out=json.dumps(str(site.validation.resolve())),
+        domain=json.dumps(site.domain),
+        charter=charter,
+    )
+
+
+def _run(federation: LocalFederation, count: int, settings: Mapping[str, object]) -> None:
+    """Create the run where it is not there yet, start it when all have joined, and wait for its end."""
+    admin, name = federation.admin, f"runs/{RUN}"
+    try:
+        run = admin.run(name)
+    except NotFound:
+        run = admin.create_run(RUN, settings)
+    give_up = time.monotonic() + JOIN_SECONDS
+    while run["state"] == "created":
+        declined = [
+            f"{member['participant']}: {member['message']}" for member in run["members"] if not member["joined"]
+        ]
+        if declined:
+            raise RunFailed("; ".join(["the plan was declined by", *declined]))
+        if len(run["members"]) == count:
+            admin.start_run(name)
+        elif time.monotonic() > give_up:
+            raise RunFailed(f"only {len(run['members'])} of {count} sites have joined; logs: {federation.folder}")
+        _pause(federation)
+        run = admin.run(name)
+    while run["state"] not in ("succeeded", "failed", "cancelled"):
+        _pause(federation)
+        run = admin.run(name)
+    if run["state"] != "succeeded":
+        raise RunFailed(f"the run has {run['state']}: {run['message']}")
+
+
+def _pause(federation: LocalFederation) -> None:
+    federation.require_running()
+    time.sleep(LOOK_SECONDS)
+
+
+def _collect(federation: LocalFederation, sites: Sequence[Site], settings: str, seconds: float) -> FederatedResult:
+    admin = federation.admin
+    run = admin.run(f"runs/{RUN}")
+    digest = str(run["accepted_adapter_digest"])
+    config = str(federation.coordinator_config)
+    folder = str(federation.folder / ADAPTER_FOLDER)
+    federation.command("coordinator", "adapter", "export", "--config", config, "--digest", digest, folder)
+    judged = _validation(federation, sites)
+    sizes = {
+        str(row["name"]).removeprefix("adapters/"): int(row["size_bytes"]) for row in admin.adapters(f"runs/{RUN}")
+    }
+    return FederatedResult(
+        settings=settings,
+        digest=digest,
+        parameters=sizes[digest] // 4,
+        adapter_bytes=sizes[digest],
+        rounds=tuple(
+            RoundFigures(
+                number=report.number,
+                kind=report.kind,
+                adapter=report.base_adapter_digest,
+                survivors=len(report.survivors),
+                uploaded_bytes=sum(report.uploaded_bytes.values()),
+                metrics=dict(report.metrics),
+                validation_loss=judged.get(report.base_adapter_digest, {}),
+            )
+            for report in round_reports(admin, RUN)
+            if report.state == "succeeded"
+        ),
+        masking_error=masking_error(
+            federation.folder,
+            plan=Plan.from_bytes(json.dumps(run["plan"]).encode()),
+            rounds=[admin.round(str(row["name"])) for row in admin.rounds(f"runs/{RUN}")],
+            blobs=open_blobs(load_coordinator_config(federation.coordinator_config).blobs_url),
+        ),
+        seconds=seconds,
+    )
+
+
+def _validation(federation: LocalFederation, sites: Sequence[Site]) -> dict[str, dict[str, float]]:
+    """Mean validation loss by adapter and domain, from the sites' own journals, as their own people see it."""
+    sums: dict[str, dict[str, DomainScores]] = {}
+    for site in sites:
+        journal = Journal(load_config(federation.site_config(site.name)).journal_file)
+        try:
+            entries = [entry for entry in journal.rounds(RUN) if entry.scores]
+        finally:
+            journal.close()
+        for entry in {entry.adapter: entry for entry in entries}.values():
+            of_adapter = sums.setdefault(entry.adapter, {})
+            for score in JobResult.from_json(entry.scores).scores:
+                of_adapter[score.domain] = of_adapter.get(score.domain, DomainScores(domain=score.domain)) + score
+    return {
+        adapter: {name: score.mean_loss for name, score in found.items() if score.mean_loss is not None}
+        for adapter, found in sums.items()
+    }

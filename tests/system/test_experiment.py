@@ -1,0 +1,95 @@
+"""make experiment at its smallest, with a tiny model: interrupted, gone on with, and all of its results there."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.tiny_model import make_tiny_model
+
+ROOT = Path(__file__).parents[2]
+WAIT_SECONDS = 200
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experiment")
+    make_tiny_model(folder / "tiny")
+    return folder
+
+
+def start(place, *words):
+    command = [sys.executable, "-m", "experiments", "--preset", "tiny", "--base-model", str(place / "tiny")]
+    command += ["--cache", str(place / "cache"), "--out", str(place / "out"), *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCORD_EXPERIMENT_DATA": ""}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def results_of_training(place):
+    """When each finished job of an arm without a federation was finished."""
+    return {path: path.stat().st_mtime_ns for path in place.glob("out/seed-1/alone-*/*/result.json")}
+
+
+def processes_of(place):
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if any(str(place) in word for word in process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_an_interrupted_experiment_goes_on_and_reports_everything(place):
+    interrupted = start(place)
+    give_up = time.monotonic() + WAIT_SECONDS
+    while len(results_of_training(place)) < 2:
+        assert interrupted.poll() is None, interrupted.communicate()[0]
+        assert time.monotonic() < give_up, "no site alone has been trained"
+        time.sleep(0.05)  # a file appears when it does: nothing tells us
+    interrupted.send_signal(signal.SIGINT)
+    said, _ = interrupted.communicate(timeout=WAIT_SECONDS)
+    before = results_of_training(place)
+
+    assert "the same command goes on from here" in said
+    assert interrupted.returncode == 130
+    assert processes_of(place) == []
+
+    whole = start(place)
+    said, _ = whole.communicate(timeout=WAIT_SECONDS * 2)
+
+    assert whole.returncode == 0, said
+    after = results_of_training(place)
+    assert {path: after[path] for path in before} == before, "a finished job was done again"
+    results = json.loads((place / "out" / "results.json").read_text())
+    (seed,) = results["seeds"]
+    assert len(seed["sites"]) == 5
+    assert len(seed["methods"][0]["curve"]) == 3  # before the first round, after each of two
+    assert all(one["validation_loss"] if isinstance(one, dict) else one[2] for one in seed["methods"][0]["curve"])
+    assert 0 < seed["worst_masking_error"] <= 1
+    assert [goal["is_reached"] for goal in results["goals"] if goal["name"].startswith("(iii)")] == [True]
+    report = (place / "out" / "results.md").read_text()
+    for name in ("curves.svg", "models.svg"):
+        assert name in report
+        assert (place / "out" / name).stat().st_size > 2000
+    assert processes_of(place) == []
+
+
+def test_what_cannot_be_run_is_said_in_a_line(place):
+    wrong = start(place, "--data", str(place / "nothing"))
+    said, _ = wrong.communicate(timeout=WAIT_SECONDS)
+
+    assert wrong.returncode == 1
+    assert said.strip().startswith("error: ")
+    assert "Traceback" not in said

@@ -1,0 +1,133 @@
+"""From judgements to verdicts: what counts as reached, and what does not."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from common.instructions import Task
+from experiments.federation import FederatedResult, RoundFigures
+from experiments.judging import Judgement, SiteScores
+from experiments.outcome import SeedJudgements, goals_of, outcome_of
+from experiments.sites import Site
+from participant.training.result import DomainScores
+
+SITES = tuple(
+    Site(name, domain, Task.INSTRUCTION, "set", Path(name), 10)
+    for name, domain in (("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b"))
+)
+ROUND = RoundFigures(
+    number=1,
+    kind="train",
+    adapter="0",
+    survivors=4,
+    uploaded_bytes=100,
+    metrics={},
+    validation_loss={"a": 2.0, "b": 1.0},
+)
+
+
+def judged(loss, **at_sites):
+    """A model with one loss on every record, but where a site's own is given."""
+    return Judgement(
+        job_digest="",
+        sites=tuple(
+            SiteScores(
+                site=site.name,
+                domain=site.domain,
+                nats=tuple(at_sites.get(site.name, loss) * (1 + 0.01 * number) for number in range(20)),
+                tokens=(1,) * 20,
+                scores=DomainScores(domain=site.domain),
+            )
+            for site in SITES
+        ),
+    )
+
+
+def result(uploaded_bytes=1000):
+    rounds = (
+        replace(ROUND, uploaded_bytes=uploaded_bytes),
+        replace(ROUND, number=2, kind="evaluate", uploaded_bytes=0),
+    )
+    return FederatedResult(
+        settings="", digest="", parameters=1, adapter_bytes=4, rounds=rounds, masking_error=0.4, seconds=1.0
+    )
+
+
+def seed_of(*, federated=1.0, alone=2.0, central=0.8, methods=(), adapters=None, masking_error=0.4):
+    others = {name: (1e-3, judged(loss), result(size)) for name, loss, size in methods}
+    return outcome_of(
+        1,
+        SeedJudgements(
+            zero_shot=judged(5.0),
+            alone={site.name: judged(alone) for site in SITES},
+            alone_full={},
+            central=judged(central),
+            central_wide=judged(central),
+            methods={"fedit": (1e-3, judged(federated), result()), **others},
+            with_adapters={site.name: judged(adapters) for site in SITES} if adapters is not None else {},
+            worst_masking_error=masking_error,
+        ),
+        SITES,
+        resamples=100,
+    )
+
+
+def goal(seeds, start):
+    return next(one for one in goals_of(seeds) if one.name.startswith(start))
+
+
+def test_a_federation_that_beats_all_and_closes_the_gap_reaches_its_goals():
+    seeds = [seed_of(methods=(("ffa_lora", 1.0, 500), ("rolora", 1.005, 500), ("core", 1.0, 80)), adapters=0.9)]
+
+    assert all(one.is_reached for one in goals_of(seeds))
+
+
+def test_one_seed_in_which_a_site_alone_is_as_good_spoils_the_claim():
+    good, bad = seed_of(), seed_of(alone=1.0)
+
+    assert goal([good], "(i) the global").is_reached
+    assert not goal([good, bad], "(i) the global").is_reached
+    assert "4 of 8" in goal([good, bad], "(i) the global").found
+
+
+@pytest.mark.parametrize(("federated", "is_reached"), [(1.0, True), (1.1, False)])
+def test_the_gap_must_be_closed_by_four_fifths(federated, is_reached):
+    assert goal([seed_of(federated=federated)], "(i) gap").is_reached is is_reached
+
+
+def test_where_central_training_is_no_better_there_is_no_gap_to_be_closed():
+    assert goal([seed_of(central=3.0)], "(i) gap").found == "no gap"
+    assert not goal([seed_of(central=3.0)], "(i) gap").is_reached
+
+
+def test_own_domains_are_judged_with_the_adapters_and_not_at_all_without():
+    assert goal([seed_of()], "(ii)").is_reached is None
+    assert goal([seed_of(adapters=1.9)], "(ii)").is_reached
+    assert not goal([seed_of(adapters=2.1)], "(ii)").is_reached
+
+
+def test_masking_that_errs_beyond_its_bound_is_told():
+    assert not goal([seed_of(), seed_of(masking_error=1.2)], "(iii)").is_reached
+
+
+@pytest.mark.parametrize(("loss", "size", "is_reached"), [(1.0, 510, True), (1.02, 510, False), (1.0, 520, False)])
+def test_a_cheaper_method_must_be_as_good_and_as_cheap_as_it_says(loss, size, is_reached):
+    assert goal([seed_of(methods=(("ffa_lora", loss, size),))], "(iv) ffa").is_reached is is_reached
+
+
+def test_what_was_not_run_is_not_called_reached_or_missed():
+    assert goal([seed_of()], "(iv) core").is_reached is None
+
+
+def test_a_curve_tells_rounds_and_bytes_that_came_before_each_adapter():
+    curve = seed_of().methods[0].curve
+
+    assert [(rounds, sent) for rounds, sent, _ in curve] == [(0, 0), (1, 1000)]
+
+
+def test_alone_is_the_mean_of_the_sites_models_and_domains_count_alike():
+    seed = seed_of(federated=1.2, alone=2.0, central=1.0)
+
+    assert seed.gap_closed == pytest.approx(0.8)
+    assert seed.methods[0].scores.loss.keys() == {"a", "b"}

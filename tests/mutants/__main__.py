@@ -25,7 +25,7 @@ from typing import Final
 from tests.mutants.table import MUTANTS, Mutant
 
 ROOT: Final = Path(__file__).parents[2]
-COPIED: Final = ("common", "participant", "coordinator", "protos", "tests", "pyproject.toml")
+COPIED: Final = ("common", "participant", "coordinator", "protos", "benchmarks", "demo", "tests", "pyproject.toml")
 WORKERS: Final = min(2, os.cpu_count() or 1)
 SECONDS: Final = 300
 _FAILED: Final = re.compile(r"^(?:FAILED|ERROR) ([^\s\[]+::[^\s\[]+)", re.MULTILINE)

@@ -14,6 +14,8 @@ CORE: Final = "common/secagg/"
 UNIT: Final = "tests/unit/secagg/"
 GRAPH: Final = UNIT + "test_graph.py::"
 DESK: Final = "tests/unit/participant/test_desk_deaths.py::"
+MASKING_DESK: Final = "tests/unit/participant/test_masking_desk.py::"
+GUARD: Final = "tests/unit/test_guard.py::"
 VECTORS: Final = "tests/vectors/"
 
 STRUCTURE: Final = (
@@ -406,6 +408,40 @@ MUTANTS: Final = (
             "        self._journal.put_round(entry)\n",
         ),
         killers=(DESK + "test_every_message_is_journalled_before_it_is_sent",),
+    ),
+    mutant(
+        "a journal that is behind its counter keeps its keys",
+        Edit("participant/journal.py", "            if went_back:\n", "            if False:\n"),
+        killers=("tests/unit/participant/test_fence.py::test_a_journal_that_its_counter_does_not_know_has_no_keys",),
+    ),
+    # --- what a lying coordinator asks for ---
+    mutant(
+        "an update is masked by another plan than its keys were made under",
+        Edit(
+            "participant/masking.py",
+            "if masking.context.epoch.plan.plan_hash != terms.plan_digest:",
+            "if False:",
+        ),
+        killers=(
+            "tests/rpc/test_swapped_plan.py::test_a_site_masks_nothing_by_another_plan_than_its_keys_were_made_under",
+        ),
+    ),
+    mutant(
+        "rounds that were masked ahead open any number of sums on one model",
+        Edit("participant/masking.py", "            if self._is_spent(entry):\n", "            if False:\n"),
+        killers=(
+            MASKING_DESK
+            + "test_rounds_on_one_model_that_were_all_masked_before_the_first_was_closed_open_no_more_sums_than_others",
+        ),
+    ),
+    mutant(
+        "a plan may count fewer colluders than a third of the charter's members",
+        Edit(
+            "common/plan_review.py",
+            "masking.colluders != charter.assumed_colluders,",
+            "masking.colluders > charter.assumed_colluders,",
+        ),
+        killers=(GUARD + "test_a_plan_that_counts_its_colluders_among_fewer_than_the_charters_members_is_refused",),
     ),
     # --- sparse graph ---
     mutant(

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from common.adapters import AdapterSpec, LinearLayer
 from common.methods.base import Matrix
 
-MOST_PRODUCT_PROBES: Final = 1024
 _CONTEXT: Final = "accord/product-probe/v1"
 
 Wide = NDArray[np.float64]

@@ -14,7 +14,9 @@ from common.errors import PlanInvalid
 from common.instructions import InstructionSet, PromptForm, chat_instruction_set
 from common.masking import secagg_plan
 from common.plan import PhaseLimits, Plan, TensorClip
+from common.secagg import RoundKind
 from common.secagg.ring import lane_limit
+from common.sent import sent_vectors
 from coordinator.planning import PhaseChoice, PlanSettings, RunIdentity, all_linear, make_plan
 
 KEY = "cd" * 32
@@ -244,10 +246,71 @@ def test_a_core_or_heads_are_planned_in_one_line_and_sent_alone():
 def test_options_of_the_clients_reach_the_plan_and_one_that_does_not_fit_is_refused():
     made = plan(PlanSettings(MODEL, proximal_weight=0.01, alignment=0.5)).method
     assert (made.proximal_weight, made.alignment) == (0.01, 0.5)
-    variates = plan(PlanSettings(MODEL, control_variates=True)).method
-    assert (variates.control_variates, variates.control_clip) == (True, 2.0)
+    assert plan(PlanSettings(MODEL, method="core", control_variates=True)).method.control_variates
 
     assert "core leaves one frozen" in mistakes(PlanSettings(MODEL, method="core", alignment=0.5))
     assert "heads is ravan's" in mistakes(PlanSettings(MODEL, method="core", heads=2))
     assert "68 wide, more than the smaller side" in mistakes(PlanSettings(MODEL, method="ravan", rank=17))
     assert "rank 17 is larger than the smaller side" in mistakes(PlanSettings(MODEL, method="core", rank=17))
+
+
+def test_a_method_takes_its_own_usual_rate_and_clips_for_what_it_sends():
+    made = {name: plan(PlanSettings(MODEL, method=name)) for name in ("fedit", "ffa_lora", "rolora")}
+    assert [one.training.learning_rate for one in made.values()] == [5e-4, 1.5e-3, 1.5e-3]
+    parameters = {name: max(sent.parameters for sent in sent_vectors(one)) for name, one in made.items()}
+    assert parameters["ffa_lora"] == parameters["rolora"] < parameters["fedit"]
+    for name, one in made.items():
+        assert one.masking.max_update_norm == pytest.approx(one.masking.element_clip * math.sqrt(parameters[name]))
+    assert plan(PlanSettings(MODEL, method="rolora", learning_rate=1e-4)).training.learning_rate == 1e-4
+
+
+def test_a_schedule_is_read_as_it_is_said():
+    made = plan(PlanSettings(MODEL, method="rolora", schedule="B, B,A", phase_rounds=2))
+    assert (made.method.schedule, made.method.phase_rounds) == (("B", "B", "A"), 2)
+    assert "such as B,A or B,B,A" in mistakes(PlanSettings(MODEL, method="rolora", schedule="B"))
+    assert "such as B,A or B,B,A" in mistakes(PlanSettings(MODEL, method="rolora", schedule="A,C"))
+    assert "schedule and phase_rounds are rolora's" in mistakes(PlanSettings(MODEL, schedule="B,A"))
+    assert "must be 2 to 64 rounds" in mistakes(PlanSettings(MODEL, method="rolora", phase_rounds=65))
+
+
+def test_server_optimisers_take_their_usual_settings_and_no_others():
+    usual = {
+        "fedavg": (1.0, 0.0, 0.0, 0.0),
+        "fedavgm": (1.0, 0.9, 0.0, 0.0),
+        "fedadam": (1e-3, 0.9, 0.99, 1e-4),
+        "fedyogi": (1e-3, 0.9, 0.99, 1e-4),
+        "fedadagrad": (1e-3, 0.0, 0.0, 1e-4),
+    }
+    for name, expected in usual.items():
+        method = plan(PlanSettings(MODEL, server_optimizer=name)).method
+        assert (method.server_learning_rate, method.beta1, method.beta2, method.tau) == expected
+    assert plan(PlanSettings(MODEL, server_optimizer="fedavgm", beta1=0.5)).method.beta1 == 0.5
+    assert "tau is not a setting of fedavgm, set 0" in mistakes(
+        PlanSettings(MODEL, server_optimizer="fedavgm", tau=1.0)
+    )
+    assert "beta1 of fedadam must be from 0" in mistakes(PlanSettings(MODEL, server_optimizer="fedadam", beta1=1.0))
+
+
+def test_a_rate_falls_along_a_cosine_over_the_rounds_and_bounds_keep_to_the_highest():
+    made = plan(PlanSettings(MODEL, rounds=5, learning_rate=1e-3, learning_rate_schedule="cosine"))
+    rates = [made.training.learning_rate_in(number, rounds=made.rounds) for number in range(1, 8)]
+    assert rates[:5] == pytest.approx(
+        [1e-3, 1e-3 * (1 - 0.9 * (1 - math.sqrt(0.5)) / 2), 5.5e-4, 2.3180e-4, 1e-4], rel=1e-4
+    )
+    assert rates[5:] == [rates[4]] * 2
+    assert made.masking.element_clip == pytest.approx(1.25 * 1e-3 * 10)
+    constant = plan(PlanSettings(MODEL, rounds=5)).training
+    assert {constant.learning_rate_in(number, rounds=5) for number in range(1, 6)} == {5e-4}
+    assert "known: constant, cosine" in mistakes(PlanSettings(MODEL, learning_rate_schedule="magic"))
+    assert "over 0 and at most 1" in mistakes(
+        PlanSettings(MODEL, learning_rate_schedule="cosine", final_rate_fraction=1.5)
+    )
+    assert "with a constant rate it is 1" in mistakes(PlanSettings(MODEL, final_rate_fraction=0.5))
+
+
+def test_the_product_monitor_is_fedits_and_counts_in_the_upload():
+    assert sent_vectors(plan(PlanSettings(MODEL, product_probes=4)))[0].extra_elements == 4 * 6
+    assert "rolora is exact, set 0" in mistakes(PlanSettings(MODEL, method="rolora", product_probes=4))
+    assert "product_probes must be from 0 (off) to 1024" in mistakes(PlanSettings(MODEL, product_probes=1025))
+    bare = secagg_plan(plan(), bytes(32)).layout(RoundKind.TRAINING, 1).bytes
+    assert "limits.upload_bytes" in mistakes(PlanSettings(MODEL, product_probes=1024), most_upload_bytes=bare)

@@ -376,6 +376,14 @@ class PlanSettings(_message.Message):
     INSTRUCTION_SET_JSON_FIELD_NUMBER: _builtins.int
     NAME_SURVIVORS_FIELD_NUMBER: _builtins.int
     TENSOR_CLIPS_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
+    PHASE_ROUNDS_FIELD_NUMBER: _builtins.int
+    BETA1_FIELD_NUMBER: _builtins.int
+    BETA2_FIELD_NUMBER: _builtins.int
+    TAU_FIELD_NUMBER: _builtins.int
+    PRODUCT_PROBES_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_SCHEDULE_FIELD_NUMBER: _builtins.int
+    FINAL_RATE_FRACTION_FIELD_NUMBER: _builtins.int
     HEADS_FIELD_NUMBER: _builtins.int
     PROXIMAL_WEIGHT_FIELD_NUMBER: _builtins.int
     ALIGNMENT_FIELD_NUMBER: _builtins.int
@@ -393,13 +401,17 @@ class PlanSettings(_message.Message):
     rounds: _builtins.int
     """Training rounds; one evaluation round follows. Default 3."""
     method: _builtins.str
-    """Federated method. Default "fedit" (FedAvg of LoRA factors)."""
+    """Federated method: "fedit" (both LoRA factors, averaged each for itself), "ffa_lora" (B alone), "rolora" (B and A by
+    turns), "core" (a small square matrix a layer) or "ravan" (several of them). Default "fedit".
+    """
     server_optimizer: _builtins.str
-    """Server optimiser. Default "fedavg"."""
+    """Server optimiser: "fedavg", "fedavgm", "fedadam", "fedyogi" or "fedadagrad". Default "fedavg"."""
     server_learning_rate: _builtins.float
-    """Server learning rate. Default 1."""
+    """Server learning rate. Default 1, for the adaptive ones 1e-3."""
     learning_rate: _builtins.float
-    """Peak learning rate at the participants. Default 5e-4."""
+    """Highest learning rate at the participants. Default 5e-4; for ffa_lora and rolora 1.5e-3, for core 5e-3, for ravan
+    1e-3.
+    """
     steps_per_round: _builtins.int
     """Optimiser steps a participant takes in a round. Default 10."""
     batch_size: _builtins.int
@@ -430,6 +442,26 @@ class PlanSettings(_message.Message):
     """Instruction set (templates by task and domain) as JSON. Default: the built-in one."""
     name_survivors: _builtins.bool
     """Whether manifests name the survivors, or only count them. Default: count."""
+    schedule: _builtins.str
+    """Turns of method "rolora", such as "B,A" or "B,B,A". Default "B,A"."""
+    phase_rounds: _builtins.int
+    """Rounds that each turn lasts. Default 1."""
+    beta1: _builtins.float
+    """Server momentum of "fedavgm" and the adaptive server optimisers. Default 0.9, for fedadagrad 0."""
+    beta2: _builtins.float
+    """How long "fedadam" and "fedyogi" remember squares. Default 0.99."""
+    tau: _builtins.float
+    """How adaptive the adaptive server optimisers are: the less, the more. Default 1e-4."""
+    product_probes: _builtins.int
+    """Random pairs a layer by which method "fedit" measures how far averaging A and B apart is from averaging their
+    products; 64 cost about half a percent of the upload, 4 are enough for a figure over all layers. Default 0, off.
+    """
+    learning_rate_schedule: _builtins.str
+    """How the learning rate goes over the rounds: "constant" or "cosine". Bounds on deltas keep to the highest rate.
+    Default "constant".
+    """
+    final_rate_fraction: _builtins.float
+    """Part of the learning rate that the last round of "cosine" has. Default 0.1."""
     heads: _builtins.int
     """Heads of method "ravan", each of the given rank; all of them together are at most as wide as the narrowest layer.
     Default 4.
@@ -514,6 +546,14 @@ class PlanSettings(_message.Message):
         instruction_set_json: _builtins.str = ...,
         name_survivors: _builtins.bool = ...,
         tensor_clips: _abc.Iterable[Global___TensorClip] | None = ...,
+        schedule: _builtins.str = ...,
+        phase_rounds: _builtins.int = ...,
+        beta1: _builtins.float = ...,
+        beta2: _builtins.float = ...,
+        tau: _builtins.float = ...,
+        product_probes: _builtins.int = ...,
+        learning_rate_schedule: _builtins.str = ...,
+        final_rate_fraction: _builtins.float = ...,
         heads: _builtins.int = ...,
         proximal_weight: _builtins.float = ...,
         alignment: _builtins.float = ...,
@@ -525,7 +565,7 @@ class PlanSettings(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["collecting", b"collecting", "forming", b"forming", "key_setup", b"key_setup", "training", b"training", "unmasking", b"unmasking"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alignment", b"alignment", "alpha", b"alpha", "base_model_json", b"base_model_json", "batch_size", b"batch_size", "collecting", b"collecting", "control_clip", b"control_clip", "control_variates", b"control_variates", "domains", b"domains", "element_clip", b"element_clip", "evaluation_records", b"evaluation_records", "forming", b"forming", "gate_loss_rise", b"gate_loss_rise", "heads", b"heads", "instruction_set_json", b"instruction_set_json", "key_setup", b"key_setup", "learning_rate", b"learning_rate", "least_cohort", b"least_cohort", "max_length", b"max_length", "max_update_norm", b"max_update_norm", "method", b"method", "most_failed_rounds", b"most_failed_rounds", "most_participants", b"most_participants", "name_survivors", b"name_survivors", "privacy_json", b"privacy_json", "proximal_weight", b"proximal_weight", "rank", b"rank", "rounds", b"rounds", "rounds_per_epoch", b"rounds_per_epoch", "seed", b"seed", "server_learning_rate", b"server_learning_rate", "server_optimizer", b"server_optimizer", "steps_per_round", b"steps_per_round", "target_modules", b"target_modules", "tensor_clips", b"tensor_clips", "training", b"training", "unmasking", b"unmasking", "updates_json", b"updates_json", "weight_cap", b"weight_cap"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alignment", b"alignment", "alpha", b"alpha", "base_model_json", b"base_model_json", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "collecting", b"collecting", "control_clip", b"control_clip", "control_variates", b"control_variates", "domains", b"domains", "element_clip", b"element_clip", "evaluation_records", b"evaluation_records", "final_rate_fraction", b"final_rate_fraction", "forming", b"forming", "gate_loss_rise", b"gate_loss_rise", "heads", b"heads", "instruction_set_json", b"instruction_set_json", "key_setup", b"key_setup", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "least_cohort", b"least_cohort", "max_length", b"max_length", "max_update_norm", b"max_update_norm", "method", b"method", "most_failed_rounds", b"most_failed_rounds", "most_participants", b"most_participants", "name_survivors", b"name_survivors", "phase_rounds", b"phase_rounds", "privacy_json", b"privacy_json", "product_probes", b"product_probes", "proximal_weight", b"proximal_weight", "rank", b"rank", "rounds", b"rounds", "rounds_per_epoch", b"rounds_per_epoch", "schedule", b"schedule", "seed", b"seed", "server_learning_rate", b"server_learning_rate", "server_optimizer", b"server_optimizer", "steps_per_round", b"steps_per_round", "target_modules", b"target_modules", "tau", b"tau", "tensor_clips", b"tensor_clips", "training", b"training", "unmasking", b"unmasking", "updates_json", b"updates_json", "weight_cap", b"weight_cap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

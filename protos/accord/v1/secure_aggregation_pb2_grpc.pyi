@@ -105,7 +105,7 @@ class SecureAggregationServiceStub:
     part of the sum and of the published adapter. It is the coordinator's own view of these chunks, and nothing more.
 
     Caller: a member of the round's cohort. State: ROUND_STATE_SUCCEEDED and its uploads still kept, which those of the
-    run's two newest rounds are, else FAILED_PRECONDITION. A chunk that the vector has not: INVALID_ARGUMENT.
+    run's newest rounds are, else FAILED_PRECONDITION. A chunk that the vector has not: INVALID_ARGUMENT.
     Retry: safe; the answer never changes. Each call is a line in the audit log.
     """
 
@@ -186,7 +186,7 @@ class SecureAggregationServiceAsyncStub(SecureAggregationServiceStub):
     part of the sum and of the published adapter. It is the coordinator's own view of these chunks, and nothing more.
 
     Caller: a member of the round's cohort. State: ROUND_STATE_SUCCEEDED and its uploads still kept, which those of the
-    run's two newest rounds are, else FAILED_PRECONDITION. A chunk that the vector has not: INVALID_ARGUMENT.
+    run's newest rounds are, else FAILED_PRECONDITION. A chunk that the vector has not: INVALID_ARGUMENT.
     Retry: safe; the answer never changes. Each call is a line in the audit log.
     """
 
@@ -330,7 +330,7 @@ class SecureAggregationServiceServicer(metaclass=_abc_1.ABCMeta):
         part of the sum and of the published adapter. It is the coordinator's own view of these chunks, and nothing more.
 
         Caller: a member of the round's cohort. State: ROUND_STATE_SUCCEEDED and its uploads still kept, which those of the
-        run's two newest rounds are, else FAILED_PRECONDITION. A chunk that the vector has not: INVALID_ARGUMENT.
+        run's newest rounds are, else FAILED_PRECONDITION. A chunk that the vector has not: INVALID_ARGUMENT.
         Retry: safe; the answer never changes. Each call is a line in the audit log.
         """
 

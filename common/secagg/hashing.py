@@ -94,6 +94,11 @@ def pair_key(chain: bytes, run_id: bytes, round_: int) -> bytes:
     return derive(chain, run_id, "pair-key", round_)
 
 
+def group_key(chain: bytes, run_id: bytes, round_: int) -> bytes:
+    """Key of a pair in one round for the words of narrow metric groups: beside the pair key, and never escrowed."""
+    return derive(chain, run_id, "group-key", round_)
+
+
 # --- mask seeds: bound to the round's context, so members who were told different things share no mask -----------
 
 
@@ -105,6 +110,11 @@ def self_mask_seed(key: bytes, context: bytes, index: int) -> bytes:
 def pair_mask_seed(key: bytes, context: bytes, low: int, high: int) -> bytes:
     """Seed of a pair's mask in one round and context."""
     return derive(key, context, "pair", low, high)
+
+
+def group_mask_seed(key: bytes, context: bytes, low: int, high: int) -> bytes:
+    """Seed of a pair's further mask over the words of narrow metric groups, in one round and context."""
+    return derive(key, context, "group", low, high)
 
 
 # --- commitments ------------------------------------------------------------------------------------------------

@@ -215,6 +215,12 @@ def pack_tail(plan: SecaggPlan, *, fixed_alpha: int, metrics: Mapping[str, float
     return np.array(words, dtype=np.uint64)
 
 
+def places_of(plan: SecaggPlan, groups: Collection[str]) -> NDArray[np.intp]:
+    """Where in the tail the words of these metric groups are, ascending."""
+    wanted = {word for group in plan.metric_groups if group.name in groups for word in group.words}
+    return np.array([HEAD_WORDS + at for at, word in enumerate(plan.metric_words) if word in wanted], dtype=np.intp)
+
+
 @dataclass(frozen=True, slots=True)
 class TailSums:
     """What the tail words of the sum say: survivors, total weight A, and the sum of each metric that is shared.
@@ -229,8 +235,11 @@ class TailSums:
     ignored_groups: tuple[str, ...] = ()
 
 
-def read_tail(plan: SecaggPlan, words: Words, *, survivors: int, groups: Collection[str]) -> TailSums:
-    """Decode the unmasked tail chunk. groups: the open ones; of the others' words nothing is decoded.
+def read_tail(
+    plan: SecaggPlan, words: Words, *, survivors: int, groups: Collection[str], lost: Collection[str] = ()
+) -> TailSums:
+    """Decode the unmasked tail chunk. groups: the open ones; of the others' words nothing is decoded. lost: of these
+    those whose words are noise, as a contributor is missing.
 
     Raises AggregationFailed if count or weight cannot be, ShapeMismatch.
     """
@@ -243,7 +252,8 @@ def read_tail(plan: SecaggPlan, words: Words, *, survivors: int, groups: Collect
         raise AggregationFailed("the weight word is impossible for this many survivors: a member lied about its weight")
     sums = dict(zip(plan.metric_words, words[HEAD_WORDS:].view(np.int64), strict=True))
     closed = tuple(group for group in plan.metric_groups if group.name not in groups)
-    withheld = {word for group in closed for word in group.words}
+    unreadable = (*closed, *(group for group in plan.metric_groups if group.name in lost))
+    withheld = {word for group in unreadable for word in group.words}
     return TailSums(
         count=count,
         weight=weight / (1 << WEIGHT_BITS),

@@ -436,6 +436,12 @@ class EpochKeys:
                 if other != self.index
             },
             shares={owner: self.shares[owner][:ROUND_SHARES_BYTES] for owner in owners},
+            group_seeds={
+                other: hashing.group_mask_seed(
+                    hashing.group_key(self.pair_chains[other], run_id, round_), context.hash, *pair(self.index, other)
+                )
+                for other in context.narrow_with(self.index)
+            },
         )
 
     def to_bytes(self) -> bytes:

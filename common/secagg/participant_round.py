@@ -16,7 +16,7 @@ from common.secagg import hashing, packing
 from common.secagg.encoding import MAX_MEMBERS, Kind, Reader, Writer
 from common.secagg.hashing import DIGEST_BYTES, KEY_BYTES
 from common.secagg.messages import Commit, OpenedShare, Receipt, Reveal, Signed
-from common.secagg.prg import StreamSum
+from common.secagg.prg import StreamSum, tail_stream
 from common.secagg.ring import Words
 from common.secagg.round_context import RoundContext
 from common.secagg.shamir import SHARE_BYTES
@@ -35,6 +35,7 @@ class Masking:
     self_seed: bytes = field(repr=False)
     pair_seeds: Mapping[int, bytes] = field(repr=False)
     shares: Mapping[int, bytes] = field(repr=False)
+    group_seeds: Mapping[int, bytes] = field(repr=False)
 
     def masker(self) -> StreamSum:
         """Adds self mask and pair masks to packed words, chunk by chunk: + for the smaller index of a pair."""
@@ -47,10 +48,16 @@ class Masking:
 
         That is every word of the plan's `metrics`, and those of open groups that this site has declared; the others
         are zeros, whatever `metrics` says. A coordinator has no say in it: plan, declarations and cohort are under the
-        context hash. fixed_alpha, metrics and errors as in `packing.pack_tail`.
+        context hash. Words of narrow groups are masked here once more, with each other contributor. fixed_alpha,
+        metrics and errors as in `packing.pack_tail`.
         """
         groups = self.context.groups_filled_by(self.index)
-        return packing.pack_tail(self.context.epoch.plan, fixed_alpha=fixed_alpha, metrics=metrics, groups=groups)
+        words = packing.pack_tail(self.context.epoch.plan, fixed_alpha=fixed_alpha, metrics=metrics, groups=groups)
+        for other, names in self.context.narrow_with(self.index).items():
+            places = packing.places_of(self.context.epoch.plan, names)
+            stream = tail_stream(self.group_seeds[other], words.size)[places]
+            words[places] += stream if self.index < other else -stream
+        return words
 
     def seal(self, upload_hash: bytes) -> Masked:
         """Name the one masked update of the round by `hashing.upload_hash` of its chunks' SHA-256; make the receipt.
@@ -73,6 +80,10 @@ class Masking:
         for other in sorted(self.pair_seeds):
             writer.u32(other)
             writer.fixed(self.pair_seeds[other], KEY_BYTES)
+        writer.u32(len(self.group_seeds))
+        for other in sorted(self.group_seeds):
+            writer.u32(other)
+            writer.fixed(self.group_seeds[other], KEY_BYTES)
         return writer.done()
 
     @classmethod
@@ -81,8 +92,9 @@ class Masking:
         context, index, signing_seed, shares = _read_common(reader)
         self_seed = reader.fixed(KEY_BYTES)
         pair_seeds = reader.by_index(lambda: reader.fixed(KEY_BYTES))
+        group_seeds = reader.by_index(lambda: reader.fixed(KEY_BYTES))
         reader.done()
-        return cls(context, index, signing_seed, self_seed, pair_seeds, shares)
+        return cls(context, index, signing_seed, self_seed, pair_seeds, shares, group_seeds)
 
 
 @dataclass(frozen=True, slots=True)

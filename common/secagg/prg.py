@@ -33,6 +33,12 @@ def keystream_by_counter(seed: bytes, chunk: int, size: int) -> bytes:
     return Cipher(algorithms.AES(seed), modes.CTR(block)).encryptor().update(bytes(size))
 
 
+def tail_stream(seed: bytes, count: int) -> Words:
+    """uint64[count]: the first words of a seed's stream, for a mask over tail words alone."""
+    stream = keystream_by_counter(seed, 0, count * WORD_BYTES)
+    return np.frombuffer(stream, dtype="<u8").astype(np.uint64)
+
+
 class Keystream:
     """Writes streams into one buffer that is reused, so a vector of any length needs one chunk of memory.
 

@@ -89,15 +89,55 @@ class RoundContext:
         return self.start.round - self.epoch.first_round
 
     @property
-    def contributors_needed(self) -> int:
-        """Contributors in the cohort from which on a metric group is summed.
+    def contributors_of_wide(self) -> int:
+        """Contributors in the cohort from which on a metric group withstands dropouts.
 
         Where as many as may drop out after masking, all of them contributors, those that are left are still enough. So
         nothing has to be decided when the sum is opened, and no dropout closes what was open. A group to which every
-        member contributes is always open: the least survivors are never fewer than the least contributors.
+        member contributes is always wide: the least survivors are never fewer than the least contributors.
         """
         thresholds = self.thresholds
         return thresholds.contributors + len(self.cohort) - thresholds.survivors
+
+    @property
+    def contributors_needed(self) -> int:
+        """Contributors in the cohort from which on a metric group is summed: in a complete graph as many as the sum of
+        a group must have, since there narrow groups can be masked once more; in a sparse one, where not every two
+        contributors have a key in common, those of a wide group.
+        """
+        return self.thresholds.contributors if self.graph.sparse is None else self.contributors_of_wide
+
+    @property
+    def narrow_groups(self) -> tuple[str, ...]:
+        """Open groups that a dropout might leave with too few. Each pair of their contributors masks these words once
+        more, by keys that are never opened: the group's sum can be read if all of them survive, and is noise if not.
+        """
+        wide = self.contributors_of_wide
+        return tuple(name for name in self.open_groups if len(self.contributors(name)) < wide)
+
+    def contributors(self, group: str) -> tuple[int, ...]:
+        """Members of the cohort that have declared a group, ascending."""
+        return tuple(index for index in self.cohort if group in self.members.metric_groups[index])
+
+    def lost_groups(self, survivors: Collection[int]) -> tuple[ClosedGroup, ...]:
+        """Narrow groups of which these survivors leave nothing but noise, as a contributor is missing."""
+        found = []
+        for name in self.narrow_groups:
+            declared = self.contributors(name)
+            there = sum(index in survivors for index in declared)
+            if there < len(declared):
+                found.append(ClosedGroup(name, there, len(declared)))
+        return tuple(found)
+
+    def narrow_with(self, index: int) -> dict[int, tuple[str, ...]]:
+        """By other member of the cohort the narrow groups to which both contribute."""
+        own = [name for name in self.narrow_groups if name in self.members.metric_groups[index]]
+        shared = {
+            other: tuple(name for name in own if name in self.members.metric_groups[other])
+            for other in self.cohort
+            if other != index
+        }
+        return {other: names for other, names in shared.items() if names}
 
     @property
     def open_groups(self) -> tuple[str, ...]:

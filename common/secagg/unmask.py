@@ -41,7 +41,13 @@ class Unmasking:
         Raises AggregationFailed unless its count word is the number of survivors and 0 < A <= that number: a wrong
         unmask shows here with certainty up to 2**-64.
         """
-        return read_tail(self.context.epoch.plan, words, survivors=len(self.survivors), groups=self.context.open_groups)
+        return read_tail(
+            self.context.epoch.plan,
+            words,
+            survivors=len(self.survivors),
+            groups=self.context.open_groups,
+            lost=[group.name for group in self.context.lost_groups(self.survivors)],
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -278,10 +278,16 @@ def _step_collecting(work: Work, view: View, round_: Round) -> bool:
                 return True
             case Close(survivors):
                 # Raises where members would refuse the set: in a sparse graph its size alone does not say.
-                choose_close(context, [context.members.index_of(name) for name in survivors])
+                indices = [context.members.index_of(name) for name in survivors]
+                choose_close(context, indices)
                 bound = advance_round(
                     round_,
-                    SurvivorsBound(view.now, deadline_of(view.plan.phases.unmasking, view.now), survivors),
+                    SurvivorsBound(
+                        view.now,
+                        deadline_of(view.plan.phases.unmasking, view.now),
+                        survivors,
+                        context.lost_groups(indices),
+                    ),
                 )
                 writer.update_round(bound)
                 for p in participations:

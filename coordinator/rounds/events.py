@@ -33,11 +33,15 @@ class CohortChosen:
 
 @dataclass(frozen=True, slots=True)
 class SurvivorsBound:
-    """COLLECTING is over: the sum will be opened over this set or not at all."""
+    """COLLECTING is over: the sum will be opened over this set or not at all.
+
+    lost_groups: metric groups that were open, and of which this set leaves nothing to read.
+    """
 
     at: datetime
     deadline: datetime
     survivors: tuple[str, ...]
+    lost_groups: tuple[ClosedGroup, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

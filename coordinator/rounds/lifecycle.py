@@ -88,8 +88,9 @@ def advance_round(round_: Round, event: RoundEvent) -> Round:
         case CohortChosen(at, deadline, epoch, cohort, closed, start):
             chosen = replace(after, epoch=epoch, cohort=cohort, closed_groups=closed, start=start)
             return replace(chosen, phase_started_at=at, deadline=deadline)
-        case SurvivorsBound(at, deadline, survivors):
-            return replace(after, phase_started_at=at, deadline=deadline, survivors=survivors)
+        case SurvivorsBound(at, deadline, survivors, lost):
+            closed = (*after.closed_groups, *lost)
+            return replace(after, phase_started_at=at, deadline=deadline, survivors=survivors, closed_groups=closed)
         case DeadlineExtended(_, deadline):
             return replace(after, deadline=deadline)
         case Aggregated(at, adapter, metrics):

@@ -76,6 +76,8 @@ FROZEN = {
     "graph_key": lambda: hashing.graph_key(A, B),
     "self_mask_seed": lambda: hashing.self_mask_seed(A, B, 1),
     "pair_mask_seed": lambda: hashing.pair_mask_seed(A, B, 1, 2),
+    "group_key": lambda: hashing.group_key(A, B, 3),
+    "group_mask_seed": lambda: hashing.group_mask_seed(A, B, 1, 2),
     "commit_self_key": lambda: hashing.commit_self_key(A, "org", 7, B),
     "commit_escrow_key": lambda: hashing.commit_escrow_key(A, "org", 7, B),
     "commit_pair_key": lambda: hashing.commit_pair_key(A, 1, 2, 7, B),
@@ -154,6 +156,8 @@ ANSWERS = {
     "graph_key": "86437375b566ceb815667b5880d68a7e49d7d3cee2cbfa7d719b5029ebc23e0f",
     "self_mask_seed": "743e4f0cff882e4c1957f62dedf1729fdd91bc687c10ad0e227da669f9f7f8fc",
     "pair_mask_seed": "58fac2248dd28e42fe08d001c039f71054b22dc7be5fdfb33970b8b628b51502",
+    "group_key": "e79f69b23c3f43c166d6cc661f058fdb11da4eb20d6007847ebd32a6568a8c95",
+    "group_mask_seed": "7a796881e5636e3691e85eaa288fafec6587b44333ee482bbbd6b9944e5ffc45",
     "commit_self_key": "4ec59c4e1a229dbe5c87f52f9a2231e1c1114b9db9f043ed5986fbe411987626",
     "commit_escrow_key": "da3efce7b2db82ed21d71aa17aaa1ca52e29cdc1efdf086e6a75b2bf9757d51b",
     "commit_pair_key": "e29372583bbdbc02811a62b538aed0fe13dcc430bfed1f8e58ff1997fe19a852",
@@ -192,7 +196,9 @@ def test_no_two_labels_give_one_key():
 
 
 LABELS = {
-    "derive": "chain graph pair pair-chain pair-key pair-seed poly-b poly-k ratchet round-b round-k self",
+    "derive": (
+        "chain graph group group-key pair pair-chain pair-key pair-seed poly-b poly-k ratchet round-b round-k self"
+    ),
     "digest": "advertise body commit-b commit-k epoch pair-commit roster round share-b share-k shares upload-chunks",
     "by_epoch_key": "commit ready reveal share upload",
     "check_signature": "ready reveal share",

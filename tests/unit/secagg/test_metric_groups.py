@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from common.errors import InvalidArgument, MalformedMessage, PlanInvalid, ProtocolViolation, SignatureInvalid
 from common.secagg import (
+    ClosedGroup,
     KeyEpoch,
     Members,
     MetricGroup,
@@ -23,6 +24,8 @@ from common.secagg import (
     check_roster,
     identity_signer,
 )
+from common.secagg.graph import RULE
+from common.secagg.hashing import group_key, next_chain, pair_key
 from common.secagg.messages import Advertisement, Signed
 from common.secagg.packing import read_tail
 from common.secagg.roster import _encode, sign_advertisement
@@ -96,12 +99,36 @@ def fewest_contributors(context: RoundContext, name: str) -> int:
 
 @settings(max_examples=300, deadline=None)
 @given(contexts())
-def test_a_group_is_open_exactly_if_no_allowed_dropout_leaves_too_few_contributors(context: RoundContext):
+def test_a_group_is_open_exactly_if_enough_contribute_and_wide_if_no_allowed_dropout_leaves_too_few(
+    context: RoundContext,
+):
     thresholds = context.thresholds
     least = max(context.epoch.plan.members_floor, thresholds.colluders + 2)
     assert thresholds.contributors == least
     for name in ALL:
-        assert (name in context.open_groups) is (fewest_contributors(context, name) >= least)
+        assert (name in context.open_groups) is (len(context.contributors(name)) >= least)
+        is_wide = name in context.open_groups and name not in context.narrow_groups
+        assert is_wide is (fewest_contributors(context, name) >= least)
+
+
+@settings(deadline=None)
+@given(contexts(), st.randoms(use_true_random=False))
+def test_two_members_name_the_same_narrow_groups_to_each_other(context: RoundContext, source):
+    for index in context.cohort:
+        for other, names in context.narrow_with(index).items():
+            assert names == context.narrow_with(other)[index]
+            assert set(names) <= set(context.groups_filled_by(index)) & set(context.narrow_groups)
+
+
+def test_above_the_complete_graph_only_wide_groups_are_open():
+    """There not every two contributors have a key in common."""
+    members = RULE.complete_up_to + 40
+    plan = make_plan(members, groups=GROUPS, colluders=1)
+    few = context_of(plan, members, range(members), (ALL,) * 30 + ((),) * (members - 30))
+    assert (few.open_groups, few.narrow_groups) == ((), ())
+    assert few.closed_groups[0].needed == few.contributors_of_wide > 30
+    many = context_of(plan, members, range(members), (ALL,) * members)
+    assert (many.open_groups, many.narrow_groups) == (ALL, ())
 
 
 @settings(deadline=None)
@@ -152,8 +179,9 @@ def test_words_of_a_closed_group_are_zeros_at_the_only_site_that_has_any():
 
 def test_a_site_fills_open_groups_that_it_has_declared_and_no_others():
     """Its data may have changed since: what it did not declare leaves it in another epoch or never."""
-    round_ = Round.start(epoch_where({**EVERYWHERE, 4: ("held_out",)}, colluders=0), cohort=range(MEMBERS))
-    assert round_.context.contributors_needed == MEMBERS
+    declared = {**EVERYWHERE, **dict.fromkeys((2, 3, 4), ("held_out",))}
+    round_ = Round.start(epoch_where(declared, colluders=0), cohort=range(MEMBERS))
+    assert round_.context.contributors_needed == 3
     assert round_.context.open_groups == ("held_out",)
     for index in range(MEMBERS):
         packed = signed_words(
@@ -163,15 +191,16 @@ def test_a_site_fills_open_groups_that_it_has_declared_and_no_others():
 
 
 def seven_with(declared: Declared) -> Round:
-    """Seven members without colluders, of which four must survive: a group is open from six contributors on."""
+    """Seven members without colluders, of which four must survive: a group is open from three contributors on, and
+    wide from six on."""
     round_ = Round.start(set_up(plan_with_groups(7, colluders=0), 7, declared=declared))
-    assert round_.context.contributors_needed == 6
+    assert (round_.context.contributors_needed, round_.context.contributors_of_wide) == (3, 6)
     return round_
 
 
 def test_one_contributor_fewer_closes_a_group_and_the_member_without_any_packs_zeros():
-    six, five = dict.fromkeys(range(6), ALL), dict.fromkeys(range(5), ALL)
-    is_open, is_closed = seven_with(six), seven_with(five)
+    six, two = dict.fromkeys(range(6), ALL), dict.fromkeys(range(2), ALL)
+    is_open, is_closed = seven_with(six), seven_with(two)
     assert (is_open.context.open_groups, is_closed.context.open_groups) == (ALL, ())
     for round_, hits in ((is_open, [100.0, 101.0, 102.0, 103.0, 104.0, 105.0, 0.0]), (is_closed, [0.0] * 7)):
         plan = round_.epoch.epoch.plan
@@ -179,8 +208,9 @@ def test_one_contributor_fewer_closes_a_group_and_the_member_without_any_packs_z
         assert [signed_words(plan, tail)["hits"] for tail in tails] == hits
 
 
-def test_what_a_site_packs_is_the_same_after_a_restart():
-    round_ = seven_with(dict.fromkeys(range(6), ("ner",)))
+@pytest.mark.parametrize("contributors", [6, 4], ids=["wide", "narrow"])
+def test_what_a_site_packs_is_the_same_after_a_restart(contributors):
+    round_ = seven_with(dict.fromkeys(range(contributors), ("ner",)))
     masking = round_.masking(0)
     one, other = (
         phase.pack_tail(fixed_alpha=1, metrics=figures_of(0)) for phase in (masking, journalled(journalled(masking)))
@@ -213,7 +243,9 @@ def opened_tail(round_: Round, tails, *, dropped: tuple[int, ...] = ()):
         reveals = round_.fast_close(survivors)
     total = round_.open(survivors, reveals)
     plan = round_.epoch.epoch.plan
-    return read_tail(plan, total[-1], survivors=len(survivors), groups=round_.context.open_groups), total[-1]
+    lost = [group.name for group in round_.context.lost_groups(survivors)]
+    groups = round_.context.open_groups
+    return read_tail(plan, total[-1], survivors=len(survivors), groups=groups, lost=lost), total[-1]
 
 
 def honest_tails(round_: Round):
@@ -246,6 +278,46 @@ def test_words_that_a_member_has_filled_all_the_same_are_ignored_by_name_and_the
     tail, _ = opened_tail(round_, tails)
     assert tail.metrics == {"loss": 28.0, "tokens": 70.0}
     assert tail.ignored_groups == ("ner",)
+
+
+FOUR = dict.fromkeys(range(4), ("ner",))
+
+
+def test_a_narrow_group_is_summed_when_all_its_contributors_survive_whoever_else_drops():
+    for dropped in ((), (4, 6)):
+        round_ = seven_with(FOUR)
+        assert (round_.context.open_groups, round_.context.narrow_groups) == (("ner",), ("ner",))
+        tail, _ = opened_tail(round_, honest_tails(round_), dropped=dropped)
+        assert (tail.metrics["hits"], tail.metrics["misses"]) == (100.0 + 101.0 + 102.0 + 103.0, 28.0)
+        assert tail.ignored_groups == ()
+
+
+def test_of_a_narrow_group_with_a_contributor_missing_nothing_is_left_but_noise_and_the_rest_of_the_sum_stands():
+    """The dropped member's escrow is open by then: with its pair keys the noise stays what it is."""
+    round_ = seven_with(FOUR)
+    tail, words = opened_tail(round_, honest_tails(round_), dropped=(0,))
+    assert tail.metrics == {"loss": 27.0, "tokens": 60.0}
+    assert tail.ignored_groups == ()
+    assert round_.context.lost_groups(range(1, 7)) == (ClosedGroup("ner", 3, 4),)
+    noise = signed_words(round_.epoch.epoch.plan, words)
+    assert abs(noise["hits"]) > 2**20
+    assert abs(noise["misses"]) > 2**20
+
+
+def test_words_of_a_narrow_group_are_noise_at_every_contributor_and_of_no_other_word():
+    round_ = seven_with({**FOUR, 0: ALL})
+    plan = round_.epoch.epoch.plan
+    for index in range(4):
+        packed = signed_words(plan, round_.masking(index).pack_tail(fixed_alpha=1, metrics=figures_of(index)))
+        assert abs(packed["hits"]) > 2**20
+        assert abs(packed["misses"]) > 2**20
+        assert (packed["loss"], packed["heldout_loss"]) == (1.0 + index, 0.0)
+
+
+def test_group_keys_are_not_those_that_an_escrow_opens():
+    chain, run_id = bytes(range(32)), bytes(32)
+    assert group_key(chain, run_id, 3) != pair_key(chain, run_id, 3)
+    assert group_key(chain, run_id, 3) != group_key(next_chain(chain, run_id), run_id, 4)
 
 
 # --- a coordinator that lies about who contributes --------------------------------------------------------------------

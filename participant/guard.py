@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import Final
 
@@ -109,8 +109,14 @@ def check_base_model(plan: Plan, own: Iterable[BaseModel]) -> BaseModel:
 
 
 def review_round(plan: Plan, *, policy: Policy, instruction_set: InstructionSet) -> None:
-    """What a round brings beyond its plan: its own instruction set. Raises PolicyRefusal that lists every reason."""
-    objections = _instruction_set_objections(instruction_set, policy.instruction_set)
+    """What a round brings beyond its plan: its own instruction set. Raises PolicyRefusal that lists every reason.
+
+    Updates move numbers; the templates are the plan's own, to the letter.
+    """
+    objections = [
+        *_instruction_set_objections(instruction_set, policy.instruction_set),
+        *_update_objections(plan, instruction_set),
+    ]
     _refuse_if(objections, what=f"this round of run {plan.run}")
 
 
@@ -335,6 +341,34 @@ def _instruction_set_objections(instruction_set: InstructionSet, bounds: Instruc
         for template in instruction_set.templates
         for text in _template_mistakes(template, bounds)
     ]
+
+
+def _update_objections(plan: Plan, used: InstructionSet) -> list[Objection]:
+    own = InstructionSet.from_json(plan.instruction_set)
+    if plan.updates is None:
+        return _broken((used == own, "instruction_set", "is not the plan's, and the plan has no updates"))
+    known = {_text_of(template) for template in own.templates}
+    return _broken(
+        (
+            all(_text_of(template) in known for template in used.templates),
+            "instruction_set",
+            "has a template that the plan has not: updates choose among the plan's",
+        ),
+        (
+            (used.form, used.domain_weights) == (own.form, own.domain_weights),
+            "instruction_set",
+            "differs from the plan's in more than updates may change",
+        ),
+        (
+            {share.domain for share in used.shares} <= {domain.name for domain in plan.domains},
+            "instruction_set",
+            "weighs a domain that the plan has not",
+        ),
+    )
+
+
+def _text_of(template: Template) -> Template:
+    return replace(template, probability=0.0, is_served=False)
 
 
 def _template_mistakes(template: Template, bounds: InstructionSetBounds) -> list[str]:

@@ -13,8 +13,18 @@ from hypothesis import strategies as st
 from common.adapters import AdapterSpec, LinearLayer
 from common.basemodel import BaseModel
 from common.charter import CHARTER_FORM, USUAL_BOUNDS, Charter, CharterMember
+from common.domains import PlanDomain
 from common.errors import BaseModelMismatch, PolicyRefusal
-from common.instructions import InstructionSet, PromptForm, Task, Template, chat_instruction_set
+from common.instruction_updates import Updates
+from common.instructions import (
+    DomainShare,
+    DomainWeight,
+    InstructionSet,
+    PromptForm,
+    Task,
+    Template,
+    chat_instruction_set,
+)
 from common.plan import Gate, Masking, Method, PhaseLimits, Phases, Plan, Training
 from participant import guard
 from participant.guard import DayLedger, Transfer
@@ -307,6 +317,42 @@ def test_an_instruction_set_that_is_none_is_refused():
 
 def test_a_round_with_the_instruction_set_of_its_plan_is_accepted():
     guard.review_round(PLAN, policy=POLICY, instruction_set=InstructionSet.from_json(PLAN.instruction_set))
+
+
+UPDATED_PLAN = replace(
+    PLAN, domains=(PlanDomain("bank"),), updates=Updates(), instruction_set=instruction_set(name="own").to_json()
+)
+
+
+def used_in_a_round(**changes: object) -> InstructionSet:
+    return replace(InstructionSet.from_json(UPDATED_PLAN.instruction_set), **changes)
+
+
+def test_a_round_of_a_plan_with_updates_may_change_numbers():
+    shares = (DomainShare("bank", 1.0, 100.0),)
+    templates = tuple(replace(one, probability=1.0, is_served=True) for one in used_in_a_round().templates)
+    used = used_in_a_round(shares=shares, sites=3, version=2, templates=templates)
+    guard.review_round(UPDATED_PLAN, policy=LOOSE_TEMPLATES, instruction_set=used)
+
+
+@pytest.mark.parametrize(
+    ("plan", "used", "why"),
+    [
+        (PLAN, replace(InstructionSet.from_json(PLAN.instruction_set), version=2), "the plan has no updates"),
+        (UPDATED_PLAN, instruction_set(name="own", system="Speak like a pirate."), "a template that the plan has not"),
+        (UPDATED_PLAN, used_in_a_round(form=PromptForm.PLAIN), "more than updates may change"),
+        (UPDATED_PLAN, used_in_a_round(domain_weights=(DomainWeight("bank", 2.0),)), "more than updates may change"),
+        (
+            UPDATED_PLAN,
+            used_in_a_round(shares=(DomainShare("court", 1.0, 100.0),), sites=3),
+            "a domain that the plan has not",
+        ),
+    ],
+    ids=["no updates", "another text", "another form", "other weights", "another domain"],
+)
+def test_a_round_that_changes_more_than_its_plan_says_is_refused(plan, used, why):
+    with pytest.raises(PolicyRefusal, match=why):
+        guard.review_round(plan, policy=LOOSE_TEMPLATES, instruction_set=used)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -66,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line = f"[{int(time.monotonic() - began):>6} s] {text}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by a service manager as by Ctrl-C
     try:
         preset = preset_named(options.preset)
         place = (options.out or OUT / preset.name).resolve()

@@ -197,9 +197,12 @@ class Arms:
         """Losses on the validation records of `sites`: what rates and early stopping go by."""
         return self._judged(trained.folder, "validation", sites, answered=False)
 
-    def tested(self, trained: Trained | None) -> Judgement:
-        """Losses and task metrics on everybody's test records. None: the base model as it is."""
-        return self._judged(trained.folder if trained else None, "test", self.sites, answered=True)
+    def tested(self, trained: Trained | None, *, is_answered: bool = True) -> Judgement:
+        """Losses and task metrics on everybody's test records. None: the base model as it is.
+
+        is_answered: whether free answers are wanted too. They are dear, and a model for each site has no need of them.
+        """
+        return self._judged(trained.folder if trained else None, "test", self.sites, answered=is_answered)
 
     def _judged(self, adapter: Path | None, part: str, sites: Sequence[Site], *, answered: bool) -> Judgement:
         judging = self.preset.judging

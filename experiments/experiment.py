@@ -101,10 +101,10 @@ def _judge_seed(arms: Arms, seed: int, rates: Mapping[str, float]) -> SeedJudgem
     preset, sites = arms.preset, arms.sites
 
     def alone(site: Site) -> Judgement:
-        return arms.tested(arms.alone(site, seed=seed, rate=rates["alone"]))
+        return arms.tested(arms.alone(site, seed=seed, rate=rates["alone"]), is_answered=False)
 
     def alone_full(site: Site) -> Judgement:
-        return arms.tested(arms.alone_full(site, seed=seed, rate=rates["alone"]))
+        return arms.tested(arms.alone_full(site, seed=seed, rate=rates["alone"]), is_answered=False)
 
     def central(name: str) -> Judgement:
         return arms.tested(arms.central(seed=seed, rate=rates[name], is_wide=name == CENTRAL_WIDE))

@@ -177,6 +177,8 @@ def _serve(address: Path, base_model: Path, slots: _Slots) -> None:
         JUDGE: lambda folder: lambda report, stop: run_judge_job(folder, base_from=base_from),
     }
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the children
+    # Nobody ever writes: for the children its end is this process's end, and then theirs (`run_child` watches).
+    lifeline, held = os.pipe()
     with socket.socket(socket.AF_UNIX) as listener:
         partial = address.with_suffix(".partial")
         listener.bind(str(partial))
@@ -186,6 +188,8 @@ def _serve(address: Path, base_model: Path, slots: _Slots) -> None:
             connection, _ = listener.accept()
             if os.fork() == 0:
                 listener.close()
+                os.close(held)
+                os.dup2(lifeline, 0)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 _child(connection, works, slots)
             connection.close()

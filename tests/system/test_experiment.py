@@ -86,6 +86,21 @@ def test_an_interrupted_experiment_goes_on_and_reports_everything(place):
     assert processes_of(place) == []
 
 
+def test_no_training_goes_on_when_the_experiment_is_killed(place):
+    killed = start(place, "--out", str(place / "killed"))
+    give_up = time.monotonic() + WAIT_SECONDS
+    while not list((place / "killed").glob("seed-1/alone-*/*/worker.log")):
+        assert killed.poll() is None, killed.communicate()[0]
+        assert time.monotonic() < give_up, "no site alone is being trained"
+        time.sleep(0.05)  # a file appears when it does: nothing tells us
+    left = processes_of(place)
+    killed.kill()
+    killed.wait()
+
+    _, alive = psutil.wait_procs(left, timeout=WAIT_SECONDS)
+    assert alive == []
+
+
 def test_what_cannot_be_run_is_said_in_a_line(place):
     wrong = start(place, "--data", str(place / "nothing"))
     said, _ = wrong.communicate(timeout=WAIT_SECONDS)

@@ -49,14 +49,14 @@ class CoreLinear(AdaptedLinear):
         self.core_A = _frozen(rank, base.in_features)
         self.core_B = _frozen(base.out_features, rank)
         self.core_R = nn.Parameter(torch.zeros(rank, rank))
-        self._scale = scale
+        self.scale = scale
 
     @property
     def stored(self) -> Mapping[str, nn.Parameter]:
         return {CORE_A: self.core_A, CORE_B: self.core_B, CORE_R: self.core_R}
 
     def added(self, x: Tensor) -> Tensor:
-        core = (self._scale * self.core_R).to(x.dtype)
+        core = (self.scale * self.core_R).to(x.dtype)
         inner = functional.linear(functional.linear(x, self.core_A.to(x.dtype)), core)
         return functional.linear(inner, self.core_B.to(x.dtype))
 

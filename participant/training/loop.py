@@ -6,16 +6,18 @@ threads, the same job ends with the same bits, also after being killed and resum
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from common.errors import TrainingFailed, TrainingStopped
@@ -25,10 +27,11 @@ from participant.training.job import Hyperparameters, Resources
 from participant.training.methods import ClientMethod
 from participant.training.model import AdaptedModel, TokenBatch
 from participant.training.result import Phase, Progress, TrainingFigures
+from participant.training.states import PlainStates, States, quick_states
 from participant.training.tokens import Encoded
 
-# Answer positions whose logits are in memory at once: 1024 rows of a 50,000-word vocabulary are 200 MB.
-HEAD_ROWS: Final = 1024
+# Answer positions whose logits are in memory at once: 256 rows of a 50,000-word vocabulary are 50 MB.
+HEAD_ROWS: Final = 256
 
 
 class PrivateSteps(Protocol):
@@ -77,6 +80,19 @@ def train(
 
     Raises TrainingFailed if loss or gradients are not finite, and TrainingStopped, after a checkpoint, if asked to.
     """
+    # Private steps take the layers apart themselves: they need each record's own gradient.
+    with quick_states(model) if task.private is None else contextlib.nullcontext(PlainStates(model)) as states:
+        return _train(model, states, task, on_progress=on_progress, should_stop=should_stop)
+
+
+def _train(
+    model: AdaptedModel,
+    states: States,
+    task: TrainingTask,
+    *,
+    on_progress: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> TrainingFigures:
     settings = task.hyperparameters
     torch.manual_seed(settings.seed)
     movable = model.movable
@@ -84,7 +100,9 @@ def train(
     trained = {name: factor for name, factor in movable.items() if task.method.is_trained(name)}
     for name, factor in movable.items():
         factor.requires_grad_(name in trained)
-    optimiser = torch.optim.AdamW(list(trained.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimiser = torch.optim.AdamW(
+        list(trained.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
     position = _restored(task, trained, optimiser)
     resumed_at = position.step
     for indices in itertools.islice(_order(task, first_step=resumed_at), settings.steps - resumed_at):
@@ -93,7 +111,9 @@ def train(
             raise TrainingStopped(f"stopped at step {position.step} of {settings.steps}; start the job again to go on")
         began = time.perf_counter()
         records = [task.records[index] for index in indices]
-        loss = _step(model, task, indices, start=start, trained=trained, optimiser=optimiser, step=position.step)
+        loss = _step(
+            model, states, task, indices, start=start, trained=trained, optimiser=optimiser, step=position.step
+        )
         position = replace(
             position,
             step=position.step + 1,
@@ -137,6 +157,29 @@ def answer_losses(model: AdaptedModel, hidden: Tensor, batch: TokenBatch, is_ans
     return torch.cat(parts)
 
 
+class _AnswerLoss(torch.autograd.Function):
+    """Nats over all answer tokens. Its gradient is made part by part on the way forward, so that no logits are kept."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, states: Tensor, targets: Tensor, model: AdaptedModel) -> Tensor:
+        total = torch.zeros((), device=states.device)
+        by_states = torch.empty_like(states)
+        for first in range(0, len(targets), HEAD_ROWS):
+            part = slice(first, first + HEAD_ROWS)
+            with torch.enable_grad():
+                leaf = states[part].detach().requires_grad_()
+                loss = functional.cross_entropy(model.logits(leaf), targets[part], reduction="sum")
+            [by_states[part]] = torch.autograd.grad(loss, leaf)
+            total += loss.detach()
+        ctx.save_for_backward(by_states)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        [by_states] = ctx.saved_tensors
+        return by_states * gradients[0], None, None
+
+
 def answer_states(hidden: Tensor, batch: TokenBatch, is_answer: Tensor) -> tuple[Tensor, Tensor]:
     """The hidden states that predict answer tokens, [n, width], and these tokens, int64[n]."""
     predicts = is_answer[:, 1:].reshape(-1).nonzero().squeeze(1)
@@ -164,6 +207,7 @@ def _order(task: TrainingTask, *, first_step: int) -> Iterator[tuple[int, ...]]:
 
 def _step(
     model: AdaptedModel,
+    states: States,
     task: TrainingTask,
     indices: tuple[int, ...],
     *,
@@ -177,7 +221,7 @@ def _step(
     if task.private is not None:
         loss = task.private.fill_gradients(model, trained, indices, step=step)
     else:
-        loss = _fill_gradients(model, task, [task.records[index] for index in indices])
+        loss = _fill_gradients(model, states, task, [task.records[index] for index in indices])
     penalty = task.method.penalty(trained, start)
     if penalty is not None:
         penalty.backward()
@@ -192,7 +236,7 @@ def _step(
     return loss
 
 
-def _fill_gradients(model: AdaptedModel, task: TrainingTask, records: Sequence[Encoded]) -> float:
+def _fill_gradients(model: AdaptedModel, states: States, task: TrainingTask, records: Sequence[Encoded]) -> float:
     """Gradients of the batch's mean loss per answer token, which is returned.
 
     Micro-batches add up to the mean over the whole batch, so their size changes memory and not the gradient.
@@ -202,9 +246,10 @@ def _fill_gradients(model: AdaptedModel, task: TrainingTask, records: Sequence[E
     size = task.resources.micro_batch_size
     for first in range(0, len(records), size):
         part = records[first : first + size]
-        batch = model.batch([record.ids for record in part])
-        flags = answer_flags(model, part, batch.ids.shape[1])
-        mean = answer_losses(model, model.hidden(batch), batch, flags).sum() / answer_tokens
+        rows = [record.ids for record in part]
+        batch = model.batch(rows)
+        wanted, targets = answer_states(states.hidden(rows), batch, answer_flags(model, part, batch.ids.shape[1]))
+        mean: Tensor = _AnswerLoss.apply(wanted, targets, model) / answer_tokens  # type: ignore[no-untyped-call]
         mean.backward()
         loss += float(mean.detach())
     return loss

@@ -48,8 +48,6 @@ DEFAULT_LEARNING_RATE: Final = 5e-4
 # With one factor frozen at a time, a rate of about three times that of both moves the model as far.
 # A core's few numbers stand for many, and want ten times it.
 METHOD_LEARNING_RATES: Final = {"ffa_lora": 1.5e-3, "rolora": 1.5e-3, "core": 5e-3, "ravan": 1e-3}
-# The mean of AdamW's directions over a round, which control variates are, is hardly ever over one.
-DEFAULT_CONTROL_CLIP: Final = 2.0
 DEFAULT_FINAL_RATE_FRACTION: Final = 0.1
 DEFAULT_STEPS_PER_ROUND: Final = 10
 DEFAULT_BATCH_SIZE: Final = 8
@@ -98,7 +96,6 @@ class PlanSettings:
     proximal_weight: float = 0.0
     alignment: float = 0.0
     control_variates: bool = False
-    control_clip: float = 0.0
     learning_rate: float = 0.0
     learning_rate_schedule: str = ""
     final_rate_fraction: float = 0.0
@@ -270,7 +267,6 @@ def _method(settings: PlanSettings) -> Method:
         proximal_weight=settings.proximal_weight,
         alignment=settings.alignment,
         control_variates=settings.control_variates,
-        control_clip=settings.control_clip or (DEFAULT_CONTROL_CLIP if settings.control_variates else 0.0),
     )
 
 

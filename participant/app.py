@@ -24,6 +24,7 @@ from participant.base_models import BaseModels, BaseModelSource, ConfiguredBaseM
 from participant.client import CoordinatorClient
 from participant.config import CharterConfig, CharterMode, ParticipantConfig
 from participant.connection import Connection
+from participant.control import ControlVariates
 from participant.daemon import Daemon, Site
 from participant.fence import Fence
 from participant.health import serving_health
@@ -109,6 +110,7 @@ def serving(
             shelf=shelf,
             trainer=trainer,
             base_models=base_models,
+            controls=ControlVariates(state / "controls"),
             privacy=privacy,
             metrics=metrics,
             clock=clock,

@@ -339,9 +339,11 @@ class Daemon:
     def _forget_round(self, entry: RoundEntry, state: RoundState | None, *, result: str = "") -> None:
         """state: how the round has ended, None if this site never heard. result: the adapter that it published."""
         key = (entry.run, entry.round)
+        was_in = entry.phase in (RoundPhase.MASKED, RoundPhase.BOUND, RoundPhase.REVEALED)
+        if was_in and state is RoundState.SUCCEEDED:
+            self._workbench.keep_control(self._terms(entry.run).plan, entry)
         self._workbench.clear(*key)
         self._desk.forget_round(*key, result=result)
-        was_in = entry.phase in (RoundPhase.MASKED, RoundPhase.BOUND, RoundPhase.REVEALED)
         result = RoundResult.LEFT_OUT
         if was_in:
             result = RoundResult.SUCCEEDED if state is RoundState.SUCCEEDED else RoundResult.FAILED

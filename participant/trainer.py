@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol
 
-from common.adapters import ADAPTER_FILE
+from common.adapters import ADAPTER_FILE, file_digest
 from common.domains import (
     ARM_WORDS,
     LOSS_WORDS,
@@ -51,6 +51,7 @@ OnProgress = Callable[[Progress], None]
 class Preparation:
     """One round's work. base_model, global_adapter: folders. job: a folder of its own, kept until the round is over.
 
+    correction: what control variates add to a step's direction (`participant.control`); None without them.
     private: how to train so that single records stay private, as this site has counted it; None for ordinarily.
     """
 
@@ -63,6 +64,7 @@ class Preparation:
     global_adapter_digest: str
     instruction_set: str
     job: Path
+    correction: Path | None = None
     private: PrivateSettings | None = None
 
     @property
@@ -153,6 +155,8 @@ class WorkerTrainer:
             evaluation=replace(self.evaluation, is_bounded=work.plan.privacy.metrics is not None),
             resources=self.resources,
             candidate_records=_candidate_records(work),
+            correction=work.correction,
+            correction_digest=file_digest(work.correction) if work.correction is not None else "",
             private=work.private,
         )
 

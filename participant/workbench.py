@@ -41,6 +41,7 @@ from common.update_chain import check_handed_out, check_update
 from participant import guard
 from participant.base_models import BaseModels
 from participant.client import BACKOFF_SECONDS, CoordinatorClient
+from participant.control import CORRECTION_FILE, ControlVariates
 from participant.extras import EXTRAS_FILE, open_extras, write_extras
 from participant.guard import DayLedger
 from participant.journal import Journal, RoundEntry, RoundPhase
@@ -78,6 +79,7 @@ class Workbench:
         shelf: AdapterShelf,
         trainer: Trainer,
         base_models: BaseModels,
+        controls: ControlVariates,
         privacy: PrivacyDesk,
         metrics: ParticipantMetrics,
         clock: Clock,
@@ -91,6 +93,7 @@ class Workbench:
         self._shelf = shelf
         self._trainer = trainer
         self._base_models = base_models
+        self._controls = controls
         self._privacy = privacy
         self._metrics = metrics
         self._clock = clock
@@ -164,6 +167,23 @@ class Workbench:
     def _extras(self, entry: RoundEntry) -> Path:
         return self._job(entry.run, entry.round) / EXTRAS_FILE
 
+    def keep_control(self, plan: Plan, entry: RoundEntry) -> None:
+        """This site's control variate after a round in whose sum its update is; a repeat changes nothing."""
+        if not plan.method.control_variates or entry.kind != RoundKind.TRAIN.value:
+            return
+        job = self._job(entry.run, entry.round)
+        try:
+            self._controls.advance(
+                plan,
+                round_=entry.round,
+                trained=job / ADAPTER_FOLDER / ADAPTER_FILE,
+                base=self._shelf.path(entry.adapter) / ADAPTER_FILE,
+                correction=job / CORRECTION_FILE,
+            )
+        except UpdateLost as error:
+            # An older one is still a control variate, and no reason to be out of a round.
+            log.warning("control_variate_not_kept", reason=error.reason, message=error.message)
+
     def clear(self, run: str, round_: int) -> None:
         """Stop what is still being done for a round that is over, and delete what it left."""
         self._preparations.stop((run, round_))
@@ -175,6 +195,7 @@ class Workbench:
 
     def clear_run(self, run: str) -> None:
         shutil.rmtree(self._folder / run, ignore_errors=True)
+        self._controls.forget(run)
 
     def wait(self, seconds: float | None = None) -> bool:
         """Return when no round is being prepared any more; False if one still is after `seconds`."""
@@ -220,8 +241,9 @@ class Workbench:
         """Fetch the adapter, evaluate, train; runs in the preparation's thread."""
         self._report(task.run, task.round, "fetching the adapter", 0, 0)
         with self._metrics.timed(WorkPhase.FETCH_ADAPTER):
-            adapter = self._fetch_adapter(task, terms.plan, stop)
+            adapter = self._fetch_adapter(task.adapter, terms.plan, stop)
         self._check_instruction_set(task, terms.plan, adapter)
+        correction = self._correction(task, terms.plan, adapter, stop)
         work = Preparation(
             participant=self._participant,
             plan=terms.plan,
@@ -232,6 +254,7 @@ class Workbench:
             global_adapter_digest=task.adapter,
             instruction_set=task.instruction_set,
             job=self._job(task.run, task.round),
+            correction=correction,
             private=self._privacy.begin(
                 terms.plan, round_=task.round, kind=task.kind, job=self._job(task.run, task.round)
             ),
@@ -255,11 +278,29 @@ class Workbench:
         with contextlib.suppress(AccordError):
             self._client().report_prepared(task.run, task.round, adapter=task.adapter)
 
-    def _fetch_adapter(self, task: PrepareUpdate, plan: Plan, stop: threading.Event) -> Path:
+    def _correction(self, task: PrepareUpdate, plan: Plan, adapter: Path, stop: threading.Event) -> Path | None:
+        """What control variates add to a step's direction, as a file; None where the plan asks for none."""
+        if not plan.method.control_variates or task.kind is not RoundKind.TRAIN:
+            return None
+        manifest = read_manifest((adapter / MANIFEST_FILE).read_bytes())
+        parent = self._fetch_adapter(manifest.parent, plan, stop) if manifest.parent else None
+        job = self._job(task.run, task.round)
+        job.mkdir(parents=True, exist_ok=True)
+        self._controls.write_correction(
+            job / CORRECTION_FILE,
+            plan,
+            round_=task.round,
+            base=adapter / ADAPTER_FILE,
+            manifest=manifest,
+            parent=parent / ADAPTER_FILE if parent is not None else None,
+        )
+        return job / CORRECTION_FILE
+
+    def _fetch_adapter(self, digest: str, plan: Plan, stop: threading.Event) -> Path:
         """The adapter's folder. A coordinator that is away is waited for: that is no reason to be out of the round."""
         for pause in itertools.chain(BACKOFF_SECONDS, itertools.repeat(BACKOFF_SECONDS[-1])):
             try:
-                return self._shelf.fetch(task.adapter, plan, on_bytes=self._metrics.download_bytes.inc)
+                return self._shelf.fetch(digest, plan, on_bytes=self._metrics.download_bytes.inc)
             except (Unavailable, ResourceExhausted) as error:
                 log.warning("adapter_not_fetched_yet", reason=error.reason, message=error.message)
                 if stop.wait(pause):

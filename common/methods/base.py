@@ -36,7 +36,7 @@ class Method:
     product_probes: random pairs a layer of FedIT's product monitor (`common.methods.probes`); 0 is off.
     heads: RAVAN's, each of the adapter's rank; 0 for those of a method that has none, and for ravan's usual number.
     proximal_weight: FedProx's mu, 0 is off. alignment: FedRot-LoRA's lambda, 0 is off.
-    control_variates: SCAFFOLD's, a second sum as long as the first, its elements bounded by control_clip.
+    control_variates: whether SCAFFOLD corrects the sites' drift (`participant.control`).
     """
 
     name: str = "fedit"
@@ -52,7 +52,6 @@ class Method:
     proximal_weight: float = 0.0
     alignment: float = 0.0
     control_variates: bool = False
-    control_clip: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

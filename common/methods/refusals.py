@@ -9,8 +9,6 @@ from typing import Final
 from common.errors import PlanInvalid
 from common.methods.base import Method
 
-MOST_CONTROL_CLIP: Final = 1000.0
-
 # What is set, whose it is, and what a person should know.
 _OWNED: Final[tuple[tuple[Callable[[Method], bool], frozenset[str], str], ...]] = (
     (
@@ -39,6 +37,14 @@ _OWNED: Final[tuple[tuple[Callable[[Method], bool], frozenset[str], str], ...]] 
         "method.control_variates needs sites that train what they send, the same in every round: not {name}'s",
     ),
     (
+        lambda method: method.control_variates and method.server_optimizer != "fedavg",
+        frozenset(),
+        (
+            "method.control_variates finds the mean step in two global adapters, and with {server_optimizer} they do "
+            "not differ by it; take fedavg"
+        ),
+    ),
+    (
         lambda method: method.control_variates and bool(method.alignment),
         frozenset(),
         "method.control_variates and method.alignment do not go together: a control variate is of unrotated factors",
@@ -49,15 +55,13 @@ _OWNED: Final[tuple[tuple[Callable[[Method], bool], frozenset[str], str], ...]] 
 def check_settings(method: Method) -> None:
     """Raises PlanInvalid that lists every setting that is another method's, or out of its range."""
     mistakes = [
-        text.format(name=method.name) for is_set, owners, text in _OWNED if is_set(method) and method.name not in owners
+        text.format(name=method.name, server_optimizer=method.server_optimizer)
+        for is_set, owners, text in _OWNED
+        if is_set(method) and method.name not in owners
     ]
     if not (math.isfinite(method.proximal_weight) and method.proximal_weight >= 0.0):
         mistakes.append("method.proximal_weight (FedProx's mu) must be 0 (off) or a positive number")
     if not 0.0 <= method.alignment <= 1.0:
         mistakes.append("method.alignment (FedRot's lambda) must be from 0 (off) to 1 (the whole rotation)")
-    if method.control_variates and not 0.0 < method.control_clip <= MOST_CONTROL_CLIP:
-        mistakes.append(f"method.control_clip must be over 0 and at most {MOST_CONTROL_CLIP:g} with control variates")
-    if not method.control_variates and method.control_clip:
-        mistakes.append("method.control_clip bounds control variates, and method.control_variates is off; set 0")
     if mistakes:
         raise PlanInvalid("; ".join(mistakes))

@@ -11,12 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from common import jsonform
-from common.adapters import AdapterLayout, FlatVector
+from common.adapters import AdapterLayout, FlatVector, check_file_digest, unflatten
 from common.errors import DataInvalid, InvalidArgument
 from common.instructions import InstructionSet
+from common.methods import adapter_method, laid_out
 from participant.training.asked import asked_of
 from participant.training.cells import CellSums, measure_candidates
 from participant.training.checkpoint import CHECKPOINT_FILE
@@ -203,7 +206,7 @@ class Execution:
                 weights=weights,
                 hyperparameters=job.hyperparameters,
                 resources=job.resources,
-                method=client_method(job.method, job.adapter, round_=job.round),
+                method=client_method(job.method, job.adapter, round_=job.round, correction=_correction(job, adapted)),
                 job_digest=self._job_digest,
                 checkpoint=self._folder / CHECKPOINT_FILE if job.resources.checkpoint_every_steps else None,
                 private=None if job.private is None else self._private_steps(job.private, records, weights),
@@ -222,6 +225,20 @@ class Execution:
             noise=SecretNoise.read(self._folder / NOISE_KEY_FILE),
             micro_batch_size=self._job.resources.micro_batch_size,
         )
+
+
+def _correction(job: TrainingJob, adapted: AdaptedModel) -> dict[str, Tensor]:
+    """What control variates add to the direction of every step, by tensor; nothing without them.
+
+    Raises DigestMismatch or ShapeMismatch for a file that is not the job's.
+    """
+    if job.correction is None:
+        return {}
+    check_file_digest(job.correction, job.correction_digest)
+    flat = np.fromfile(job.correction, dtype="<f4").astype(np.float32, copy=False)
+    method = adapter_method(job.method, job.adapter)
+    sent = laid_out((slot.name, slot.shape) for slot in adapted.layout.slots if method.is_sent(slot.name, 0))
+    return {name: torch.from_numpy(value).to(adapted.device) for name, value in unflatten(flat, sent).items()}
 
 
 def _with_lengths(report: DataReport, encoded: Sequence[Encoded], too_long: Sequence[TooLong]) -> DataReport:

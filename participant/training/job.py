@@ -194,6 +194,7 @@ class TrainingJob:
     base_model: a local safetensors folder (`sources.prepare` makes one), checked against base_model_digest.
     global_adapter: a folder with the method's stored tensors; global_adapter_digest: SHA-256 of its file.
     method, round: what is trained and sent follows from both; rounds count from 1.
+    correction: of every step's direction, float32 in the order of what is sent; None without control variates.
     private: None for ordinary training; the key of a private job's noise is a file beside this one, for its owner only.
     candidate_records: held-out records of each domain and task by which candidate templates are measured; 0: they are
     not. Relative paths are looked up from the job folder.
@@ -214,6 +215,8 @@ class TrainingJob:
     resources: Resources = Resources()
     candidate_records: int = 0
     private: PrivateSettings | None = None
+    correction: Path | None = None
+    correction_digest: str = ""
 
     def __post_init__(self) -> None:
         if self.round < 1:
@@ -239,11 +242,12 @@ class TrainingJob:
 
     def resolved(self, folder: Path) -> TrainingJob:
         """The same job with every path absolute, relative ones taken from `folder`."""
-        held_out = self.data.held_out_path
+        held_out, correction = self.data.held_out_path, self.correction
         return replace(
             self,
             base_model=folder / self.base_model,
             global_adapter=folder / self.global_adapter,
+            correction=None if correction is None else folder / correction,
             data=replace(
                 self.data,
                 train_path=folder / self.data.train_path,

@@ -42,7 +42,7 @@ LARGEST_PARTS: Final[Mapping[str, float]] = {
     "false_negatives": MOST_SPANS,
 }
 # Beyond it the sampler's doubles would not tell neighbouring integers apart.
-MOST_MULTIPLIER: Final = 1000.0
+MOST_MULTIPLIER: Final = 400.0
 
 
 def largest_part(word: str) -> float | None:
@@ -130,12 +130,13 @@ def _noise_mistakes(noise: MetricNoise, wanted: Collection[str]) -> Iterator[str
     if not 0 < noise.multiplier <= MOST_MULTIPLIER:
         yield f"privacy.metrics.multiplier must be over 0 and at most {MOST_MULTIPLIER:g}"
     words = [part.word for part in noise.parts]
-    if len(set(words)) < len(words) or any(not 0 < part.most <= 1000 for part in noise.parts):
-        yield "privacy.metrics.parts must be distinct words with a largest part over 0 and at most 1000"
+    if len(set(words)) < len(words):
+        yield "privacy.metrics.parts must be of distinct words"
     if set(words) != set(wanted):
         odd = ", ".join(sorted(set(words) ^ set(wanted)))
         yield f"privacy.metrics.parts must name every word of the metric groups and no other; they differ in {odd}"
-    small = [part.word for part in noise.parts if part.most < (largest_part(part.word) or math.inf)]
-    if small:
+    others = [part.word for part in noise.parts if part.most != largest_part(part.word)]
+    if others:
         # Sites cut records' parts to what is known here, not to what a plan says.
-        yield f"privacy.metrics.parts: a record's part in {', '.join(small)} can be larger than the plan says"
+        names = ", ".join(others)
+        yield f"privacy.metrics.parts: this version does not cut a record's part in {names} as the plan says"

@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_status(commands)
     _add_adapters(commands)
     _add_audit(commands)
+    _add_privacy(commands)
     return parser
 
 
@@ -214,6 +215,18 @@ examples:
         "--chunks", type=int, default=1, metavar="K", help="how many random chunks; all if there are fewer; default: 1"
     )
     which.add_argument("--chunk", type=int, action="append", metavar="I", help="this chunk, from 0; may be repeated")
+
+
+def _add_privacy(commands: Commands[Parser]) -> None:
+    _command(
+        commands,
+        "privacy",
+        "what was promised and spent of single records' privacy, in words",
+        """Print the guarantee for single records of this site's data: epsilon and delta of all private training so far,
+what is left of the budget that policy.toml sets, how it is computed, and what is covered and what is not.
+Written to be handed to somebody who answers for data protection. Reads this site's own files alone: the privacy ledger,
+the journal, the policy.""",
+    )
 
 
 def _command(

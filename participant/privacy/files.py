@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from common.errors import DataInvalid
 from participant.config import ParticipantConfig
 from participant.policy import Policy
@@ -9,14 +11,19 @@ from participant.privacy.ledger import Ledger
 from participant.training import data
 from participant.training.job import DataSettings
 
-USUAL_DATA_SET = "records"
+USUAL_DATA_SET: Final = "records"
 
 
 def ledger_of(config: ParticipantConfig, policy: Policy) -> Ledger:
     """The ledger of the data set that the policy names, with its counter beside the journal's."""
-    name = USUAL_DATA_SET if policy.privacy is None else policy.privacy.data_set
+    name = data_set_of(policy)
     counter = config.counter_file.with_name(f"privacy-{name}.counter")
     return Ledger(config.privacy_directory / f"{name}.jsonl", counter=counter)
+
+
+def data_set_of(policy: Policy) -> str:
+    """Its name, as the policy has it."""
+    return USUAL_DATA_SET if policy.privacy is None else policy.privacy.data_set
 
 
 def private_records(settings: DataSettings) -> int:

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from common.identifiers import parse_id
+from common.methods import METHODS
 from participant.hours import Hours, parse_opening
 from participant.policy import (
     PLACEHOLDERS,
@@ -139,7 +140,8 @@ class PolicyFile(StrictModel):
     masking: _MaskingPolicy
     training: _TrainingPolicy
     rounds: _RoundsPolicy
-    methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("fedit",)
+    # All sum deltas of an adapter and nothing else, so a site need not choose among them.
+    methods: Annotated[tuple[str, ...], Field(min_length=1)] = tuple(METHODS)
     instruction_set: _InstructionSetPolicy = _InstructionSetPolicy()
     data: _DataPolicy = _DataPolicy()
     transfer: _TransferPolicy = _TransferPolicy()

@@ -25,6 +25,7 @@ from unittest.mock import patch
 
 import grpc
 import numpy as np
+from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
 from common.adapters import ADAPTER_FILE, AdapterLayout, FlatVector, LinearLayer, create_adapter_file, open_flat
@@ -32,6 +33,7 @@ from common.basemodel import BaseModel
 from common.errors import Unavailable
 from common.identifiers import FederationId, OperatorId, OperatorIdentity, Role
 from common.plan import HELD_OUT_GROUP, Plan
+from common.sent import sent_vector
 from coordinator import app
 from coordinator.config import load_config
 from coordinator.driver import Driver
@@ -118,6 +120,14 @@ def delta_of(seed: int, *, size: float = 0.3) -> Callable[[int, AdapterLayout], 
     return delta
 
 
+def moving(plan: Plan, round_: int) -> NDArray[np.bool_]:
+    """bool[d]: which elements of the adapter move in a round; the others' made-up deltas are not added."""
+    found = np.zeros(plan.layout().parameters, dtype=np.bool_)
+    for slot in sent_vector(plan, round_).tensors:
+        found[slot.offset : slot.offset + slot.size] = True
+    return found
+
+
 @dataclass
 class MadeUpTrainer:
     """ "Trains" by adding a delta of the test's choice; `loss` is what it finds on held-out records, by round.
@@ -145,7 +155,9 @@ class MadeUpTrainer:
         if work.kind.value == "train":
             work.trained_adapter.parent.mkdir(parents=True, exist_ok=True)
             mapped = create_adapter_file(work.trained_adapter, layout)
-            mapped[:] = base + self.delta(work.round, layout)
+            mapped[:] = base
+            moves = moving(work.plan, work.round)
+            mapped[moves] += self.delta(work.round, layout)[moves]
             mapped.flush()
         self.spoil(work)
         self.prepared.append(work.round)
@@ -595,7 +607,7 @@ class Federation:
         cap = plan.masking.weight_cap
         weights = {name: min(self.sites[name].trainer.records, cap) / cap for name in survivors}
         total = sum(weights.values())
-        mean = sum(
+        mean = moving(plan, number) * sum(
             weights[name] / total * self.sites[name].trainer.delta(number, layout).astype(np.float64)
             for name in survivors
         )

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
+from common.errors import InvalidArgument
 from common.identifiers import parse_id
 from common.methods import METHODS
 from participant.hours import Hours, parse_opening
@@ -118,7 +119,10 @@ class _PrivacyPolicy(StrictModel):
     @field_validator("data_set")
     @classmethod
     def _is_a_name(cls, name: str) -> str:
-        return parse_id(name, field="data_set")
+        try:
+            return parse_id(name, field="data_set")
+        except InvalidArgument as error:
+            raise ValueError(error.message) from error
 
     def bounds(self) -> PrivacyBounds:
         return PrivacyBounds(

@@ -18,7 +18,7 @@ from participant.config import ParticipantConfig, load_config
 from participant.identity import IdentityFolder, SiteIdentity
 from participant.policy import Policy
 from participant.policy_file import load_policy
-from participant.preflight import content, credentials, machine, network
+from participant.preflight import content, credentials, machine, network, privacy
 from participant.preflight.network import Answer, Route
 from participant.preflight.report import Check, Finding, Result, Verdict, ok, run_checks, skipped
 from participant.training.result import Progress
@@ -155,6 +155,12 @@ CHECKS: Final[tuple[Check[Site], ...]] = (
         needs=("policy",),
         action="correct data in participant.toml, or the file; its records have the fields instruction and output, "
         "prompt and completion, or messages",
+    ),
+    Check(
+        "privacy",
+        lambda site: privacy.budget(site.config, site.policy),
+        needs=("data",),
+        action="accord-participant privacy says what was promised and spent",
     ),
 )
 CHECK_NAMES: Final = tuple(check.name for check in CHECKS)

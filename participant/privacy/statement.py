@@ -150,7 +150,7 @@ def words_of(found: Statement) -> str:
         _guarantee(found),
         _budget(found),
         *(_words_of_run(run) for run in found.runs),
-        f"How it is computed: {found.method}.",
+        _filled(f"How it is computed: {found.method}."),
         _listed("Covered:", found.covered),
         _listed("Not covered:", found.not_covered),
     ]

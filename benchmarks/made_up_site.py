@@ -54,6 +54,9 @@ class MadeUpTrainer:
     def check(self) -> None:
         """There are no records."""
 
+    def check_domain(self, domain: str) -> None:
+        """There are none of any domain, and it takes part all the same."""
+
     def metric_groups(self) -> frozenset[str]:
         return frozenset((HELD_OUT_GROUP,))
 

@@ -6,7 +6,7 @@ A `TailSums` holds nothing of closed metric groups, so there is nothing of them 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from common.domains import LOSS, NATS, RECORDS, ROWS, SQUARES, TOKENS
@@ -50,6 +50,13 @@ def figures(tail: TailSums) -> tuple[tuple[str, float], ...]:
 def heldout_loss(found: tuple[tuple[str, float], ...]) -> float | None:
     """The mean held-out loss among a round's figures."""
     return dict(found).get("heldout_loss")
+
+
+def domain_loss(found: Iterable[tuple[str, float]], domain: str) -> tuple[float, float] | None:
+    """A domain's mean loss and its standard error among a round's figures."""
+    by_name = dict(found)
+    loss, error = by_name.get(f"record_loss/{domain}"), by_name.get(f"record_loss_error/{domain}")
+    return None if loss is None or error is None else (loss, error)
 
 
 def share_figures(used: InstructionSet) -> tuple[tuple[str, float], ...]:

@@ -7,7 +7,7 @@ and against its own policy. Knows nothing of how training or masking is done.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from common import jsonform
@@ -132,10 +132,25 @@ class Masking:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """A candidate is accepted if its mean held-out loss is at most (1 + loss_rise) times the accepted adapter's."""
+    """A candidate is accepted if its mean held-out loss is at most (1 + loss_rise) times the accepted adapter's.
+
+    standard_errors: a domain adapter is kept at the run's end if its domain's mean loss is better by more than so many
+    standard errors than without it; 0 asks nothing.
+    """
 
     loss_rise: float
     most_failed_rounds: int
+    standard_errors: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Beneath:
+    """The frozen adapter on which a domain adapter is trained: its digest, and what its own run's plan says of it."""
+
+    adapter: str
+    run: str
+    spec: AdapterSpec
+    method: Method
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +159,8 @@ class Plan:
 
     domains: those whose figures are summed apart; none: only totals are. updates: how each round's sums change the
     instruction set of the next; None: not at all. privacy: what every site does to keep single records private.
+    domain, beneath: of a domain adapter, which is trained by the sites that have the domain, on its records, on top of
+    an accepted global adapter.
     """
 
     run: str
@@ -165,6 +182,8 @@ class Plan:
     domains: tuple[PlanDomain, ...] = ()
     updates: Updates | None = None
     privacy: Privacy = field(default_factory=Privacy)
+    domain: str = ""
+    beneath: Beneath | None = None
     form: int = field(default=PLAN_FORM)
 
     def to_bytes(self) -> bytes:
@@ -180,6 +199,13 @@ class Plan:
             raise PlanInvalid(str(error)) from error
         plan.check()
         return plan
+
+    def plan_beneath(self) -> Plan | None:
+        """This plan with the adapter beneath as its own: what that adapter's file and manifest are checked by."""
+        if self.beneath is None:
+            return None
+        below = self.beneath
+        return replace(self, run=below.run, adapter=below.spec, method=below.method, domain="", beneath=None)
 
     def adapter_method(self) -> AdapterMethod:
         """What is stored, sent and exported. Raises PlanInvalid for a method that is not known or does not fit."""
@@ -293,6 +319,17 @@ class Plan:
         except AccordError as error:
             return [error.message]
         mistakes = []
+        if bool(self.domain) != (self.beneath is not None):
+            mistakes.append("a domain adapter needs both its domain and the global adapter beneath it")
+        if self.domain and [domain.name for domain in self.domains] != [self.domain]:
+            mistakes.append("the plan of a domain adapter measures its own domain and no other")
+        if self.beneath is not None:
+            try:
+                adapter_method(self.beneath.method, self.beneath.spec).layout(self.base_model.layers)
+            except AccordError as error:
+                mistakes.append(f"the adapter beneath does not fit: {error.message}")
+        if not 0.0 <= self.gate.standard_errors <= 100.0 or (self.gate.standard_errors and not self.domain):
+            mistakes.append("gate.standard_errors must be 0 to 100, and 0 without a domain adapter")
         if self.updates is not None and not self.domains:
             mistakes.append("updates need domains: their sums are what instruction sets are updated from")
         if used is not None and self.masking.metric_groups != domain_groups(self.domains, used, self.updates):

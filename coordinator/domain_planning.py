@@ -6,13 +6,40 @@ Pure. The plan's own rules about them lie in `common.plan` and `common.domains`.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from common import jsonform
 from common.domains import PlanDomain, cells_of, check_domains
-from common.errors import AccordError
+from common.errors import AccordError, PlanInvalid
 from common.instruction_updates import Updates
 from common.instructions import InstructionSet
-from common.plan import Plan, domain_groups
+from common.plan import Beneath, Plan, domain_groups
+from coordinator.rounds.model import Adapter, AdapterState, Run
+from coordinator.standing import parse_plan
+
+DOMAIN_STANDARD_ERRORS: Final = 2.0
+
+
+def with_beneath(plan: Plan, domain: str, beneath: Beneath | None) -> Plan:
+    """The plan of a domain adapter, which its own domain's loss decides about; the plan itself without a domain."""
+    if not domain and beneath is None:
+        return plan
+    return replace(
+        plan, domain=domain, beneath=beneath, gate=replace(plan.gate, standard_errors=DOMAIN_STANDARD_ERRORS)
+    )
+
+
+def beneath_of(adapter: Adapter, run: Run) -> Beneath:
+    """What a plan says of the accepted global adapter that is to be beneath. run: the one that has published it.
+
+    Raises PlanInvalid for an adapter that was not accepted, or has one beneath itself.
+    """
+    plan = parse_plan(run.plan)
+    if adapter.state is not AdapterState.ACCEPTED:
+        raise PlanInvalid(f"beneath_adapter {adapter.digest[:12]} is {adapter.state.value}; take an accepted one")
+    if plan.domain:
+        raise PlanInvalid(f"beneath_adapter {adapter.digest[:12]} is a domain adapter itself; take a global one")
+    return Beneath(adapter.digest, run.name, plan.adapter, plan.method)
 
 
 def with_domains(plan: Plan, domains: tuple[PlanDomain, ...], updates: str) -> tuple[Plan, list[str]]:

@@ -63,6 +63,8 @@ def build_manifest(
         metrics=dict(metrics),
         privacy=plan.privacy if plan.privacy != Privacy() else None,
         created_at=at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        domain=plan.domain,
+        beneath=plan.beneath.adapter if plan.beneath is not None else None,
         domain_sums=domain_sums or {},
         next_round=next_round,
     )

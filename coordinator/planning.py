@@ -20,6 +20,7 @@ from common.methods import adapter_method
 from common.methods.ravan import DEFAULT_HEADS
 from common.plan import (
     CONSTANT_RATE,
+    Beneath,
     Gate,
     Masking,
     Method,
@@ -34,7 +35,7 @@ from common.secagg.plan import HEAD_WORDS
 from common.secagg.ring import VectorLayout, choose_lanes
 from common.sent import sent_vectors
 from common.strategies import SERVER_OPTIMIZERS
-from coordinator.domain_planning import with_domains
+from coordinator.domain_planning import with_beneath, with_domains
 from coordinator.privacy_planning import with_privacy
 
 LEAST_COHORT_FLOOR: Final = 3
@@ -123,6 +124,8 @@ class PlanSettings:
     domains: tuple[PlanDomain, ...] = ()
     updates: str = ""
     privacy: str = ""
+    domain: str = ""
+    beneath_adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +138,17 @@ class RunIdentity:
     coordinator_public_key: str
 
 
-def make_plan(settings: PlanSettings, *, identity: RunIdentity, charter: Charter, most_upload_bytes: int) -> Plan:
+def make_plan(
+    settings: PlanSettings,
+    *,
+    identity: RunIdentity,
+    charter: Charter,
+    most_upload_bytes: int,
+    beneath: Beneath | None = None,
+) -> Plan:
     """The plan with all defaults filled in, checked.
 
-    most_upload_bytes: largest masked update that the coordinator takes.
+    most_upload_bytes: largest masked update that the coordinator takes. beneath: what is known of beneath_adapter.
     Raises PlanInvalid that lists every mistake.
     """
     # With fewer than c + 2 there are no thresholds: a run that waits for as many says who is missing, keys would fail.
@@ -199,7 +209,9 @@ def make_plan(settings: PlanSettings, *, identity: RunIdentity, charter: Charter
         evaluation_records=settings.evaluation_records,
         name_survivors=settings.name_survivors,
     )
-    plan, domain_mistakes = with_domains(plan, settings.domains, settings.updates)
+    plan = with_beneath(plan, settings.domain, beneath)
+    own_domain = (PlanDomain(settings.domain),) if settings.domain else ()
+    plan, domain_mistakes = with_domains(plan, settings.domains or own_domain, settings.updates)
     plan, privacy_mistakes = with_privacy(plan, settings.privacy)
     mistakes = [
         *domain_mistakes,

@@ -19,9 +19,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from common.adapters import ADAPTER_FILE
 from common.charter import Charter
 from common.errors import AlreadyExists, NotFound, OutOfTurn, StorageFailed
-from common.identifiers import adapter_name, run_name
-from common.plan import Plan
+from common.identifiers import adapter_name, parse_digest, run_name
+from common.plan import Beneath, Plan
 from common.states import RunState
+from coordinator.domain_planning import beneath_of
 from coordinator.manifests import build_manifest, public_key_hex, sign_manifest
 from coordinator.planning import PlanSettings, RunIdentity, make_plan
 from coordinator.rounds.events import EpochClosed, RoundCancelled, RunCancelled, RunEvent, RunRolledBack
@@ -66,7 +67,9 @@ class RunFactory:
     random: RandomBytes = field(repr=False)
     most_upload_bytes: int
 
-    def make(self, name: str, settings: PlanSettings, charter: Charter, *, at: datetime) -> NewRun:
+    def make(
+        self, name: str, settings: PlanSettings, charter: Charter, *, at: datetime, beneath: Beneath | None = None
+    ) -> NewRun:
         """Raises PlanInvalid that lists every mistake, StorageFailed if the adapter cannot be stored."""
         identity = RunIdentity(
             run=name,
@@ -74,7 +77,9 @@ class RunFactory:
             federation=self.federation,
             coordinator_public_key=public_key_hex(self.signing_key),
         )
-        plan = make_plan(settings, identity=identity, charter=charter, most_upload_bytes=self.most_upload_bytes)
+        plan = make_plan(
+            settings, identity=identity, charter=charter, most_upload_bytes=self.most_upload_bytes, beneath=beneath
+        )
         content = plan.to_bytes()
         plan_digest = hashlib.sha256(content).hexdigest()
         digest, size_bytes = self._store_initial_adapter(plan)
@@ -131,6 +136,12 @@ class RunFactory:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return digest, size_bytes
+
+
+def beneath(reader: Reader, digest: str) -> Beneath:
+    """The published adapter on which a domain adapter is to be trained. Raises NotFound or PlanInvalid."""
+    found = reader.adapter(parse_digest(digest, field="beneath_adapter"))
+    return beneath_of(found, reader.run(found.run))
 
 
 def initial_seed(plan: Plan) -> int:

@@ -280,6 +280,8 @@ class Daemon:
         guard.review(plan, policy=self._site.policy, charter=charter, participant=self._site.participant)
         self._privacy.review(plan)
         self._trainer.check()
+        if plan.domain:
+            self._trainer.check_domain(plan.domain)
         return guard.check_base_model(plan, self._base_models.own()).digest
 
     def _terms(self, run: str) -> RunTerms:

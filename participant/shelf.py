@@ -1,6 +1,7 @@
 """Global adapters at this site: fetched by digest, verified with the plan's coordinator key, kept as they are summed.
 
-Where that is a LoRA, its folder is a PEFT folder already; others become one when they are exported.
+Where that is a LoRA, its folder is a PEFT folder already; others become one when they are exported. Of an adapter whose
+parent is here only what has moved since is fetched; the whole file's digest says whether the two fit.
 """
 
 from __future__ import annotations
@@ -11,15 +12,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from common.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, MANIFEST_FILE, check_file_digest
+from common.adapters import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    FLOAT32_BYTES,
+    MANIFEST_FILE,
+    AdapterLayout,
+    FlatFile,
+    check_file_digest,
+)
 from common.durable import move_durably, write_durably
-from common.errors import DigestMismatch, StorageFailed, TooLarge
+from common.errors import DigestMismatch, ShapeMismatch, StorageFailed, TooLarge
+from common.log import get_logger
 from common.manifest import SIGNATURE_FILE, Manifest, verify_manifest
 from common.methods.export import is_plain
+from common.methods.sent import Stretches
 from common.plan import Plan
+from common.sent import sent_vector
 from participant.client import CoordinatorClient, PublishedAdapter
 
 KEPT_ADAPTERS: Final = 4
+_MOVED_FILE: Final = "moved.f32"
+_BLOCK: Final = 1 << 20
+
+log = get_logger(__name__)
 
 
 class AdapterShelf:
@@ -39,6 +55,7 @@ class AdapterShelf:
         """
         folder = self.path(digest)
         if folder.exists():
+            folder.touch()  # among the newest again, and so not the next to be pruned
             return folder
         published = self._client().adapter(digest)
         manifest = verify_manifest(
@@ -48,7 +65,8 @@ class AdapterShelf:
         arriving = self._arriving(digest)
         try:
             arriving.mkdir(parents=True, exist_ok=True)
-            self._download(published, plan, arriving / ADAPTER_FILE, on_bytes)
+            if not self._fetch_moved(published, plan, manifest, on_bytes):
+                self._download(published, plan, arriving / ADAPTER_FILE, on_bytes)
             write_durably(arriving / MANIFEST_FILE, published.manifest)
             write_durably(arriving / SIGNATURE_FILE, published.manifest_signature.hex().encode())
             if is_plain(plan.adapter_method(), plan.base_model.layers):
@@ -58,6 +76,42 @@ class AdapterShelf:
         except OSError as error:
             raise StorageFailed(f"cannot keep adapter {digest[:12]} in {self._folder}: {error.strerror}") from error
         return folder
+
+    def _fetch_moved(
+        self, published: PublishedAdapter, plan: Plan, manifest: Manifest, on_bytes: Callable[[int], None]
+    ) -> bool:
+        """Make the adapter from its parent and what has moved since; False where that cannot be, or was not right."""
+        parent = self.path(manifest.parent) / ADAPTER_FILE if manifest.parent else None
+        arriving = self._arriving(published.digest)
+        if parent is None or not parent.exists() or (arriving / ADAPTER_FILE).exists():
+            return False
+        sent, layout = sent_vector(plan, manifest.round).stretches, plan.layout()
+        if sent.size == layout.parameters:
+            return False
+        part, made = arriving / _MOVED_FILE, arriving / f".{ADAPTER_FILE}"
+        try:
+            self._download_moved(published.digest, part, sent.size * FLOAT32_BYTES, on_bytes)
+            _assemble(made, FlatFile(part, 0, sent.size), parent, layout, sent)
+            check_file_digest(made, published.digest)
+        except (DigestMismatch, ShapeMismatch) as error:
+            log.warning("moved_tensors_do_not_fit", adapter=published.digest, message=error.message)
+            made.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
+            return False
+        made.rename(arriving / ADAPTER_FILE)
+        part.unlink()
+        return True
+
+    def _download_moved(self, digest: str, path: Path, expected: int, on_bytes: Callable[[int], None]) -> None:
+        with path.open("ab") as file:
+            file.truncate(file.tell() - file.tell() % FLOAT32_BYTES)
+            file.seek(0, os.SEEK_END)
+            if file.tell() < expected:
+                for chunk in self._client().adapter_chunks(digest, offset=file.tell(), moved_only=True):
+                    file.write(chunk)
+                    on_bytes(len(chunk))
+                    if file.tell() > expected:
+                        break
 
     def _download(self, published: PublishedAdapter, plan: Plan, path: Path, on_bytes: Callable[[int], None]) -> None:
         layout = plan.layout()
@@ -103,6 +157,21 @@ class AdapterShelf:
 
     def _arriving(self, digest: str) -> Path:
         return self._folder / f".{digest}.part"
+
+
+def _assemble(path: Path, moved: FlatFile, parent: Path, layout: AdapterLayout, sent: Stretches) -> None:
+    """The parent's file with the sent elements in their places, durable. Raises ShapeMismatch for a wrong length."""
+    FlatFile.open(parent, layout)
+    shutil.copyfile(parent, path)
+    data_start = len(layout.header())
+    with path.open("r+b") as file:
+        for start in range(0, sent.size, _BLOCK):
+            values = moved.read(start, min(start + _BLOCK, sent.size))
+            for part, place in sent.within(start, start + values.size):
+                file.seek(data_start + place * FLOAT32_BYTES)
+                file.write(values[part].data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _written_at(part: Path) -> float:

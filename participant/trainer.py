@@ -23,6 +23,7 @@ from common.domains import (
     records_group,
     score_group,
 )
+from common.errors import DataInvalid
 from common.instructions import InstructionSet, Task
 from common.plan import HELD_OUT_GROUP, Plan
 from common.states import RoundKind
@@ -31,6 +32,7 @@ from participant.training.asked import Asked, asked_of
 from participant.training.job import (
     DataSettings,
     EvaluationSettings,
+    FrozenAdapter,
     Hyperparameters,
     JobKind,
     PrivateSettings,
@@ -51,6 +53,7 @@ OnProgress = Callable[[Progress], None]
 class Preparation:
     """One round's work. base_model, global_adapter: folders. job: a folder of its own, kept until the round is over.
 
+    beneath: folder of the adapter that stays frozen beneath, where the plan has one.
     correction: what control variates add to a step's direction (`participant.control`); None without them.
     private: how to train so that single records stay private, as this site has counted it; None for ordinarily.
     """
@@ -64,6 +67,7 @@ class Preparation:
     global_adapter_digest: str
     instruction_set: str
     job: Path
+    beneath: Path | None = None
     correction: Path | None = None
     private: PrivateSettings | None = None
 
@@ -94,6 +98,10 @@ class Trainer(Protocol):
         """Raises DataInvalid if this site's records cannot be trained on: better said before a run than in a round."""
         ...
 
+    def check_domain(self, domain: str) -> None:
+        """Raises DataInvalid if this site has no records of a domain, or none of them held out."""
+        ...
+
     def metric_groups(self) -> frozenset[str]:
         """Names of metric groups that this site's records give figures for; others may hear them, by name.
 
@@ -117,6 +125,11 @@ class WorkerTrainer:
 
     def check(self) -> None:
         data.load(self.data)
+
+    def check_domain(self, domain: str) -> None:
+        records = data.load(replace(self.data, only_domain=domain))
+        if not records.held_out:
+            raise DataInvalid(f"this site holds out no record of domain {domain}, so it could not measure its adapter")
 
     def metric_groups(self) -> frozenset[str]:
         records = data.load(self.data)
@@ -151,7 +164,8 @@ class WorkerTrainer:
                 weight_decay=training.weight_decay,
             ),
             instruction_set=InstructionSet.from_json(work.instruction_set),
-            data=self.data,
+            data=replace(self.data, only_domain=work.plan.domain),
+            beneath=_beneath_of(work),
             evaluation=replace(self.evaluation, is_bounded=work.plan.privacy.metrics is not None),
             resources=self.resources,
             candidate_records=_candidate_records(work),
@@ -159,6 +173,13 @@ class WorkerTrainer:
             correction_digest=file_digest(work.correction) if work.correction is not None else "",
             private=work.private,
         )
+
+
+def _beneath_of(work: Preparation) -> FrozenAdapter | None:
+    below = work.plan.beneath
+    if below is None or work.beneath is None:
+        return None
+    return FrozenAdapter(folder=work.beneath, digest=below.adapter, spec=below.spec, method=below.method)
 
 
 def _candidate_records(work: Preparation) -> int:

@@ -243,6 +243,10 @@ class Workbench:
         with self._metrics.timed(WorkPhase.FETCH_ADAPTER):
             adapter = self._fetch_adapter(task.adapter, terms.plan, stop)
         self._check_instruction_set(task, terms.plan, adapter)
+        below = terms.plan.plan_beneath()
+        beneath = None
+        if below is not None and terms.plan.beneath is not None:
+            beneath = self._fetch_adapter(terms.plan.beneath.adapter, below, stop)
         correction = self._correction(task, terms.plan, adapter, stop)
         work = Preparation(
             participant=self._participant,
@@ -254,6 +258,7 @@ class Workbench:
             global_adapter_digest=task.adapter,
             instruction_set=task.instruction_set,
             job=self._job(task.run, task.round),
+            beneath=beneath,
             correction=correction,
             private=self._privacy.begin(
                 terms.plan, round_=task.round, kind=task.kind, job=self._job(task.run, task.round)

@@ -30,13 +30,14 @@ from common.strategies import server_optimizer
 from common.update_chain import after_round, domain_words, handed_out
 from common.version import software_version
 from coordinator.aggregation import OpenSum
+from coordinator.driver.ending import end_run
 from coordinator.driver.work import TRY_AGAIN, View, Work, audit, phase_ended
 from coordinator.manifests import build_manifest, sign_manifest
 from coordinator.next_adapter import NextAdapter, StartingPoint, make_next_adapter, state_file
 from coordinator.product_monitor import product_error
-from coordinator.rounds.events import Aggregated, RoundFailed, RunFinished
+from coordinator.rounds.events import Aggregated, RoundFailed
 from coordinator.rounds.gate import Verdict, judge
-from coordinator.rounds.lifecycle import advance_round, advance_run
+from coordinator.rounds.lifecycle import advance_round
 from coordinator.rounds.model import Adapter, AdapterState, Round, Run
 from coordinator.runs import adapter_key, optimizer_state_key
 from coordinator.store.interface import Writer
@@ -76,7 +77,7 @@ def step_aggregating(work: Work, view: View, round_: Round) -> bool:
             log.warning("closed_groups_ignored", round=round_.name, groups=tail.ignored_groups)
         run = _after_gate(work, view, writer, round_, verdict, found)
         if is_set_aside:
-            after = _set_aside(work, view, writer, run, round_, verdict)
+            after = _set_aside(work, view, writer, run, round_, verdict, found)
         else:
             after = advance_round(round_, Aggregated(view.now, made.digest if made else None, found))
             writer.update_round(after)
@@ -89,8 +90,7 @@ def step_aggregating(work: Work, view: View, round_: Round) -> bool:
             run = replace(run, failed_in_a_row=0, version=run.version + 1)
             writer.update_run(run)
             if round_.kind is RoundKind.EVALUATE:
-                writer.update_run(advance_run(run, RunFinished(view.now)))
-                audit(work, writer, "run_succeeded", f"runs/{run.name}", adapter=run.accepted_adapter)
+                end_run(work, view, writer, run, round_, found)
     phase_ended(work, round_, after)
     work.observer.round_ended(after)
     return True
@@ -194,7 +194,15 @@ def _after_gate(
     return replace(run, candidate_adapter=None)
 
 
-def _set_aside(work: Work, view: View, writer: Writer, run: Run, round_: Round, verdict: Verdict) -> Round:
+def _set_aside(
+    work: Work,
+    view: View,
+    writer: Writer,
+    run: Run,
+    round_: Round,
+    verdict: Verdict,
+    found: tuple[tuple[str, float], ...],
+) -> Round:
     """The candidate did not pass: what was trained from it is not published, the run goes back."""
     message = f"adapter {round_.base_adapter[:12]} is set aside: {verdict.message}"
     after = advance_round(round_, RoundFailed(view.now, CANDIDATE_SET_ASIDE, message))
@@ -203,8 +211,7 @@ def _set_aside(work: Work, view: View, writer: Writer, run: Run, round_: Round, 
     writer.update_run(run)
     audit(work, writer, "round_failed", round_.name, reason=CANDIDATE_SET_ASIDE, message=message)
     if round_.kind is RoundKind.EVALUATE:
-        writer.update_run(advance_run(run, RunFinished(view.now)))
-        audit(work, writer, "run_succeeded", f"runs/{run.name}", adapter=run.accepted_adapter)
+        end_run(work, view, writer, run, round_, found)
     return after
 
 

@@ -31,3 +31,24 @@ def judge(loss: float | None, *, accepted_loss: float | None, gate: Gate) -> Ver
     bound = accepted_loss * (1 + gate.loss_rise)
     comparison = f"held-out loss {loss:.4f}, accepted adapter {accepted_loss:.4f}, bound {bound:.4f}"
     return Verdict(loss <= bound, comparison)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A domain's mean loss over its held-out records, with its standard error, in nats."""
+
+    loss: float
+    error: float
+
+
+def judge_improvement(before: Measured | None, after: Measured | None, *, standard_errors: float) -> Verdict:
+    """Whether a domain adapter is worth having: better than without it by more than chance would make it.
+
+    None for what too few sites measured; then nothing is shown, and the adapter is not kept.
+    """
+    if before is None or after is None:
+        return Verdict(False, "its domain's loss was not measured by enough sites, with and without it")
+    gain = before.loss - after.loss
+    needed = standard_errors * math.hypot(before.error, after.error)
+    comparison = f"its domain's loss {after.loss:.4f}, without it {before.loss:.4f}; it must be lower by {needed:.4f}"
+    return Verdict(math.isfinite(gain) and gain > needed, comparison)

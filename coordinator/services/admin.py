@@ -276,7 +276,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         with self._store.read() as reader:
             runs.require_new(reader, name)
             charter = parse_charter(reader.charter())
-        new = self._factory.make(name, settings, charter, at=self._clock.now())
+            beneath = runs.beneath(reader, settings.beneath_adapter) if settings.beneath_adapter else None
+        new = self._factory.make(name, settings, charter, at=self._clock.now(), beneath=beneath)
 
         def act(writer: Writer) -> pb.CreateRunResponse:
             runs.require_new(writer, name)

@@ -233,6 +233,8 @@ def plan_settings(message: resources_pb2.PlanSettings) -> PlanSettings:
         control_variates=message.control_variates,
         domains=tuple(_domain(own) for own in message.domains),
         updates=message.updates_json,
+        domain=message.domain,
+        beneath_adapter=message.beneath_adapter,
         privacy=message.privacy_json,
     )
 

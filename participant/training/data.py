@@ -89,22 +89,29 @@ def load(settings: DataSettings) -> Dataset:
     Raises DataInvalid if a file cannot be read, or no record is left to train on. Held-out records may be none.
     """
     records, report = read_records(settings.train_path, settings.train_format, default_domain=settings.default_domain)
+    records, report = _only(records, report, settings)
     if settings.held_out_path is None:
         held_out = tuple(record for record in records if _is_held_out(record, settings.held_out_fraction))
         train = tuple(record for record in records if not _is_held_out(record, settings.held_out_fraction))
         held_out_report = replace(
-            report, used=len(held_out), held_out=0, left_out=len(train), domains=_domain_counts(held_out)
+            report,
+            used=len(held_out),
+            held_out=0,
+            left_out=report.left_out + len(train),
+            domains=_domain_counts(held_out),
         )
         report = replace(report, held_out=len(held_out))
     else:
         held_out, held_out_report = read_records(
             settings.held_out_path, settings.held_out_format, default_domain=settings.default_domain
         )
+        held_out, held_out_report = _only(held_out, held_out_report, settings)
         asked = {record.digest for record in held_out}
         train = tuple(record for record in records if record.digest not in asked)
         report = replace(report, duplicates=len(records) - len(train))
     kept = _limited(_with_fewer_none(train, settings.max_none_fraction), settings.train_limit)
-    report = replace(report, used=len(kept), left_out=len(train) - len(kept), domains=_domain_counts(kept))
+    left_out = report.left_out + len(train) - len(kept)
+    report = replace(report, used=len(kept), left_out=left_out, domains=_domain_counts(kept))
     if not kept:
         raise DataInvalid(
             f"{settings.train_path}: no record is left to train on: {len(records)} usable, {report.held_out} held out, "
@@ -304,6 +311,20 @@ def _with_fewer_none(records: tuple[Record, ...], fraction: float) -> tuple[Reco
         return records
     kept = {id(record) for record in choose(without, math.floor(having * fraction / (1.0 - fraction)))}
     return tuple(record for record in records if record.task is not Task.NER or record.mentions or id(record) in kept)
+
+
+def _only(
+    records: tuple[Record, ...], report: DataReport, settings: DataSettings
+) -> tuple[tuple[Record, ...], DataReport]:
+    """The records of the one domain that is wanted, if there is one; the others count as left out."""
+    if not settings.only_domain:
+        return records, report
+    own = tuple(record for record in records if record.domain == settings.only_domain)
+    if not own:
+        known = ", ".join(count.domain for count in report.domains)
+        raise DataInvalid(f"{report.path}: no record of domain {settings.only_domain}; there are {known}")
+    changed = replace(report, used=len(own), left_out=len(records) - len(own), domains=_domain_counts(own))
+    return own, changed
 
 
 def _limited(records: tuple[Record, ...], limit: int) -> tuple[Record, ...]:

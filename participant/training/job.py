@@ -95,7 +95,7 @@ class DataSettings:
     record hash. train_limit: at most so many training records (0: all), chosen by record hash.
     max_none_fraction: at most this part of the NER training records may have no entity (a model that sees too many
     learns to say None); 1.0 leaves them as they are.
-    default_domain: for records that name none.
+    default_domain: for records that name none. only_domain: records of others are left out; "" for none.
     """
 
     train_path: Path
@@ -106,6 +106,7 @@ class DataSettings:
     train_limit: int = 0
     max_none_fraction: float = 1.0
     default_domain: str = "general"
+    only_domain: str = ""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.held_out_fraction < 1.0:
@@ -188,6 +189,16 @@ class PrivateSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenAdapter:
+    """An adapter that is part of the model and does not move. folder: PEFT; digest: SHA-256 of its model file."""
+
+    folder: Path
+    digest: str
+    spec: AdapterSpec
+    method: Method
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingJob:
     """One job of the training process.
 
@@ -214,6 +225,7 @@ class TrainingJob:
     evaluation: EvaluationSettings = EvaluationSettings()
     resources: Resources = Resources()
     candidate_records: int = 0
+    beneath: FrozenAdapter | None = None
     private: PrivateSettings | None = None
     correction: Path | None = None
     correction_digest: str = ""
@@ -247,6 +259,7 @@ class TrainingJob:
             self,
             base_model=folder / self.base_model,
             global_adapter=folder / self.global_adapter,
+            beneath=None if self.beneath is None else replace(self.beneath, folder=folder / self.beneath.folder),
             correction=None if correction is None else folder / correction,
             data=replace(
                 self.data,

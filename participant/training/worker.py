@@ -53,7 +53,8 @@ def run_job(folder: Path, report: Reporter, stop: StopRequest, *, base_from: Loa
         records = data.load(job.data)
         report(Progress(phase=Phase.LOAD, step=3, total_steps=_CHECKS, detail="load the base model"))
 
-        from participant.training.execute import Execution  # the slow imports
+        from participant.training.beneath import over  # the slow imports
+        from participant.training.execute import Execution
         from participant.training.model import load_base
 
         execution = Execution(
@@ -63,7 +64,7 @@ def run_job(folder: Path, report: Reporter, stop: StopRequest, *, base_from: Loa
             base_model_name=model.name,
             report=report,
             stop=stop,
-            base_from=base_from or load_base,
+            base_from=over(base_from or load_base, model.layers, [job.beneath] if job.beneath is not None else []),
         )
         write_atomically(folder / RESULT_FILE, execution.run(records, layout=layout, start=start).to_json())
         execution.tidy()

@@ -390,6 +390,8 @@ class PlanSettings(_message.Message):
     CONTROL_VARIATES_FIELD_NUMBER: _builtins.int
     DOMAINS_FIELD_NUMBER: _builtins.int
     UPDATES_JSON_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    BENEATH_ADAPTER_FIELD_NUMBER: _builtins.int
     PRIVACY_JSON_FIELD_NUMBER: _builtins.int
     base_model_json: _builtins.str
     """The base model as `accord-participant describe-model FOLDER` prints it (JSON): name, digest and linear layers."""
@@ -479,6 +481,10 @@ class PlanSettings(_message.Message):
     """How each round's sums update the next round's instruction set, as JSON; "{}" takes all defaults. Default: they
     do not.
     """
+    domain: _builtins.str
+    """The run makes a domain adapter: only participants with records of this domain join it, and train on those alone."""
+    beneath_adapter: _builtins.str
+    """Digest of the accepted global adapter that stays frozen beneath a domain adapter."""
     privacy_json: _builtins.str
     """How every site keeps single records private, as JSON: {"training": {"epsilon": 4}} for record-level differential
     privacy of all its updates of the run (also "delta", "clip", "spare_rounds"), {"metrics": {"multiplier": 10}} for
@@ -559,11 +565,13 @@ class PlanSettings(_message.Message):
         control_variates: _builtins.bool = ...,
         domains: _abc.Iterable[Global___PlanDomain] | None = ...,
         updates_json: _builtins.str = ...,
+        domain: _builtins.str = ...,
+        beneath_adapter: _builtins.str = ...,
         privacy_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["collecting", b"collecting", "forming", b"forming", "key_setup", b"key_setup", "training", b"training", "unmasking", b"unmasking"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alignment", b"alignment", "alpha", b"alpha", "base_model_json", b"base_model_json", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "collecting", b"collecting", "control_variates", b"control_variates", "domains", b"domains", "element_clip", b"element_clip", "evaluation_records", b"evaluation_records", "final_rate_fraction", b"final_rate_fraction", "forming", b"forming", "gate_loss_rise", b"gate_loss_rise", "heads", b"heads", "instruction_set_json", b"instruction_set_json", "key_setup", b"key_setup", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "least_cohort", b"least_cohort", "max_length", b"max_length", "max_update_norm", b"max_update_norm", "method", b"method", "most_failed_rounds", b"most_failed_rounds", "most_participants", b"most_participants", "name_survivors", b"name_survivors", "phase_rounds", b"phase_rounds", "privacy_json", b"privacy_json", "product_probes", b"product_probes", "proximal_weight", b"proximal_weight", "rank", b"rank", "rounds", b"rounds", "rounds_per_epoch", b"rounds_per_epoch", "schedule", b"schedule", "seed", b"seed", "server_learning_rate", b"server_learning_rate", "server_optimizer", b"server_optimizer", "steps_per_round", b"steps_per_round", "target_modules", b"target_modules", "tau", b"tau", "tensor_clips", b"tensor_clips", "training", b"training", "unmasking", b"unmasking", "updates_json", b"updates_json", "weight_cap", b"weight_cap"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alignment", b"alignment", "alpha", b"alpha", "base_model_json", b"base_model_json", "batch_size", b"batch_size", "beneath_adapter", b"beneath_adapter", "beta1", b"beta1", "beta2", b"beta2", "collecting", b"collecting", "control_variates", b"control_variates", "domain", b"domain", "domains", b"domains", "element_clip", b"element_clip", "evaluation_records", b"evaluation_records", "final_rate_fraction", b"final_rate_fraction", "forming", b"forming", "gate_loss_rise", b"gate_loss_rise", "heads", b"heads", "instruction_set_json", b"instruction_set_json", "key_setup", b"key_setup", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "least_cohort", b"least_cohort", "max_length", b"max_length", "max_update_norm", b"max_update_norm", "method", b"method", "most_failed_rounds", b"most_failed_rounds", "most_participants", b"most_participants", "name_survivors", b"name_survivors", "phase_rounds", b"phase_rounds", "privacy_json", b"privacy_json", "product_probes", b"product_probes", "proximal_weight", b"proximal_weight", "rank", b"rank", "rounds", b"rounds", "rounds_per_epoch", b"rounds_per_epoch", "schedule", b"schedule", "seed", b"seed", "server_learning_rate", b"server_learning_rate", "server_optimizer", b"server_optimizer", "steps_per_round", b"steps_per_round", "target_modules", b"target_modules", "tau", b"tau", "tensor_clips", b"tensor_clips", "training", b"training", "unmasking", b"unmasking", "updates_json", b"updates_json", "weight_cap", b"weight_cap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -117,7 +117,7 @@ def add_sites(federation: Federation, **counts: int) -> None:
             number += 1
 
 
-def settings(*domains: str, updates: str = "{}", **others: object) -> dict[str, object]:
+def settings(*domains: str, updates: str = "{}", **others: object) -> dict[str, Any]:
     return {
         "domains": [{"name": name, "tasks": ["classification"]} for name in domains],
         "updates_json": updates,

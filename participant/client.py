@@ -167,9 +167,9 @@ class CoordinatorClient:
             peft_config=response.peft_config_json,
         )
 
-    def adapter_chunks(self, digest: str, *, offset: int) -> Iterator[bytes]:
-        """The adapter's model file from an offset on."""
-        request = adapter_pb2.DownloadAdapterRequest(digest=digest, offset=offset)
+    def adapter_chunks(self, digest: str, *, offset: int, moved_only: bool = False) -> Iterator[bytes]:
+        """The adapter's model file from an offset on; or of what has moved from its parent, one behind the other."""
+        request = adapter_pb2.DownloadAdapterRequest(digest=digest, offset=offset, moved_only=moved_only)
         with raised_as_errors():
             for message in self._adapters.DownloadAdapter(request, timeout=STREAM_SECONDS):
                 yield message.chunk

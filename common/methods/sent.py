@@ -59,6 +59,26 @@ class Stretches:
             yield slice(at - start, end - start), part.stored + at - part.sent
             at, index = end, index + 1
 
+    def windows(self, first: int, most: int) -> Iterator[tuple[int, tuple[tuple[int, int], ...]]]:
+        """What sent elements `first` and following are read by: parts of the stored vector, of `most` elements at most.
+
+        Each is its first stored element, and (offset in it, count) of the sent ones there, in order.
+        """
+        start, pieces = -1, list[tuple[int, int]]()
+        for part, place in self.within(first, self.size):
+            at, stop = place, place + part.stop - part.start
+            while at < stop:
+                if pieces and at >= start + most:
+                    yield start, tuple(pieces)
+                    pieces.clear()
+                if not pieces:
+                    start = at
+                end = min(stop, start + most)
+                pieces.append((at - start, end - at))
+                at = end
+        if pieces:
+            yield start, tuple(pieces)
+
     def gaps(self, parameters: int) -> Iterator[tuple[int, int]]:
         """(start, stop) of the stored elements that are not sent, in order; parameters: of the stored vector."""
         at = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,6 +137,31 @@ def test_rolora_moves_one_factor_a_round_and_uploads_no_more_than_that(tmp_path:
             factors.append({tensor.name.split(".")[-2] for tensor in sent_vector(plan, number).tensors})
         assert factors == [{"lora_B"}, {"lora_B"}, {"lora_A"}]
         assert sizes[0] == sizes[1] != sizes[2]
+
+
+def test_a_site_that_has_the_parent_fetches_what_has_moved_and_one_that_has_not_all(tmp_path: Path):
+    with federation_in(tmp_path) as federation:
+        for index, name in enumerate(SITES):
+            federation.add_site(name, MadeUpTrainer(related(index)))
+        federation.create_run(rounds=3, element_clip=CLIP, method="rolora")
+        federation.play(1)
+        federation.turn_until(lambda: federation.round(2)["state"] == "succeeded")
+        late = federation.sites["site-2"]
+        shutil.rmtree(late.state / "adapters" / federation.round(3)["base_adapter_digest"], ignore_errors=True)
+        shutil.rmtree(late.state / "adapters" / federation.round(2)["base_adapter_digest"])
+        federation.turn_until(lambda: federation.state() == "succeeded")
+
+        plan = federation.plan()
+        asked = {
+            name: [call.get("moved_only", False) for _, call in site.line.attempts["adapter_chunks"]]
+            for name, site in federation.sites.items()
+        }
+        assert asked["site-0"] == [False, True, True, True]
+        assert asked["site-2"] == [False, True, False, True]
+        for digest in (federation.round(4)["base_adapter_digest"], federation.round(3)["base_adapter_digest"]):
+            for site in federation.sites.values():
+                held = open_flat(site.state / "adapters" / digest / ADAPTER_FILE, plan.layout())
+                assert np.array_equal(held, federation.adapter(digest))
 
 
 def test_ffas_a_is_orthonormal_and_the_same_bits_at_every_site_in_every_round(tmp_path: Path):

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from accord.v1 import resources_pb2 as accord_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61\x63\x63ord/v1/adapter.proto\x12\taccord.v1\x1a\x19\x61\x63\x63ord/v1/resources.proto\"#\n\x11GetAdapterRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"S\n\x12GetAdapterResponse\x12#\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x12.accord.v1.Adapter\x12\x18\n\x10peft_config_json\x18\x02 \x01(\t\"8\n\x16\x44ownloadAdapterRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"(\n\x17\x44ownloadAdapterResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x32\xb7\x01\n\x0e\x41\x64\x61pterService\x12I\n\nGetAdapter\x12\x1c.accord.v1.GetAdapterRequest\x1a\x1d.accord.v1.GetAdapterResponse\x12Z\n\x0f\x44ownloadAdapter\x12!.accord.v1.DownloadAdapterRequest\x1a\".accord.v1.DownloadAdapterResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61\x63\x63ord/v1/adapter.proto\x12\taccord.v1\x1a\x19\x61\x63\x63ord/v1/resources.proto\"#\n\x11GetAdapterRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"S\n\x12GetAdapterResponse\x12#\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x12.accord.v1.Adapter\x12\x18\n\x10peft_config_json\x18\x02 \x01(\t\"L\n\x16\x44ownloadAdapterRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x12\n\nmoved_only\x18\x03 \x01(\x08\"(\n\x17\x44ownloadAdapterResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x32\xb7\x01\n\x0e\x41\x64\x61pterService\x12I\n\nGetAdapter\x12\x1c.accord.v1.GetAdapterRequest\x1a\x1d.accord.v1.GetAdapterResponse\x12Z\n\x0f\x44ownloadAdapter\x12!.accord.v1.DownloadAdapterRequest\x1a\".accord.v1.DownloadAdapterResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,9 +37,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETADAPTERRESPONSE']._serialized_start=102
   _globals['_GETADAPTERRESPONSE']._serialized_end=185
   _globals['_DOWNLOADADAPTERREQUEST']._serialized_start=187
-  _globals['_DOWNLOADADAPTERREQUEST']._serialized_end=243
-  _globals['_DOWNLOADADAPTERRESPONSE']._serialized_start=245
-  _globals['_DOWNLOADADAPTERRESPONSE']._serialized_end=285
-  _globals['_ADAPTERSERVICE']._serialized_start=288
-  _globals['_ADAPTERSERVICE']._serialized_end=471
+  _globals['_DOWNLOADADAPTERREQUEST']._serialized_end=263
+  _globals['_DOWNLOADADAPTERRESPONSE']._serialized_start=265
+  _globals['_DOWNLOADADAPTERRESPONSE']._serialized_end=305
+  _globals['_ADAPTERSERVICE']._serialized_start=308
+  _globals['_ADAPTERSERVICE']._serialized_end=491
 # @@protoc_insertion_point(module_scope)

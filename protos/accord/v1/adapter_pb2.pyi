@@ -67,17 +67,23 @@ class DownloadAdapterRequest(_message.Message):
 
     DIGEST_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
+    MOVED_ONLY_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     offset: _builtins.int
+    moved_only: _builtins.bool
+    """Only the tensors that have moved from the adapter's parent, one behind the other in the file's order: whoever has the
+    parent has the rest. The offset counts in them, in whole elements of four bytes.
+    """
     def __init__(
         self,
         *,
         digest: _builtins.str = ...,
         offset: _builtins.int = ...,
+        moved_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "offset", b"offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "moved_only", b"moved_only", "offset", b"offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

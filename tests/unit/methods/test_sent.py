@@ -35,6 +35,22 @@ def test_stretches_are_the_sent_elements_in_order_and_gaps_are_the_others(shapes
     assert found == list(enumerate(places[start:stop]))
 
 
+@given(SHAPES, st.data())
+def test_windows_hold_every_sent_element_once_in_order_and_are_no_larger_than_asked(shapes, data):
+    slots = laid_out((str(at), shape) for at, shape in enumerate(shapes)).slots
+    stretches = Stretches.of(slot for slot in slots if data.draw(st.booleans()))
+    first, most = data.draw(st.integers(0, stretches.size)), data.draw(st.integers(1, 40))
+    windows = list(stretches.windows(first, most))
+    found = [start + at + offset for start, pieces in windows for at, count in pieces for offset in range(count)]
+    expected = [
+        place + offset
+        for part, place in stretches.within(first, stretches.size)
+        for offset in range(part.stop - part.start)
+    ]
+    assert found == expected
+    assert all(pieces[0][0] == 0 and sum(pieces[-1]) <= most for _, pieces in windows)
+
+
 def test_neighbouring_tensors_are_one_stretch():
     assert len(Stretches.of(laid_out([("a", (2, 3)), ("b", (3, 2))]).slots).parts) == 1
     assert Stretches.of(()).size == 0

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from common.adapters import ADAPTER_FILE, MANIFEST_FILE
 from common.errors import DigestMismatch, SignatureInvalid, TooLarge, Unavailable
 from common.manifest import SIGNATURE_FILE, Manifest, signed_bytes
+from common.methods import Method
 from common.plan import Plan
+from common.sent import sent_vector
 from participant.client import PublishedAdapter
 from participant.shelf import KEPT_ADAPTERS, AdapterShelf
 from tests.unit.rounds import made
@@ -32,13 +35,13 @@ def model_file(seed: int = 0) -> bytes:
     return layout.header() + values.tobytes()
 
 
-def manifest(plan: Plan, digest: str) -> Manifest:
+def manifest(plan: Plan, digest: str, *, parent: str | None = None) -> Manifest:
     return Manifest(
         federation=plan.federation,
         run=plan.run,
         round=1,
         digest=digest,
-        parent=None,
+        parent=parent,
         base_model=plan.base_model.name,
         base_model_digest=plan.base_model.digest,
         plan_digest="aa" * 32,
@@ -65,20 +68,28 @@ class Coordinator:
     breaks_after: int | None = None
     size_bytes: int | None = None
     plan: Plan = PLAN
+    parent: str | None = None
+    spoils_moved: bool = False
     offsets: list[int] = field(default_factory=list)
+    moved_offsets: list[int] = field(default_factory=list)
 
     @property
     def digest(self) -> str:
         return hashlib.sha256(self.content).hexdigest()
 
     def adapter(self, digest: str) -> PublishedAdapter:
-        content = manifest(self.plan, digest).to_bytes()
+        content = manifest(self.plan, digest, parent=self.parent).to_bytes()
         size = len(self.content) if self.size_bytes is None else self.size_bytes
         return PublishedAdapter(digest, size, content, self.key.sign(signed_bytes(content)), "{}")
 
-    def adapter_chunks(self, digest: str, *, offset: int) -> Iterator[bytes]:
-        self.offsets.append(offset)
+    def adapter_chunks(self, digest: str, *, offset: int, moved_only: bool = False) -> Iterator[bytes]:
+        (self.moved_offsets if moved_only else self.offsets).append(offset)
         sends = self.content if self.sends is None else self.sends
+        if moved_only:
+            data = sends[len(PLAN.layout().header()) :]
+            parts = sent_vector(self.plan, 1).stretches.parts
+            sends = b"".join(data[4 * part.stored : 4 * (part.stored + part.size)] for part in parts)
+            sends = bytes([sends[0] ^ 1]) + sends[1:] if self.spoils_moved else sends
         for at in range(offset, len(sends), CHUNK):
             if self.breaks_after is not None and at - offset >= self.breaks_after:
                 raise Unavailable("the network is gone")
@@ -242,3 +253,71 @@ def test_only_the_newest_and_the_named_adapters_are_kept(tmp_path: Path):
     kept.prune(frozenset({oldest}))
 
     assert {path.name for path in tmp_path.iterdir()} == {f"{age:02x}" * 32 for age in range(KEPT_ADAPTERS)} | {oldest}
+
+
+# --- what has moved ------------------------------------------------------------------------------------------------
+
+ROLORA = replace(PLAN, method=Method(name="rolora"))
+
+
+def next_to(parent: bytes) -> bytes:
+    """The parent's file after round 1, in which B moves."""
+    layout = ROLORA.layout()
+    values = np.frombuffer(parent, dtype="<f4", offset=len(layout.header())).copy()
+    for slot in sent_vector(ROLORA, 1).tensors:
+        values[slot.offset : slot.offset + slot.size] += 1
+    return layout.header() + values.tobytes()
+
+
+def with_parent(folder: Path, **settings: Any) -> tuple[AdapterShelf, Coordinator]:
+    """A shelf that holds the parent of what the coordinator has now."""
+    first = Coordinator(plan=ROLORA)
+    shelf(folder, first).fetch(first.digest, ROLORA)
+    after = Coordinator(content=next_to(first.content), plan=ROLORA, parent=first.digest, **settings)
+    return shelf(folder, after), after
+
+
+def test_where_the_parent_is_there_only_what_has_moved_is_fetched(tmp_path: Path):
+    kept, coordinator = with_parent(tmp_path)
+    counted: list[int] = []
+    folder = kept.fetch(coordinator.digest, ROLORA, on_bytes=counted.append)
+
+    assert (folder / ADAPTER_FILE).read_bytes() == coordinator.content
+    assert sum(counted) == 4 * sent_vector(ROLORA, 1).parameters < len(coordinator.content)
+    assert (coordinator.offsets, coordinator.moved_offsets) == ([], [0])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        path.name for path in kept.path(coordinator.parent or "").iterdir()
+    )
+
+
+def test_a_broken_download_of_what_has_moved_goes_on_at_a_whole_element(tmp_path: Path):
+    kept, coordinator = with_parent(tmp_path, breaks_after=0)
+    with pytest.raises(Unavailable):
+        kept.fetch(coordinator.digest, ROLORA)
+    (part,) = tmp_path.glob(".*.part/moved.f32")
+    first = sent_vector(ROLORA, 1).stretches.parts[0]
+    at = len(ROLORA.layout().header()) + 4 * first.stored
+    part.write_bytes(coordinator.content[at : at + 11])  # what a power cut may leave behind
+    coordinator.breaks_after = None
+
+    folder = kept.fetch(coordinator.digest, ROLORA)
+
+    assert coordinator.moved_offsets == [0, 8]
+    assert (folder / ADAPTER_FILE).read_bytes() == coordinator.content
+
+
+@pytest.mark.parametrize("spoilt", ["what is sent", "the parent", "the parent's length"])
+def test_what_does_not_fit_together_is_fetched_as_a_whole(tmp_path: Path, spoilt: str):
+    kept, coordinator = with_parent(tmp_path, spoils_moved=spoilt == "what is sent")
+    parent = kept.path(coordinator.parent or "") / ADAPTER_FILE
+    if spoilt != "what is sent":
+        content = parent.read_bytes()
+        frozen, _ = next(sent_vector(ROLORA, 1).stretches.gaps(ROLORA.layout().parameters))
+        at = len(ROLORA.layout().header()) + 4 * frozen
+        changed = content[:at] + b"\0\0\0\x40" + content[at + 4 :]
+        parent.write_bytes(content[:-4] if spoilt == "the parent's length" else changed)
+
+    folder = kept.fetch(coordinator.digest, ROLORA)
+
+    assert (folder / ADAPTER_FILE).read_bytes() == coordinator.content
+    assert (coordinator.moved_offsets, coordinator.offsets) == ([0], [0])

@@ -20,6 +20,7 @@ from benchmarks.training import (
     outcome_of,
     trl_python,
 )
+from common.basemodel import describe
 from participant.training.job import write_job
 from participant.training.result import RESULT_FILE, JobResult
 from tests.tiny_model import make_tiny_model
@@ -89,7 +90,7 @@ def test_trl_is_handed_the_batches_that_accords_process_trains_on(job, tmp_path,
 
 
 def test_an_adapter_of_either_side_is_judged_by_the_same_records(job, tmp_path):
-    layout = job.layout(training.describe(job.base_model).layers)
+    layout = job.layout(describe(job.base_model).layers)
     loss = training.held_out_loss(job, tmp_path / "judged", job.global_adapter, layout)
     assert 0.0 < loss < 20.0
 

@@ -13,11 +13,12 @@ import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from common import basemodel
-from common.adapters import ADAPTER_FILE, file_digest, open_flat
+from common.adapters import ADAPTER_FILE, file_digest, open_flat, write_adapter_folder
 from common.errors import (
     BaseModelMismatch,
     BaseModelUnavailable,
@@ -29,7 +30,7 @@ from common.errors import (
     TrainingStopped,
 )
 from common.instructions import chat_instruction_set
-from common.methods import Method
+from common.methods import Method, adapter_method
 from participant.training.checkpoint import CHECKPOINT_FILE
 from participant.training.child import _CODES
 from participant.training.job import (
@@ -185,6 +186,43 @@ def test_a_job_killed_in_training_resumes_and_ends_with_the_same_bits(site, undi
     # A step is reported before its checkpoint is written, and the worker goes on until the kill reaches it.
     assert result.training.resumed_at_step >= (step - 1) // 3 * 3
     assert site.phases.count(Phase.TRAIN) == 12 - result.training.resumed_at_step
+
+
+@pytest.mark.parametrize("method", [Method(name="core", control_variates=True), Method(name="ravan", heads=3)])
+def test_a_job_of_another_method_than_lora_trains_what_is_sent_and_resumes_to_the_same_bits(site, method, tmp_path):
+    kind = adapter_method(method, TINY_SPEC)
+    layers = basemodel.describe(site.job.base_model).layers
+    layout = kind.layout(layers)
+    start = np.concatenate([values for _, values in kind.initial(layers, seed=2)])
+    digest = write_adapter_folder(tmp_path / "start", start, layout, {})
+    changes = {"method": method, "round": 3, "global_adapter": tmp_path / "start", "global_adapter_digest": digest}
+    sent = [slot for slot in layout.slots if kind.is_sent(slot.name, 0)]
+    if method.control_variates:
+        correction = tmp_path / "correction.f32"
+        correction.write_bytes(np.full(sum(slot.size for slot in sent), 0.25, dtype="<f4").tobytes())
+        changes |= {"correction": correction, "correction_digest": file_digest(correction)}
+
+    result = site.run("whole", **changes)
+    with pytest.raises(TrainingFailed, match="signal 9"):
+        site.run("killed", on_progress=KillAt(site.folder / "killed", 8), **changes)
+    site.run("killed", **changes)
+
+    assert result.training is not None
+    assert result.training.losses[-1] < result.training.losses[0]
+    whole, killed = (
+        np.array(open_flat(site.folder / name / ADAPTER_FOLDER / ADAPTER_FILE, layout)) for name in ("whole", "killed")
+    )
+    assert np.array_equal(whole, killed)
+    moved = {slot.name for slot in layout.slots if (whole - start)[slot.offset : slot.offset + slot.size].any()}
+    assert moved == {slot.name for slot in sent}
+
+
+def test_a_correction_with_other_bytes_than_the_jobs_is_refused(site, tmp_path):
+    (tmp_path / "correction.f32").write_bytes(bytes(400))
+    with pytest.raises(DigestMismatch, match=r"correction\.f32"):
+        site.run(
+            method=Method(control_variates=True), correction=tmp_path / "correction.f32", correction_digest="ab" * 32
+        )
 
 
 def test_a_job_killed_in_evaluation_begins_again(site):

@@ -58,13 +58,13 @@ def site(tiny_folder, layers, records):
         )
         return start, model
 
-    def task(method, *, round_=1, steps=6, checkpoint=None, every=0):
+    def task(method, *, round_=1, steps=6, checkpoint=None, every=0, correction=None):
         return TrainingTask(
             records=records,
             weights=[1.0] * len(records),
             hyperparameters=replace(SETTINGS, steps=steps),
             resources=Resources(micro_batch_size=4, checkpoint_every_steps=every),
-            method=client_method(method, TINY_SPEC, round_=round_),
+            method=client_method(method, TINY_SPEC, round_=round_, correction=correction),
             job_digest="job",
             checkpoint=checkpoint,
         )
@@ -187,3 +187,30 @@ def test_fedrot_turns_a_trained_site_towards_the_global_factors_and_keeps_its_up
         assert distances[1] <= distances[0] + 1e-5
         nearer += distances[1] < distances[0] - 1e-4
     assert nearer > 0
+
+
+def test_control_variates_move_every_step_by_the_rate_times_the_correction(site):
+    begin, task = site
+    method = Method(name="core", control_variates=True)
+    _, plain = begin(method)
+    go(plain, task(method, steps=1))
+    _, corrected = begin(method)
+    names = [name for name in corrected.factors if ".core_R." in name]
+    draw = torch.Generator().manual_seed(3)
+    correction = {name: torch.randn(corrected.factors[name].shape, generator=draw) for name in names}
+    go(corrected, task(method, steps=1, correction=correction))
+
+    for name in names:
+        moved = (corrected.factors[name] - plain.factors[name]).detach()
+        torch.testing.assert_close(moved, -SETTINGS.learning_rate * correction[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_correction_of_nothing_leaves_the_bits_as_they_are(site):
+    begin, task = site
+    method = Method(control_variates=True)
+    _, plain = begin(method)
+    go(plain, task(method))
+    _, corrected = begin(method)
+    go(corrected, task(method, correction={name: torch.zeros_like(one) for name, one in corrected.factors.items()}))
+
+    assert np.array_equal(corrected.flat(), plain.flat())

@@ -6,11 +6,13 @@ sent again, what is sent again is the same bytes, and the run ends as it would h
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -21,6 +23,7 @@ from coordinator import aggregation
 from coordinator.aggregation import OpenSum
 from coordinator.checkpoints import RECORD_FILE
 from coordinator.driver import aggregating
+from coordinator.store.opening import open_blobs
 from participant.client import CoordinatorClient, UploadState
 from participant.journal import RoundPhase
 from tests.rpc.federation import WINDOW, Federation, base_model, federation_in
@@ -397,6 +400,43 @@ def test_a_sum_goes_on_at_its_first_chunk_that_is_not_durable(tmp_path: Path) ->
             assert federation.round(1)["adapter_digest"] == gone_on
         errors, bound = federation.errors(1, names)
         assert errors.max() <= bound
+
+
+@pytest.mark.parametrize(
+    ("settings", "killed_at"),
+    [
+        ({"server_optimizer": "fedadam", "product_probes": 8}, 2),
+        ({"method": "rolora", "server_optimizer": "fedyogi"}, 1),
+    ],
+    ids=["all is sent", "one factor is sent"],
+)
+def test_state_figures_and_what_is_not_sent_go_on_with_the_sum(
+    tmp_path: Path, settings: dict[str, Any], killed_at: int
+) -> None:
+    def made() -> tuple[object, ...]:
+        found = federation.round(1)
+        blobs, figures = open_blobs(federation.config.blobs_url), [one["name"] for one in found["metrics"]]
+        state = tuple(hashlib.sha256(blobs.read(key)).hexdigest() for key in blobs.keys("optimizer"))
+        assert len(state) == 2
+        assert ("product_error" in figures) == ("product_probes" in settings)
+        return found["adapter_digest"], found["metrics"], state
+
+    with federation_in(tmp_path, model=LARGE) as federation:
+        federation.add_sites(3)
+        federation.create_run(**settings)
+        with killed_while_summing(federation, chunk=killed_at) as scratch:
+            stored, copy = federation.config.data_folder, tmp_path / "copy"
+            shutil.copytree(stored, copy)
+            opened = summed_after_the_restart(federation)
+            assert opened == list(range(killed_at, opened[-1] + 1))
+            gone_on = made()
+            federation.stop()
+
+            shutil.rmtree(stored)
+            shutil.copytree(copy, stored)
+            shutil.rmtree(scratch)
+            assert summed_after_the_restart(federation)[0] == 0
+            assert made() == gone_on
 
 
 def test_what_was_made_of_another_sum_is_not_gone_on_with(tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from common import jsonform
 from common.adapters import MAX_HEADER_BYTES, LinearLayer, natural_order
 from common.errors import BaseModelUnavailable
@@ -39,6 +42,8 @@ _VOLATILE_CONFIG_KEYS: Final = frozenset(
 # Where a call of the library last left its tokenizer: no part of the model.
 _VOLATILE_TOKENIZER_KEYS: Final = frozenset({"truncation", "padding"})
 _NOT_LINEAR: Final = ("embed", "lm_head", "wte", "wpe", "norm", "router", "rotary")
+# How numpy reads what safetensors calls so.
+_NUMBERS: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 # These keep a linear layer's weight as (in, out); a layout made from their headers would be wrong.
 _TRANSPOSED_MODEL_TYPES: Final = frozenset({"gpt2", "openai-gpt"})
 
@@ -113,6 +118,33 @@ def describe(folder: Path, *, name: str | None = None, cache_folder: Path | None
         parameters=sum(elements_by_dtype.values()),
         dtype=max(elements_by_dtype, key=lambda dtype: elements_by_dtype[dtype]),
     )
+
+
+class LinearWeights:
+    """The weights of a base model's linear layers, read one at a time from its files."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises BaseModelUnavailable if the folder is no base model."""
+        self._tensors = {tensor.name: tensor for tensor in _tensors(folder.resolve())}
+
+    def read(self, layer: LinearLayer) -> NDArray[np.float32]:
+        """float32[out, in]. Raises BaseModelUnavailable for a layer that is not there, or is in another precision."""
+        tensor = self._tensors.get(f"{layer.name}.weight")
+        if tensor is None or tensor.shape != (layer.out_features, layer.in_features):
+            raise BaseModelUnavailable(
+                f"the base model has no linear layer {layer.name} of the shape that is asked for"
+            )
+        kind = _NUMBERS.get(tensor.dtype)
+        if kind is None:
+            raise BaseModelUnavailable(
+                f"{tensor.file}: {tensor.name} is stored as {tensor.dtype}; weights are read from {', '.join(_NUMBERS)}"
+            )
+        values = np.fromfile(tensor.file, dtype=kind, count=tensor.elements, offset=tensor.start)
+        if values.size != tensor.elements:
+            raise BaseModelUnavailable(f"{tensor.file} is cut short at tensor {tensor.name}")
+        if tensor.dtype == "BF16":  # the upper half of a float32, which numpy has no type for
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        return values.astype(np.float32, copy=False).reshape(tensor.shape)
 
 
 def _linear_layers(tensors: tuple[_Tensor, ...]) -> tuple[LinearLayer, ...]:

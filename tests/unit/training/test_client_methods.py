@@ -114,6 +114,20 @@ def test_only_what_is_sent_in_the_round_moves_and_the_site_learns(method, round_
     assert np.mean(figures.losses[-3:]) < np.mean(figures.losses[:3])
 
 
+@pytest.mark.parametrize(("method", "round_"), [("ffa_lora", 1), ("rolora", 1), ("rolora", 2), ("core", 1)])
+def test_no_gradient_of_a_frozen_tensor_is_ever_made(method, round_, site):
+    begin, task = site
+    _, model = begin(Method(name=method))
+    training = task(Method(name=method), round_=round_, steps=2)
+
+    go(model, training)
+
+    gradients = {name: tensor.grad for name, tensor in model.factors.items()}
+    assert {name for name, gradient in gradients.items() if gradient is not None} == {
+        name for name in gradients if training.method.is_trained(name)
+    }
+
+
 def test_ravan_trains_its_scalars_too(site):
     begin, task = site
     _, model = begin(Method(name="ravan"))

@@ -106,6 +106,7 @@ TINY: Final = Preset(
     alone_learning_rates=(5e-3,),
     has_full_budget_alone=True,
     has_adapters=True,
+    patience=1,
     resamples=200,
 )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from common.instructions import Task
+from demo.sources.records import Task
 from experiments.federation import FederatedResult, RoundFigures
 from experiments.judging import Judgement, SiteScores
 from experiments.outcome import SeedJudgements, goals_of, outcome_of

@@ -73,6 +73,7 @@ RULES: Final[Rules] = {
     "accord.v1.AdminService/ListRounds": READERS,
     "accord.v1.AdminService/ListAdapters": READERS,
     "accord.v1.AdminService/ExportAdapter": READERS,
+    "accord.v1.AdminService/ImportAdapter": OPERATORS,
     "accord.v1.AdminService/ListAuditEvents": READERS,
     "accord.v1.AdminService/VerifyAuditLog": READERS,
     # Whether a server is up is no secret; what it can do is shown on the admin listener, to operators.

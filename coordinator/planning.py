@@ -97,6 +97,7 @@ class PlanSettings:
     proximal_weight: float = 0.0
     alignment: float = 0.0
     control_variates: bool = False
+    initial_adapter: str = ""
     learning_rate: float = 0.0
     learning_rate_schedule: str = ""
     final_rate_fraction: float = 0.0
@@ -285,6 +286,7 @@ def _method(settings: PlanSettings) -> Method:
 def _most_deltas(method: Method, adapter: AdapterSpec, model: BaseModel) -> tuple[int, list[str]]:
     """Most parameters that move in one round."""
     try:
+        adapter.adapted(model.layers)  # said also where the method is not known
         made = adapter_method(method, adapter)
         slots = made.layout(model.layers).slots
     except AccordError as error:

@@ -14,11 +14,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from common.adapters import ADAPTER_FILE
+from common.adapters import ADAPTER_FILE, FlatFile
 from common.charter import Charter
-from common.errors import AlreadyExists, NotFound, OutOfTurn, StorageFailed
+from common.errors import AlreadyExists, NotFound, OutOfTurn, PlanInvalid, ShapeMismatch, StorageFailed
 from common.identifiers import adapter_name, parse_digest, run_name
 from common.plan import Beneath, Plan
 from common.states import RunState
@@ -33,11 +34,17 @@ from coordinator.store.interface import Reader, Writer
 
 RandomBytes = Callable[[int], bytes]
 RUN_ID_BYTES: Final = 32
+CHECKED_AT_ONCE: Final = 1 << 20  # elements
 
 
 def adapter_key(digest: str) -> str:
     """Where an adapter's model file lies in the blob store."""
     return f"adapters/{digest}"
+
+
+def import_key(digest: str) -> str:
+    """Where an imported adapter lies until a run begins from it."""
+    return f"imports/{digest}"
 
 
 def optimizer_state_key(digest: str, name: str) -> str:
@@ -82,7 +89,7 @@ class RunFactory:
         )
         content = plan.to_bytes()
         plan_digest = hashlib.sha256(content).hexdigest()
-        digest, size_bytes = self._store_initial_adapter(plan)
+        digest, size_bytes = self._store_initial_adapter(plan, imported=settings.initial_adapter)
         manifest = build_manifest(
             plan,
             plan_digest=plan_digest,
@@ -119,8 +126,8 @@ class RunFactory:
             ),
         )
 
-    def _store_initial_adapter(self, plan: Plan) -> tuple[str, int]:
-        """Digest and size of the adapter from which the first round trains."""
+    def _store_initial_adapter(self, plan: Plan, *, imported: str) -> tuple[str, int]:
+        """Digest and size of the adapter from which the first round trains. imported: its digest, "" for a new one."""
         try:
             self.scratch.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix="initial-adapter-", dir=self.scratch))
@@ -128,7 +135,11 @@ class RunFactory:
             raise StorageFailed(f"cannot write to {self.scratch}: {error.strerror}") from error
         try:
             file = folder / ADAPTER_FILE
-            digest = _write_adapter(file, plan, seed=initial_seed(plan))
+            if imported:
+                digest = str(parse_digest(imported, field="initial_adapter"))
+                self._fetch_imported(digest, file, plan)
+            else:
+                digest = _write_adapter(file, plan, seed=initial_seed(plan))
             size_bytes = file.stat().st_size
             self.blobs.put_file(adapter_key(digest), file)
         except OSError as error:
@@ -136,6 +147,36 @@ class RunFactory:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return digest, size_bytes
+
+    def _fetch_imported(self, digest: str, file: Path, plan: Plan) -> None:
+        """Raises NotFound for one that was not imported, PlanInvalid for one that does not fit the plan."""
+        try:
+            self.blobs.fetch(import_key(digest), file)
+        except NotFound as error:
+            raise NotFound(
+                f"initial_adapter: no adapter {digest} was imported; `accord-coordinator adapter import FILE` does it"
+            ) from error
+        try:
+            found = FlatFile.open(file, plan.layout())
+        except ShapeMismatch as error:
+            raise PlanInvalid(
+                f"initial_adapter: adapter {digest[:12]} is not of method {plan.method.name} with this rank, these "
+                "heads and these target_modules of this base model"
+            ) from error
+        for start in range(0, found.parameters, CHECKED_AT_ONCE):
+            if not np.isfinite(found.read(start, min(start + CHECKED_AT_ONCE, found.parameters))).all():
+                raise PlanInvalid(f"initial_adapter: adapter {digest[:12]} holds a NaN or an infinity")
+
+
+def require_own(reader: Reader, digest: str) -> None:
+    """Raises AlreadyExists for an adapter that belongs to a run: it has a place in that run's chain of manifests."""
+    try:
+        owner = reader.adapter(digest).run
+    except NotFound:
+        return
+    raise AlreadyExists(
+        f"{adapter_name(digest)} belongs to {run_name(owner)}; write and import another one, with another seed"
+    )
 
 
 def beneath(reader: Reader, digest: str) -> Beneath:

@@ -1,4 +1,4 @@
-"""`adapter`: published global adapters, and their export as PEFT folders."""
+"""`adapter`: published global adapters, their export as PEFT folders, and imported ones for runs to begin from."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ PART_SUFFIX = ".part"
 
 def execute(options: argparse.Namespace) -> Exit:
     with open_client(options) as client:
+        if options.action == "import":
+            return _import(client, options)
         return _list(client, options) if options.action == "list" else _export(client, options)
 
 
@@ -46,6 +48,15 @@ def _list(client: AdminClient, options: argparse.Namespace) -> Exit:
             for row in rows
         ],
     )
+    return Exit.OK
+
+
+def _import(client: AdminClient, options: argparse.Namespace) -> Exit:
+    facts = client.import_adapter(options.file)
+    if options.json:
+        print_json(facts)
+    else:
+        print_facts(facts.items())
     return Exit.OK
 
 

@@ -346,6 +346,20 @@ examples:
     export.add_argument("folder", type=Path, metavar="FOLDER")
     export.add_argument("--run", metavar="RUN", help="its newest accepted adapter")
     export.add_argument("--digest", metavar="SHA256", help="this adapter")
+    taking = _remote(
+        actions,
+        "import",
+        "bring a first adapter for a run to begin from",
+        """What `accord-participant initial-adapter` has written beside the base model, which the coordinator has not.
+It is kept until a run is created from it, and belongs to that run from then on.
+
+examples:
+  accord-coordinator adapter import first.safetensors
+  accord-coordinator run create core --base-model model.json --rank 32 --set method=core --set initial_adapter=3f...""",
+        command="adapters",
+        action="import",
+    )
+    taking.add_argument("file", type=Path, metavar="FILE", help="adapter file in the layout of the run's method")
 
 
 def _add_audit(commands: Commands[Parser]) -> None:

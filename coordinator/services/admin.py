@@ -26,8 +26,9 @@ from common.version import software_version
 from coordinator import audit_lines, runs
 from coordinator.charters import CharterTerms, check_publishable, draft_charter
 from coordinator.rounds.events import RunEvent, RunPaused, RunResumed, RunStarted
-from coordinator.rounds.model import Adapter, KeyEpoch, Participant, ParticipantState, Run
+from coordinator.rounds.model import KeyEpoch, Participant, ParticipantState, Run
 from coordinator.services import convert
+from coordinator.services.adapter_files import AdapterFiles
 from coordinator.services.admin_parts import FederationFacts, Inviter, Notices
 from coordinator.services.answers import Answers
 from coordinator.standing import parse_charter, parse_plan
@@ -43,7 +44,6 @@ MOST_IN_A_PAGE: Final = 500
 DEFAULT_TOKEN_LIFE: Final = timedelta(days=1)
 MOST_TOKEN_LIFE: Final = timedelta(days=30)
 MOST_REASON: Final = 1000
-CHUNK_BYTES: Final = 1024 * 1024
 OPEN_RUNS: Final = tuple(state for state in RunState if not state.is_over)
 
 
@@ -62,7 +62,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         notices: Notices,
     ) -> None:
         self._store = store
-        self._blobs = blobs
+        self._files = AdapterFiles(store=store, blobs=blobs, scratch=factory.scratch)
         self._clock = clock
         self._facts = facts
         self._factory = factory
@@ -264,6 +264,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def CreateRun(self, request: pb.CreateRunRequest, context: Context) -> pb.CreateRunResponse:
         answer = await asyncio.to_thread(self._create_run, request, current_caller().actor)
+        await asyncio.to_thread(self._files.forget_import, request.settings.initial_adapter)
         self._notices.changed()
         return answer
 
@@ -277,6 +278,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             runs.require_new(reader, name)
             charter = parse_charter(reader.charter())
             beneath = runs.beneath(reader, settings.beneath_adapter) if settings.beneath_adapter else None
+            if settings.initial_adapter:
+                runs.require_own(reader, settings.initial_adapter)
         new = self._factory.make(name, settings, charter, at=self._clock.now(), beneath=beneath)
 
         def act(writer: Writer) -> pb.CreateRunResponse:
@@ -407,20 +410,19 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def ExportAdapter(
         self, request: pb.ExportAdapterRequest, context: Context
     ) -> AsyncIterator[pb.ExportAdapterResponse]:
-        digest = identifiers.parse_digest(request.digest)
-        adapter, config = await self._read(lambda reader: _adapter_with_config(reader, digest))
-        if request.offset > adapter.size_bytes:
-            raise InvalidArgument(
-                f"offset: {request.offset} is behind the end, the file has {adapter.size_bytes} bytes"
-            )
-        yield pb.ExportAdapterResponse(
-            peft_config_json=config,
-            manifest_json=adapter.manifest.decode(),
-            manifest_signature=adapter.manifest_signature.hex(),
-        )
-        for offset in range(request.offset, adapter.size_bytes, CHUNK_BYTES):
-            chunk = await asyncio.to_thread(self._blobs.read, runs.adapter_key(digest), offset, CHUNK_BYTES)
-            yield pb.ExportAdapterResponse(chunk=chunk)
+        async for message in self._files.export(request):
+            yield message
+
+    async def ImportAdapter(
+        self, requests: AsyncIterator[pb.ImportAdapterRequest], context: Context
+    ) -> pb.ImportAdapterResponse:
+        answer = await self._files.take(requests)
+        await asyncio.to_thread(self._audit_import, current_caller().actor, answer)
+        return answer
+
+    def _audit_import(self, actor: str, answer: pb.ImportAdapterResponse) -> None:
+        with self._store.write() as writer:
+            self._audit(writer, actor, "adapter_imported", f"adapters/{answer.digest}", size_bytes=answer.size_bytes)
 
     # --- the audit log --------------------------------------------------------------------------------------------
 
@@ -470,12 +472,6 @@ def _epoch_of(reader: Reader, run: str, round_number: int) -> KeyEpoch | None:
     round_ = reader.round(run, round_number)
     number = round_.epoch if round_.epoch or round_.state.is_over else reader.run(run).latest_epoch
     return reader.epoch(run, number) if number else None
-
-
-def _adapter_with_config(reader: Reader, digest: str) -> tuple[Adapter, str]:
-    adapter = reader.adapter(digest)
-    plan = parse_plan(reader.run(adapter.run).plan)
-    return adapter, plan.adapter_method().lora_spec.peft_config_json(plan.base_model.name)
 
 
 def _is_revoked(reader: Reader, participant: str) -> bool:

@@ -7,10 +7,12 @@ Messages leave here as dictionaries with the API's field names: times as RFC 333
 from __future__ import annotations
 
 import json
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, cast
 
@@ -35,6 +37,7 @@ CALL_SECONDS: Final = 30.0
 LONG_CALL_SECONDS: Final = 600.0
 ATTEMPTS: Final = 3
 PAGE: Final = 200
+IMPORT_CHUNK_BYTES: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +192,19 @@ class AdminClient:
                     yield ExportHead(message.peft_config_json, message.manifest_json, message.manifest_signature)
                 if message.chunk:
                     yield message.chunk
+
+    def import_adapter(self, file: Path) -> Plain:
+        """Bring an adapter file for a run to begin from; its digest and size. Raises InvalidArgument if unreadable."""
+
+        def parts() -> Iterator[pb.ImportAdapterRequest]:
+            with file.open("rb") as stream:
+                while chunk := stream.read(IMPORT_CHUNK_BYTES):
+                    yield pb.ImportAdapterRequest(chunk=chunk)
+
+        if not os.access(file, os.R_OK):
+            raise InvalidArgument(f"{file} cannot be read")
+        with raised_as_errors():
+            return plain(self._stub.ImportAdapter(parts(), timeout=LONG_CALL_SECONDS))
 
     def audit_events(self) -> Iterator[Plain]:
         return self._pages(self._stub.ListAuditEvents, pb.ListAuditEventsRequest(page_size=PAGE), "events")

@@ -231,6 +231,7 @@ def plan_settings(message: resources_pb2.PlanSettings) -> PlanSettings:
         proximal_weight=message.proximal_weight,
         alignment=message.alignment,
         control_variates=message.control_variates,
+        initial_adapter=message.initial_adapter,
         domains=tuple(_domain(own) for own in message.domains),
         updates=message.updates_json,
         domain=message.domain,

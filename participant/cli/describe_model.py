@@ -19,13 +19,8 @@ from participant.training.result import Progress
 
 def execute(options: argparse.Namespace) -> Exit:
     """Print the description as JSON, or the digest alone."""
-    cache = _cache_folder(options)
-    source = options.source if options.source.startswith(HUB_PREFIX) else str(Path(options.source).expanduser())
-    try:
-        folder = base_model_folder(source, cache_folder=cache, on_progress=_tell)
-    except OSError as error:
-        raise StorageFailed(f"cannot use the cache {cache}: {error.strerror}; name another with --cache") from error
-    model = describe(folder, name=options.name or _usual_name(source), cache_folder=cache)
+    folder = cached_folder(options)
+    model = describe(folder, name=options.name or _usual_name(options.source), cache_folder=_cache_folder(options))
     if options.digest_only:
         print_text(model.digest)
     else:
@@ -34,11 +29,21 @@ def execute(options: argparse.Namespace) -> Exit:
     return Exit.OK
 
 
+def cached_folder(options: argparse.Namespace) -> Path:
+    """The safetensors folder of the base model that `options.source` names, converted if need be."""
+    cache = _cache_folder(options)
+    source = options.source if options.source.startswith(HUB_PREFIX) else str(Path(options.source).expanduser())
+    try:
+        return base_model_folder(source, cache_folder=cache, on_progress=_tell)
+    except OSError as error:
+        raise StorageFailed(f"cannot use the cache {cache}: {error.strerror}; name another with --cache") from error
+
+
 def _usual_name(source: str) -> str:
     """The name of the folder or file, or the hub's: what people call the model, not where a cache has put it."""
     if source.startswith(HUB_PREFIX):
         return source.removeprefix(HUB_PREFIX).partition("@")[0]
-    path = Path(source).resolve()
+    path = Path(source).expanduser().resolve()
     return path.stem if path.is_file() else path.name
 
 

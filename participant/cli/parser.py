@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_run(commands)
     _add_describe_model(commands)
+    _add_initial_adapter(commands)
     _add_charter(commands)
     _add_status(commands)
     _add_adapters(commands)
@@ -109,6 +110,35 @@ examples:
         "--cache", type=Path, metavar="FOLDER", help="where converted models go; default: as configured"
     )
     parser.add_argument("--digest-only", action="store_true", help="print the digest alone")
+
+
+def _add_initial_adapter(commands: Commands[Parser]) -> None:
+    parser = _command(
+        commands,
+        "initial-adapter",
+        "write a first adapter whose bases come from a base model's weights",
+        """Write the adapter from which a run of method core or ravan may begin: its frozen bases are the leading
+singular spaces of each layer's weight, found by a randomised range finder; it changes nothing yet. The federation's
+operator imports the file and names its digest when creating the run, with the same method, rank, heads and modules.
+Without one, runs begin with random bases. Needs no enrolment.
+
+examples:
+  accord-participant initial-adapter /srv/models/SmolLM2-135M-Instruct first.safetensors --method core --rank 32
+  accord-participant initial-adapter model.gguf first.safetensors --method ravan --rank 48 --heads 4""",
+        needs_config=False,
+    )
+    parser.add_argument("source", metavar="SOURCE", help="folder, file.gguf, or hub:owner/name[@revision]")
+    parser.add_argument("file", type=Path, metavar="FILE", help="where the adapter goes; not one that is there")
+    parser.add_argument("--method", choices=("core", "ravan"), default="core", help="the run's method (default: core)")
+    parser.add_argument("--rank", type=int, required=True, metavar="N", help="of the core, or of one head")
+    parser.add_argument("--heads", type=int, default=0, metavar="N", help="of ravan (default: 4)")
+    parser.add_argument(
+        "--modules", metavar="NAMES", help="last names of the layers, with commas (default: all linear layers)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the range finder (default: 0)")
+    parser.add_argument(
+        "--cache", type=Path, metavar="FOLDER", help="where converted models go; default: as configured"
+    )
 
 
 def _add_charter(commands: Commands[Parser]) -> None:
@@ -200,8 +230,9 @@ What is checked, from this site's own notes of the round:
 
 Chunks are drawn here, now that the round is over: the coordinator could not know which. A chunk is at most 1 MiB of
 each member's masked update, so --chunks 4 of a round of 10 members fetches 40 MiB. The coordinator keeps the updates
-of the newest rounds, three or as many as its operator has set: audit a round soon. May be run while the daemon runs. Ends with 0 if all is right, with 8
-and the reason if something is wrong. Keep what it says then, and show it to the other members.
+of the newest rounds, three or as many as its operator has set: audit a round soon. May be run while the daemon runs.
+Ends with 0 if all is right, with 8 and the reason if something is wrong. Keep what it says then, and show it to the
+other members.
 
 examples:
   accord-participant audit                              (a random chunk of the newest round of the newest run)

@@ -56,7 +56,7 @@ def grpcurl(coordinator):
 def test_reflection_lists_the_admin_service_and_describes_every_call(grpcurl):
     assert grpcurl("list").stdout.split() == [SERVICE, "grpc.reflection.v1alpha.ServerReflection"]
     described = grpcurl("describe", SERVICE).stdout
-    assert described.count("rpc ") == 24
+    assert described.count("rpc ") == 25
     settings = grpcurl("describe", "accord.v1.PlanSettings").stdout
     assert "uint32 rank = 2;" in settings
 

@@ -20,10 +20,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from common.adapters import AdapterSpec
+from common.adapters import AdapterSpec, file_digest, write_adapter_folder
 from common.identifiers import FederationId
+from common.methods import Method, adapter_method
 from coordinator import app
 from coordinator.__main__ import main
+from coordinator.cli.exits import Exit
 from coordinator.config import load_config
 from coordinator.keystore import PkiFolder
 from coordinator.store.opening import open_store
@@ -307,6 +309,44 @@ def test_an_adapter_that_is_no_lora_is_exported_as_one_beside_the_file_that_is_s
         slot.name for slot in spec.layout(MODEL.layers).slots
     }
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_run_begins_from_an_imported_adapter(site):
+    method = adapter_method(Method(name="core"), AdapterSpec(4, 16.0, ("q_proj", "v_proj")))
+    values = np.concatenate([values for _, values in method.initial(MODEL.layers, seed=77)])
+    digest = write_adapter_folder(site / "first", values, method.layout(MODEL.layers), {})
+    modules = 'target_modules=["q_proj", "v_proj"]'
+    settings = ("--rank", "4", "--set", "method=core", "--set", f"initial_adapter={digest}", "--set", modules)
+    refused = accord(site, "run", "create", "early", "--base-model", "model.json", *settings)
+    assert (refused.returncode, "was imported" in refused.stderr) == (Exit.NOT_FOUND, True)
+
+    assert answer(site, "adapter", "import", "first/adapter_model.safetensors")["digest"] == digest
+    made = answer(site, "run", "create", "imported", "--base-model", "model.json", *settings)
+
+    assert made["accepted_adapter_digest"] == digest
+    answer(site, "adapter", "export", "imported", "--run", "imported")
+    assert file_digest(site / "imported" / "global_adapter.safetensors") == digest
+    again = accord(site, "run", "create", "another", "--base-model", "model.json", *settings)
+    assert "belongs to runs/imported" in again.stderr
+
+
+@pytest.mark.parametrize("settings", [("--rank", "3", "--set", "method=core"), ("--rank", "4")])
+def test_an_imported_adapter_of_another_shape_is_refused(site, settings, tmp_path):
+    method = adapter_method(Method(name="core"), AdapterSpec(4, 16.0, ("q_proj", "v_proj")))
+    values = np.concatenate([values for _, values in method.initial(MODEL.layers, seed=int(settings[1]))])
+    digest = write_adapter_folder(tmp_path, values, method.layout(MODEL.layers), {})
+    answer(site, "adapter", "import", str(tmp_path / "adapter_model.safetensors"))
+    chosen = (*settings, "--set", f"initial_adapter={digest}")
+    refused = accord(site, "run", "create", f"shape{settings[1]}", "--base-model", "model.json", *chosen)
+    assert refused.returncode == 3
+    assert "with this rank, these heads" in refused.stderr
+
+
+def test_what_is_no_adapter_is_not_imported(site):
+    refused = accord(site, "adapter", "import", "model.json")
+    assert refused.returncode != 0
+    assert "not an adapter file" in refused.stderr
+    assert accord(site, "adapter", "import", "nowhere").returncode == 2
 
 
 def test_the_audit_log_is_exported_and_verified_without_the_coordinator(site):

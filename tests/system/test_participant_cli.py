@@ -25,6 +25,7 @@ from participant.journal import Journal, RoundEntry, RoundPhase, RunEntry, RunSt
 from participant.update import ClipReport
 from tests.rpc.background import coordinator_in_background
 from tests.site_files import write_site
+from tests.tiny_model import make_tiny_model
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
@@ -32,6 +33,7 @@ COMMANDS = (
     ["check"],
     ["run"],
     ["describe-model"],
+    ["initial-adapter"],
     ["charter"],
     ["charter", "show"],
     ["charter", "pin"],
@@ -321,6 +323,40 @@ def test_status_of_a_site_that_is_not_enrolled_fails_and_leaves_no_trace(config)
     assert ended.code == Exit.FAILED
     assert "not enrolled" in ended.out
     assert not (config.parent / "state").exists()
+
+
+# --- a first adapter --------------------------------------------------------------------------------------------------
+
+
+def test_a_first_adapter_has_the_base_models_own_bases_and_is_never_written_over(tmp_path):
+    model = make_tiny_model(tmp_path / "tiny")
+    command = ("initial-adapter", model, tmp_path / "first", "--rank", "3", "--modules", "q_proj,k_proj", "--json")
+
+    written = accord(*command, "--cache", tmp_path / "cache").json
+
+    assert written["digest"] == file_digest(tmp_path / "first")
+    tensors = load_file(tmp_path / "first")
+    weights = load_file(model / "model.safetensors")
+    assert {name.split(".")[-3] for name in tensors} == {"q_proj", "k_proj"}
+    for layer in ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.k_proj"):
+        a, b, r = (tensors[f"base_model.model.{layer}.core_{name}.weight"] for name in "ABR")
+        # In the leading spaces there is more of the weight than in any other directions, as many as these.
+        found = np.linalg.norm(b.T @ weights[f"{layer}.weight"] @ a.T)
+        best = np.linalg.norm(np.linalg.svd(weights[f"{layer}.weight"])[1][:3])
+        assert 0.98 * best < found <= best * 1.0001
+        assert not r.any()
+    again = accord(*command, "--cache", tmp_path / "cache")
+    assert again.json["error"]["reason"] == "ALREADY_EXISTS"
+
+
+def test_a_first_adapter_that_does_not_fit_the_model_is_refused(tmp_path):
+    model = make_tiny_model(tmp_path / "tiny")
+    options = ("--cache", tmp_path / "cache", "--json")
+    ended = accord("initial-adapter", model, tmp_path / "first", "--rank", "17", *options)
+    assert "rank 17 is larger than the smaller side" in ended.json["error"]["message"]
+    ended = accord("initial-adapter", model, tmp_path / "first", "--rank", "2", "--modules", "z_proj", *options)
+    assert "no linear layer named z_proj" in ended.json["error"]["message"]
+    assert [path.name for path in tmp_path.iterdir() if "first" in path.name] == []
 
 
 # --- adapters ------------------------------------------------------------------------------------------------------

@@ -146,6 +146,11 @@ class AdminServiceStub(object):
                 request_serializer=accord_dot_v1_dot_admin__pb2.ExportAdapterRequest.SerializeToString,
                 response_deserializer=accord_dot_v1_dot_admin__pb2.ExportAdapterResponse.FromString,
                 _registered_method=True)
+        self.ImportAdapter = channel.stream_unary(
+                '/accord.v1.AdminService/ImportAdapter',
+                request_serializer=accord_dot_v1_dot_admin__pb2.ImportAdapterRequest.SerializeToString,
+                response_deserializer=accord_dot_v1_dot_admin__pb2.ImportAdapterResponse.FromString,
+                _registered_method=True)
         self.ListAuditEvents = channel.unary_unary(
                 '/accord.v1.AdminService/ListAuditEvents',
                 request_serializer=accord_dot_v1_dot_admin__pb2.ListAuditEventsRequest.SerializeToString,
@@ -364,6 +369,17 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ImportAdapter(self, request_iterator, context):
+        """Takes the file of a first adapter, such as `accord-participant initial-adapter` writes, for a run to begin from.
+
+        It is kept until a run is created from it (PlanSettings.initial_adapter), and belongs to that run from then on.
+
+        Caller: operator. State: any. Retry: safe; the same bytes have the same digest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAuditEvents(self, request, context):
         """Lists audit events, oldest first.
 
@@ -494,6 +510,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ExportAdapter,
                     request_deserializer=accord_dot_v1_dot_admin__pb2.ExportAdapterRequest.FromString,
                     response_serializer=accord_dot_v1_dot_admin__pb2.ExportAdapterResponse.SerializeToString,
+            ),
+            'ImportAdapter': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportAdapter,
+                    request_deserializer=accord_dot_v1_dot_admin__pb2.ImportAdapterRequest.FromString,
+                    response_serializer=accord_dot_v1_dot_admin__pb2.ImportAdapterResponse.SerializeToString,
             ),
             'ListAuditEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAuditEvents,
@@ -1102,6 +1123,33 @@ class AdminService(object):
             '/accord.v1.AdminService/ExportAdapter',
             accord_dot_v1_dot_admin__pb2.ExportAdapterRequest.SerializeToString,
             accord_dot_v1_dot_admin__pb2.ExportAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportAdapter(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/accord.v1.AdminService/ImportAdapter',
+            accord_dot_v1_dot_admin__pb2.ImportAdapterRequest.SerializeToString,
+            accord_dot_v1_dot_admin__pb2.ImportAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -148,6 +148,13 @@ class AdminServiceStub:
 
     Caller: viewer, operator, security officer. State: published, else NOT_FOUND. Retry: go on with an offset.
     """
+    ImportAdapter: _grpc.StreamUnaryMultiCallable[_admin_pb2.ImportAdapterRequest, _admin_pb2.ImportAdapterResponse]
+    """Takes the file of a first adapter, such as `accord-participant initial-adapter` writes, for a run to begin from.
+
+    It is kept until a run is created from it (PlanSettings.initial_adapter), and belongs to that run from then on.
+
+    Caller: operator. State: any. Retry: safe; the same bytes have the same digest.
+    """
     ListAuditEvents: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListAuditEventsRequest, _admin_pb2.ListAuditEventsResponse]
     """Lists audit events, oldest first.
 
@@ -278,6 +285,13 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Streams an adapter's model file, for operators who deploy it.
 
     Caller: viewer, operator, security officer. State: published, else NOT_FOUND. Retry: go on with an offset.
+    """
+    ImportAdapter: _aio.StreamUnaryMultiCallable[_admin_pb2.ImportAdapterRequest, _admin_pb2.ImportAdapterResponse]  # type: ignore[assignment]
+    """Takes the file of a first adapter, such as `accord-participant initial-adapter` writes, for a run to begin from.
+
+    It is kept until a run is created from it (PlanSettings.initial_adapter), and belongs to that run from then on.
+
+    Caller: operator. State: any. Retry: safe; the same bytes have the same digest.
     """
     ListAuditEvents: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListAuditEventsRequest, _admin_pb2.ListAuditEventsResponse]  # type: ignore[assignment]
     """Lists audit events, oldest first.
@@ -538,6 +552,19 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Streams an adapter's model file, for operators who deploy it.
 
         Caller: viewer, operator, security officer. State: published, else NOT_FOUND. Retry: go on with an offset.
+        """
+
+    @_abc_1.abstractmethod
+    def ImportAdapter(
+        self,
+        request_iterator: _MaybeAsyncIterator[_admin_pb2.ImportAdapterRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ImportAdapterResponse, _abc.Awaitable[_admin_pb2.ImportAdapterResponse]]:
+        """Takes the file of a first adapter, such as `accord-participant initial-adapter` writes, for a run to begin from.
+
+        It is kept until a run is created from it (PlanSettings.initial_adapter), and belongs to that run from then on.
+
+        Caller: operator. State: any. Retry: safe; the same bytes have the same digest.
         """
 
     @_abc_1.abstractmethod

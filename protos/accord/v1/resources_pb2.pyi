@@ -388,6 +388,7 @@ class PlanSettings(_message.Message):
     PROXIMAL_WEIGHT_FIELD_NUMBER: _builtins.int
     ALIGNMENT_FIELD_NUMBER: _builtins.int
     CONTROL_VARIATES_FIELD_NUMBER: _builtins.int
+    INITIAL_ADAPTER_FIELD_NUMBER: _builtins.int
     DOMAINS_FIELD_NUMBER: _builtins.int
     UPDATES_JSON_FIELD_NUMBER: _builtins.int
     DOMAIN_FIELD_NUMBER: _builtins.int
@@ -477,6 +478,8 @@ class PlanSettings(_message.Message):
     """Whether SCAFFOLD's control variates correct the sites' drift; with server optimiser "fedavg" only. Nothing more is
     sent. Default: not.
     """
+    initial_adapter: _builtins.str
+    """Digest of an imported adapter (AdminService.ImportAdapter) from which the first round trains. Default: a new one."""
     updates_json: _builtins.str
     """How each round's sums update the next round's instruction set, as JSON; "{}" takes all defaults. Default: they
     do not.
@@ -563,6 +566,7 @@ class PlanSettings(_message.Message):
         proximal_weight: _builtins.float = ...,
         alignment: _builtins.float = ...,
         control_variates: _builtins.bool = ...,
+        initial_adapter: _builtins.str = ...,
         domains: _abc.Iterable[Global___PlanDomain] | None = ...,
         updates_json: _builtins.str = ...,
         domain: _builtins.str = ...,
@@ -571,7 +575,7 @@ class PlanSettings(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["collecting", b"collecting", "forming", b"forming", "key_setup", b"key_setup", "training", b"training", "unmasking", b"unmasking"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alignment", b"alignment", "alpha", b"alpha", "base_model_json", b"base_model_json", "batch_size", b"batch_size", "beneath_adapter", b"beneath_adapter", "beta1", b"beta1", "beta2", b"beta2", "collecting", b"collecting", "control_variates", b"control_variates", "domain", b"domain", "domains", b"domains", "element_clip", b"element_clip", "evaluation_records", b"evaluation_records", "final_rate_fraction", b"final_rate_fraction", "forming", b"forming", "gate_loss_rise", b"gate_loss_rise", "heads", b"heads", "instruction_set_json", b"instruction_set_json", "key_setup", b"key_setup", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "least_cohort", b"least_cohort", "max_length", b"max_length", "max_update_norm", b"max_update_norm", "method", b"method", "most_failed_rounds", b"most_failed_rounds", "most_participants", b"most_participants", "name_survivors", b"name_survivors", "phase_rounds", b"phase_rounds", "privacy_json", b"privacy_json", "product_probes", b"product_probes", "proximal_weight", b"proximal_weight", "rank", b"rank", "rounds", b"rounds", "rounds_per_epoch", b"rounds_per_epoch", "schedule", b"schedule", "seed", b"seed", "server_learning_rate", b"server_learning_rate", "server_optimizer", b"server_optimizer", "steps_per_round", b"steps_per_round", "target_modules", b"target_modules", "tau", b"tau", "tensor_clips", b"tensor_clips", "training", b"training", "unmasking", b"unmasking", "updates_json", b"updates_json", "weight_cap", b"weight_cap"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alignment", b"alignment", "alpha", b"alpha", "base_model_json", b"base_model_json", "batch_size", b"batch_size", "beneath_adapter", b"beneath_adapter", "beta1", b"beta1", "beta2", b"beta2", "collecting", b"collecting", "control_variates", b"control_variates", "domain", b"domain", "domains", b"domains", "element_clip", b"element_clip", "evaluation_records", b"evaluation_records", "final_rate_fraction", b"final_rate_fraction", "forming", b"forming", "gate_loss_rise", b"gate_loss_rise", "heads", b"heads", "initial_adapter", b"initial_adapter", "instruction_set_json", b"instruction_set_json", "key_setup", b"key_setup", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "least_cohort", b"least_cohort", "max_length", b"max_length", "max_update_norm", b"max_update_norm", "method", b"method", "most_failed_rounds", b"most_failed_rounds", "most_participants", b"most_participants", "name_survivors", b"name_survivors", "phase_rounds", b"phase_rounds", "privacy_json", b"privacy_json", "product_probes", b"product_probes", "proximal_weight", b"proximal_weight", "rank", b"rank", "rounds", b"rounds", "rounds_per_epoch", b"rounds_per_epoch", "schedule", b"schedule", "seed", b"seed", "server_learning_rate", b"server_learning_rate", "server_optimizer", b"server_optimizer", "steps_per_round", b"steps_per_round", "target_modules", b"target_modules", "tau", b"tau", "tensor_clips", b"tensor_clips", "training", b"training", "unmasking", b"unmasking", "updates_json", b"updates_json", "weight_cap", b"weight_cap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

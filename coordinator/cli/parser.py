@@ -272,9 +272,11 @@ examples:
         "(deploy/examples/plain-instructions.json is for models that have none)",
     )
     create.add_argument("--rounds", type=int, metavar="N", help="training rounds (default: 3)")
+    create.add_argument("--method", metavar="NAME", help="what is trained and sent (default: fedit)")
+    create.add_argument("--server-optimizer", metavar="NAME", help="how the mean moves the adapter (default: fedavg)")
     create.add_argument("--rank", type=int, metavar="N", help="LoRA rank (default: 8)")
     create.add_argument("--alpha", type=float, metavar="X", help="LoRA alpha (default: 16)")
-    create.add_argument("--learning-rate", type=float, metavar="X", help="at the participants (default: 5e-4)")
+    create.add_argument("--learning-rate", type=float, metavar="X", help="at the participants (default: by method)")
     create.add_argument("--steps-per-round", type=int, metavar="N", help="optimiser steps (default: 10)")
     create.add_argument("--batch-size", type=int, metavar="N", help="records in a step (default: 8)")
     create.add_argument("--max-length", type=int, metavar="N", help="longest record in tokens (default: 512)")

@@ -16,7 +16,18 @@ from coordinator.cli.facts import bare, moment, print_facts, short
 from coordinator.services.admin_client import AdminClient, Plain
 
 # Flags of `run create` that are settings of the same name.
-SETTING_FLAGS = ("rounds", "rank", "alpha", "learning_rate", "steps_per_round", "batch_size", "max_length", "seed")
+SETTING_FLAGS = (
+    "rounds",
+    "method",
+    "server_optimizer",
+    "rank",
+    "alpha",
+    "learning_rate",
+    "steps_per_round",
+    "batch_size",
+    "max_length",
+    "seed",
+)
 
 
 def execute(options: argparse.Namespace) -> Exit:
@@ -141,7 +152,7 @@ def _show(run: Plain, options: argparse.Namespace) -> Exit:
             ("accepted adapter", run["accepted_adapter_digest"]),
             ("plan digest", run["plan_digest"]),
             ("base model", plan["base_model"]["name"]),
-            ("method", f"{plan['method']['name']} with {plan['method']['server_optimizer']}"),
+            ("method", _method(plan["method"])),
             ("least cohort", plan["masking"]["least_cohort"]),
             ("created", moment(run["create_time"])),
             ("ended", moment(run["end_time"]) if run["end_time"] else ""),
@@ -163,6 +174,12 @@ def _show(run: Plain, options: argparse.Namespace) -> Exit:
             ],
         )
     return Exit.OK
+
+
+def _method(method: Plain) -> str:
+    turns = ",".join(method["schedule"])
+    rounds = f", {method['phase_rounds']} rounds a turn" if method["phase_rounds"] > 1 else ""
+    return f"{method['name']}{f' ({turns}{rounds})' if turns else rounds} with {method['server_optimizer']}"
 
 
 def _text(path: Path) -> str:

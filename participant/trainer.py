@@ -175,11 +175,11 @@ class WorkerTrainer:
         )
 
 
-def _beneath_of(work: Preparation) -> FrozenAdapter | None:
+def _beneath_of(work: Preparation) -> tuple[FrozenAdapter, ...]:
     below = work.plan.beneath
     if below is None or work.beneath is None:
-        return None
-    return FrozenAdapter(folder=work.beneath, digest=below.adapter, spec=below.spec, method=below.method)
+        return ()
+    return (FrozenAdapter(folder=work.beneath, digest=below.adapter, spec=below.spec, method=below.method),)
 
 
 def _candidate_records(work: Preparation) -> int:

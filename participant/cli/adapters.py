@@ -28,7 +28,7 @@ class ShelvedAdapter:
 
 
 def execute(options: argparse.Namespace) -> Exit:
-    shelved = _shelved(load_unpinned_config(options.config).adapters_directory)
+    shelved = shelved_adapters(load_unpinned_config(options.config).adapters_directory)
     return _export(options, shelved) if options.action == "export" else _list(options, shelved)
 
 
@@ -101,7 +101,7 @@ def _chosen(options: argparse.Namespace, shelved: tuple[ShelvedAdapter, ...]) ->
     return found[0]
 
 
-def _shelved(folder: Path) -> tuple[ShelvedAdapter, ...]:
+def shelved_adapters(folder: Path) -> tuple[ShelvedAdapter, ...]:
     """By the time of their making, newest first. Folders that begin with a dot are still being fetched."""
     found = [
         ShelvedAdapter(manifest.parent, read_manifest(manifest.read_bytes()))

@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_charter(commands)
     _add_status(commands)
     _add_adapters(commands)
+    _add_personalise(commands)
     _add_audit(commands)
     _add_privacy(commands)
     return parser
@@ -211,6 +212,30 @@ examples:
     which = export.add_mutually_exclusive_group()
     which.add_argument("--digest", metavar="SHA256", help="the adapter's digest, or enough of its beginning")
     which.add_argument("--run", metavar="RUN", help="the newest adapter of this run; default: the newest of all")
+
+
+def _add_personalise(commands: Commands[Parser]) -> None:
+    parser = _command(
+        commands,
+        "personalise",
+        "make this site's own model on top of the federation's",
+        """Train a private adapter on this site's records, with the run's newest adapter frozen beneath it (and the
+global one beneath that, where the run is a domain's). Then choose by held-out records how much of each to use,
+and write all together as one PEFT folder. Private adapter, scales and folder stay here; nothing of them is sent.
+
+Prints the loss of the base model, with the global adapter, with the domain's, with the private one, and by the chosen
+scales, over held-out records that had no say in the choice. Broken off, it goes on where it was.
+
+examples:
+  accord-participant personalise --run helpdesk ./our-model
+  accord-participant personalise --run helpdesk-clinic --steps 200 --rank 4 --json ./our-model""",
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a folder that does not exist yet")
+    parser.add_argument("--run", required=True, metavar="RUN", help="a run that this site has taken part in")
+    parser.add_argument("--steps", type=int, metavar="N", help="optimiser steps; default: those of the whole run")
+    parser.add_argument("--rank", type=int, metavar="R", help="of the private adapter; default: half the run's")
+    parser.add_argument("--learning-rate", type=float, metavar="RATE", help="default: the run's")
+    parser.add_argument("--rows", type=int, default=64, metavar="N", help="held-out records to use; default: 64")
 
 
 def _add_audit(commands: Commands[Parser]) -> None:

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
-from common.adapters import ADAPTER_FILE, LinearLayer, check_file_digest, open_flat, unflatten
-from common.errors import ShapeMismatch
-from common.methods import adapter_method
+from common.adapters import LinearLayer
+from participant.merged import factors_of
 from participant.training.job import FrozenAdapter
 from participant.training.model import LoadBase
 
@@ -42,25 +41,10 @@ def over(base_from: LoadBase, layers: Sequence[LinearLayer], frozen: Iterable[Fr
     return load
 
 
-def merge(base: PreTrainedModel, layers: Sequence[LinearLayer], adapter: FrozenAdapter, *, scale: float = 1.0) -> None:
-    """Add scale times an adapter's Delta W to the model's weights, in place."""
-    kind = adapter_method(adapter.method, adapter.spec)
-    layout = kind.layout(layers)
-    file = adapter.folder / ADAPTER_FILE
-    try:
-        check_file_digest(file, adapter.digest)
-        flat = np.array(open_flat(file, layout))
-    except OSError as error:
-        raise ShapeMismatch(f"cannot read the adapter beneath, {file}: {error.strerror}") from error
-    if not np.isfinite(flat).all():
-        raise ShapeMismatch(f"the adapter beneath, {file}, holds a NaN or an infinity")
-    tensors = unflatten(flat, layout)
-    factor = scale * kind.lora_spec.alpha / kind.lora_spec.rank
-    for layer in layers:
-        if layer.name.rsplit(".", 1)[-1] not in adapter.spec.target_modules:
-            continue
-        found = kind.lora_factors(layer, tensors)
-        _add(base.get_submodule(layer.name), np.float32(factor) * (found.b @ found.a))
+def merge(base: PreTrainedModel, layers: Sequence[LinearLayer], adapter: FrozenAdapter) -> None:
+    """Add an adapter's Delta W to the model's weights, in place."""
+    for layer, found in factors_of(layers, adapter):
+        _add(base.get_submodule(layer.name), found.b @ found.a)
 
 
 def _add(module: nn.Module, delta: Delta) -> None:

@@ -225,7 +225,7 @@ class TrainingJob:
     evaluation: EvaluationSettings = EvaluationSettings()
     resources: Resources = Resources()
     candidate_records: int = 0
-    beneath: FrozenAdapter | None = None
+    beneath: tuple[FrozenAdapter, ...] = ()
     private: PrivateSettings | None = None
     correction: Path | None = None
     correction_digest: str = ""
@@ -259,7 +259,7 @@ class TrainingJob:
             self,
             base_model=folder / self.base_model,
             global_adapter=folder / self.global_adapter,
-            beneath=None if self.beneath is None else replace(self.beneath, folder=folder / self.beneath.folder),
+            beneath=tuple(replace(one, folder=folder / one.folder) for one in self.beneath),
             correction=None if correction is None else folder / correction,
             data=replace(
                 self.data,

@@ -183,7 +183,7 @@ def load_model(
         layout=layout,
         device=device,
         precision=precision,
-        after_head=_after_head(base, device),
+        after_head=after_head_of(base, device),
         scalars=adapted.scalars,
     )
 
@@ -225,7 +225,7 @@ def _with_lora(base: PreTrainedModel, spec: AdapterSpec, layout: AdapterLayout) 
     return Adapted({slot.name: found[slot.name] for slot in layout.slots}, {})
 
 
-def _after_head(causal: PreTrainedModel, device: torch.device) -> AfterHead:
+def after_head_of(causal: PreTrainedModel, device: torch.device) -> AfterHead:
     """What comes after the head, by the configuration's words for it; checked against the model's own logits."""
     config = causal.config
     factor = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)

@@ -31,6 +31,7 @@ from common.errors import (
     TrainingFailed,
     TrainingStopped,
 )
+from participant.training.blend_job import BLEND_JOB_FILE, BLEND_RESULT_FILE, BlendJob, BlendResult
 from participant.training.job import JOB_FILE, TrainingJob
 from participant.training.result import (
     ERROR_FILE,
@@ -45,6 +46,7 @@ from participant.training.result import (
 OnProgress = Callable[[Progress], None]
 
 _WORKER_MODULE: Final = "participant.training.worker"
+_BLEND_MODULE: Final = "participant.training.blend"
 _PREPARE_MODULE: Final = "participant.training.sources"
 _POLL_SECONDS: Final = 0.2
 _PREPARE_GRACE_SECONDS: Final = 1.0  # a conversion has nothing to save: it starts anew
@@ -103,6 +105,30 @@ def run_worker(
     )
     if code == ExitCode.OK:
         return JobResult.from_json(_read(job_folder / RESULT_FILE))
+    raise failure_of(code, job_folder)
+
+
+def run_blend(
+    job_folder: Path,
+    on_progress: OnProgress,
+    *,
+    stop: StopSignal | None = None,
+    grace_seconds: float = 30.0,
+    python: str = sys.executable,
+) -> BlendResult:
+    """Run the search in `job_folder` (see `blend_job.write_blend_job`) in a child process. Raises as `run_worker`."""
+    job = BlendJob.from_json(_read(job_folder / BLEND_JOB_FILE))
+    (job_folder / ERROR_FILE).unlink(missing_ok=True)
+    code = _run_child(
+        [python, "-m", _BLEND_MODULE, str(job_folder)],
+        on_progress,
+        log=job_folder / LOG_FILE,
+        threads=job.resources.threads,
+        stop=stop,
+        grace_seconds=grace_seconds,
+    )
+    if code == ExitCode.OK:
+        return BlendResult.from_json(_read(job_folder / BLEND_RESULT_FILE))
     raise failure_of(code, job_folder)
 
 

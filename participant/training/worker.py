@@ -64,7 +64,7 @@ def run_job(folder: Path, report: Reporter, stop: StopRequest, *, base_from: Loa
             base_model_name=model.name,
             report=report,
             stop=stop,
-            base_from=over(base_from or load_base, model.layers, [job.beneath] if job.beneath is not None else []),
+            base_from=over(base_from or load_base, model.layers, job.beneath),
         )
         write_atomically(folder / RESULT_FILE, execution.run(records, layout=layout, start=start).to_json())
         execution.tidy()

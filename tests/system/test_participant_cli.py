@@ -41,6 +41,7 @@ COMMANDS = (
     ["adapters"],
     ["adapters", "list"],
     ["adapters", "export"],
+    ["personalise"],
 )
 
 

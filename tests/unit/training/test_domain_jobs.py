@@ -108,7 +108,7 @@ def test_an_adapter_beneath_is_part_of_the_model_as_if_it_were_the_global_one(si
     moved = moved_adapter(site, "moved", seed=3)
     alone = site.run("base", kind=JobKind.EVALUATE)
     own = site.run("own", kind=JobKind.EVALUATE, global_adapter=moved.folder, global_adapter_digest=moved.digest)
-    beneath = site.run("beneath", kind=JobKind.EVALUATE, beneath=moved)
+    beneath = site.run("beneath", kind=JobKind.EVALUATE, beneath=(moved,))
     assert losses(beneath) == pytest.approx(losses(own), rel=1e-5)
     assert abs(losses(beneath)[0] - losses(alone)[0]) > 1.0
 
@@ -116,25 +116,25 @@ def test_an_adapter_beneath_is_part_of_the_model_as_if_it_were_the_global_one(si
 def test_what_is_trained_on_top_moves_and_makes_the_model_better_and_what_is_beneath_stays(site: Site) -> None:
     moved = moved_adapter(site, "moved", seed=3)
     before = (site.folder / "moved" / ADAPTER_FILE).read_bytes()
-    first = site.run("train", beneath=moved)
+    first = site.run("train", beneath=(moved,))
     top = Path("../train/adapter")
     trained = site.run(
         "after",
         kind=JobKind.EVALUATE,
-        beneath=moved,
+        beneath=(moved,),
         global_adapter=top,
         global_adapter_digest=first.adapter_digest,
     )
-    assert losses(trained)[0] < 0.9 * losses(site.run("beneath", kind=JobKind.EVALUATE, beneath=moved))[0]
+    assert losses(trained)[0] < 0.9 * losses(site.run("beneath", kind=JobKind.EVALUATE, beneath=(moved,)))[0]
     assert (site.folder / "moved" / ADAPTER_FILE).read_bytes() == before
 
 
 def test_an_adapter_beneath_that_is_not_what_the_plan_names_is_not_used(site: Site) -> None:
     moved = moved_adapter(site, "moved", seed=3)
     with pytest.raises(DigestMismatch):
-        site.run("other", beneath=replace(moved, digest="00" * 32))
+        site.run("other", beneath=(replace(moved, digest="00" * 32),))
     with pytest.raises(ShapeMismatch):
-        site.run("missing", beneath=replace(moved, folder=Path("../nowhere")))
+        site.run("missing", beneath=(replace(moved, folder=Path("../nowhere")),))
 
 
 # --- candidate templates -----------------------------------------------------------------------------------------

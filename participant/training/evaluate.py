@@ -26,6 +26,7 @@ from participant.training.loop import HEAD_ROWS, answer_flags, answer_states
 from participant.training.model import AdaptedModel
 from participant.training.result import DomainScores, Phase, Progress
 from participant.training.scoring import count_spans, rouge_l
+from participant.training.states import States, quick_states
 from participant.training.tokens import Encoded, Encoder
 
 Choices = Mapping[tuple[int, ...], frozenset[int]]  # after these answer tokens, these may follow
@@ -109,11 +110,11 @@ def evaluate(
     groups = list(_groups(ordered, batch_size))
     scores: dict[str, DomainScores] = {}
     tokens = 0
-    with torch.inference_mode():
+    with torch.inference_mode(), quick_states(model) as states:
         for number, group in enumerate(groups, start=1):
             if should_stop():
                 raise TrainingStopped("stopped during evaluation; start the job again to go on")
-            for record, whole in _score(model, group, encoder=encoder, settings=settings):
+            for record, whole in _score(model, states, group, encoder=encoder, settings=settings):
                 score = bounded(whole) if settings.is_bounded else whole
                 on_record(record, score)
                 scores[score.domain] = scores.get(score.domain, DomainScores(domain=score.domain)) + score
@@ -160,9 +161,9 @@ def _groups(asked: Sequence[Question], size: int) -> Iterator[Sequence[Question]
 
 
 def _score(
-    model: AdaptedModel, group: Sequence[Question], *, encoder: Encoder, settings: EvaluationSettings
+    model: AdaptedModel, states: States, group: Sequence[Question], *, encoder: Encoder, settings: EvaluationSettings
 ) -> Iterator[tuple[Record, DomainScores]]:
-    done = _forward(model, group)
+    done = _forward(model, states, group)
     for question, prediction in zip(group, done.predictions, strict=True):
         if question.has_loss and prediction.losses:
             yield question.encoded.record, _loss_scores(question, prediction)
@@ -202,7 +203,7 @@ def _answer_scores(record: Record, answer: str) -> DomainScores:
     return DomainScores(domain=record.domain, rouge_records=1, rouge_sum=rouge_l(answer, reference))
 
 
-def _forward(model: AdaptedModel, group: Sequence[Question]) -> _Pass:
+def _forward(model: AdaptedModel, states: States, group: Sequence[Question]) -> _Pass:
     """One pass over questions with their right answers; keeps the cache if the group's free answers are wanted."""
     records = [question.encoded for question in group]
     batch = model.batch([record.ids for record in records])
@@ -212,14 +213,14 @@ def _forward(model: AdaptedModel, group: Sequence[Question]) -> _Pass:
         positions = torch.arange(length, device=model.device).expand(len(records), -1)
         hidden, cache = model.hidden_and_cache(batch.ids, mask=batch.mask, positions=positions)
     else:
-        hidden = model.hidden(batch)
-    states, targets = answer_states(hidden, batch, answer_flags(model, records, length))
+        hidden = states.hidden([record.ids for record in records])
+    wanted, targets = answer_states(hidden, batch, answer_flags(model, records, length))
     allowed = [token_set for question in group for token_set in _allowed(question)]
     losses: list[float] = []
     free: list[int] = []
     bound: list[int] = []
     for first in range(0, len(targets), HEAD_ROWS):
-        logits = model.logits(states[first : first + HEAD_ROWS])
+        logits = model.logits(wanted[first : first + HEAD_ROWS])
         losses.extend(functional.cross_entropy(logits, targets[first : first + HEAD_ROWS], reduction="none").tolist())
         free.extend(logits.argmax(dim=1).tolist())
         bound.extend(_bound_choices(logits, allowed[first : first + HEAD_ROWS]))

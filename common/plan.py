@@ -26,6 +26,9 @@ from common.strategies import server_optimizer
 CONSTANT_RATE: Final = "constant"
 COSINE_RATE: Final = "cosine"
 
+SFT: Final = "sft"
+DPO: Final = "dpo"
+
 PLAN_FORM: Final = 1
 SUITE: Final = 2
 
@@ -40,6 +43,11 @@ METRIC_GROUPS: Final = (
     MetricGroup(Task.CLASSIFICATION.value, ("classification_correct", "classification_total")),
     MetricGroup(Task.NER.value, ("span_true_positives", "span_false_positives", "span_false_negatives")),
     MetricGroup(Task.INSTRUCTION.value, ("rouge_sum", "rouge_total")),
+)
+# Of those who have held-out pairs, where these are what a plan trains on.
+PREFERENCE_GROUP: Final = "preference"
+PREFERENCE_METRICS: Final = MetricGroup(
+    PREFERENCE_GROUP, ("preference_margin", "preference_correct", "preference_total")
 )
 
 
@@ -68,6 +76,8 @@ class Training:
 
     learning_rate: the highest, of the first round. learning_rate_schedule: over the rounds of a run, "constant" or
     "cosine", which falls to `final_rate_fraction` of it in the last round.
+    objective: "sft", the loss of right answers, or "dpo", direct preference optimisation on chosen and rejected answers
+    (Rafailov et al. 2023, arXiv 2305.18290) with its beta; 0 with "sft".
     """
 
     learning_rate: float
@@ -79,6 +89,8 @@ class Training:
     max_gradient_norm: float = 1.0
     learning_rate_schedule: str = CONSTANT_RATE
     final_rate_fraction: float = 1.0
+    objective: str = SFT
+    dpo_beta: float = 0.0
 
     def learning_rate_in(self, round_: int, *, rounds: int) -> float:
         """Of round `round_` (from 1) of a run of `rounds`; later ones, where rounds have failed, have the last's."""
@@ -283,6 +295,7 @@ class Plan:
             (training.max_length < 8, "max_length must be at least 8 tokens"),
             (not _is_positive(self.method.server_learning_rate), "server_learning_rate must be a positive number"),
             *self._method_mistakes(),
+            *self._objective_mistakes(),
             (not math.isfinite(self.gate.loss_rise) or self.gate.loss_rise < 0, "gate.loss_rise must not be negative"),
             (self.gate.most_failed_rounds < 1, "gate.most_failed_rounds must be at least 1"),
             (self.evaluation_records < 0, "evaluation_records must not be negative"),
@@ -310,6 +323,23 @@ class Plan:
                 mistakes.append((True, error.message))
         return tuple(mistakes)
 
+    def _objective_mistakes(self) -> tuple[tuple[bool, str], ...]:
+        training, is_dpo = self.training, self.training.objective == DPO
+        return (
+            (training.objective not in (SFT, DPO), f"objective {training.objective!r} is not known; known: sft, dpo"),
+            (is_dpo and not _is_positive(training.dpo_beta), "dpo_beta must be a positive number"),
+            (not is_dpo and training.dpo_beta != 0, "dpo_beta is for objective dpo: with another it is 0"),
+            (is_dpo and bool(self.domains), "objective dpo goes without domains: pairs are no task with a metric of one"),
+            (
+                is_dpo and (self.privacy.training is not None or self.privacy.metrics is not None),
+                "objective dpo goes without privacy settings: they bound what one record adds, and a pair is two",
+            ),
+            (
+                is_dpo != (PREFERENCE_METRICS in self.masking.metric_groups),
+                "the metric group preference is for objective dpo, and no other",
+            ),
+        )
+
     def _domain_mistakes(self) -> list[str]:
         try:
             check_domains(self.domains)
@@ -334,6 +364,8 @@ class Plan:
             mistakes.append("updates need domains: their sums are what instruction sets are updated from")
         if used is not None and self.masking.metric_groups != domain_groups(self.domains, used, self.updates):
             mistakes.append("metric_groups are not those of the plan's domains")
+        if self.updates is not None and self.updates.reference is Reference.LOCAL and self.privacy.training is not None:
+            mistakes.append("updates.reference local trains without privacy, and the plan trains with it; take given")
         if self.updates is not None and "train_records" in self.masking.metrics:
             mistakes.append("train_records and the domains' records together would tell of a domain that is not shared")
         return mistakes

@@ -16,6 +16,7 @@ from common.adapters import ADAPTER_FILE, file_digest
 from common.domains import (
     ARM_WORDS,
     LOSS_WORDS,
+    REFERENCE,
     SCORE_WORDS,
     PlanDomain,
     loss_group,
@@ -24,9 +25,11 @@ from common.domains import (
     score_group,
 )
 from common.errors import DataInvalid
+from common.instruction_updates import Reference
 from common.instructions import InstructionSet, Task
-from common.plan import HELD_OUT_GROUP, Plan
+from common.plan import HELD_OUT_GROUP, PREFERENCE_GROUP, Plan
 from common.states import RoundKind
+from participant.reference import REFERENCE_FOLDER, LocalLosses, local_reference
 from participant.training import data
 from participant.training.asked import Asked, asked_of
 from participant.training.job import (
@@ -137,10 +140,29 @@ class WorkerTrainer:
         return metric_groups_of(asked_of(records.held_out, self.evaluation)) | domains
 
     def prepare(self, work: Preparation, *, on_progress: OnProgress, stop: threading.Event) -> Prepared:
-        write_job(work.job, self.job_of(work))
+        job = self.job_of(work)
+        write_job(work.job, job)
         result = run_worker(work.job, on_progress, stop=stop)
         used = InstructionSet.from_json(work.instruction_set)
-        return Prepared(contribution_of(result, work.plan, used), result.to_json())
+        alone = self._alone(work, job, on_progress=on_progress, stop=stop)
+        return Prepared(contribution_of(result, work.plan, used, alone), result.to_json())
+
+    def _alone(
+        self, work: Preparation, job: TrainingJob, *, on_progress: OnProgress, stop: threading.Event
+    ) -> LocalLosses:
+        """What this site reaches alone, where the plan's updates ask for it; found once in a run."""
+        plan, updates = work.plan, work.plan.updates
+        if updates is None or updates.reference is not Reference.LOCAL:
+            return {}
+        return local_reference(
+            work.job.parent / REFERENCE_FOLDER,
+            job,
+            spec=plan.adapter_method().lora_spec,
+            seed=replace(work, round=0).seed,
+            steps=updates.reference_steps or plan.training.steps_per_round * plan.rounds,
+            on_progress=on_progress,
+            stop=stop,
+        )
 
     def job_of(self, work: Preparation) -> TrainingJob:
         """The training process's job for a round's work."""
@@ -162,6 +184,7 @@ class WorkerTrainer:
                 seed=work.seed,
                 max_gradient_norm=training.max_gradient_norm,
                 weight_decay=training.weight_decay,
+                dpo_beta=training.dpo_beta,
             ),
             instruction_set=InstructionSet.from_json(work.instruction_set),
             data=replace(self.data, only_domain=work.plan.domain),
@@ -198,6 +221,9 @@ def metric_groups_of(asked: Iterable[Asked]) -> frozenset[str]:
     found: set[str] = set()
     for one in asked:
         domain, task = one.record.domain, one.record.task
+        if one.record.is_pair:
+            found |= {HELD_OUT_GROUP, PREFERENCE_GROUP} if one.has_loss else set()
+            continue
         if one.has_loss:
             found |= {HELD_OUT_GROUP, loss_group(domain, task)}
         if one.is_answered if task in _ANSWERED_TASKS else one.has_loss:
@@ -205,10 +231,12 @@ def metric_groups_of(asked: Iterable[Asked]) -> frozenset[str]:
     return frozenset(found)
 
 
-def contribution_of(result: JobResult, plan: Plan, instruction_set: InstructionSet | None = None) -> Contribution:
+def contribution_of(
+    result: JobResult, plan: Plan, instruction_set: InstructionSet | None = None, alone: LocalLosses | None = None
+) -> Contribution:
     """The plan's metric words from a job's result, and this site's weight.
 
-    instruction_set: which the round uses; None for the plan's.
+    instruction_set: which the round uses; None for the plan's. alone: what this site reaches by itself.
 
     A word counts nothing where this version does not know it, and also where the plan puts it anywhere but in its own
     group: a coordinator could call every member's what only one site has.
@@ -231,6 +259,11 @@ def contribution_of(result: JobResult, plan: Plan, instruction_set: InstructionS
             "span_false_negatives": total.false_negatives,
         },
         Task.INSTRUCTION.value: {"rouge_sum": total.rouge_sum, "rouge_total": total.rouge_records},
+        PREFERENCE_GROUP: {
+            "preference_margin": total.margin_sum,
+            "preference_correct": total.preferred,
+            "preference_total": total.pairs,
+        },
     }
     counted = {
         domain.name: domain.counted(found.records)
@@ -238,7 +271,7 @@ def contribution_of(result: JobResult, plan: Plan, instruction_set: InstructionS
         for found in result.train_data.domains
         if found.domain == domain.name
     }
-    grouped |= _domain_words(plan.domains, result.cells, counted)
+    grouped |= _domain_words(plan.domains, result.cells, counted, alone or {})
     metrics = {name: float(everyones.get(name, 0.0)) for name in plan.masking.metrics if name != CLIPPED_ELEMENTS}
     for group in plan.masking.metric_groups:
         known = grouped.get(group.name, {})
@@ -252,7 +285,7 @@ def contribution_of(result: JobResult, plan: Plan, instruction_set: InstructionS
 
 
 def _domain_words(
-    domains: Iterable[PlanDomain], cells: Iterable[CellScores], counted: Mapping[str, int]
+    domains: Iterable[PlanDomain], cells: Iterable[CellScores], counted: Mapping[str, int], alone: LocalLosses
 ) -> dict[str, dict[str, float]]:
     """By metric group the words of the plan's domains that this site has figures for."""
     names = {domain.name for domain in domains}
@@ -265,6 +298,8 @@ def _domain_words(
         words = {what: getattr(cell, what) for what in LOSS_WORDS}
         groups[loss_group(cell.domain, cell.task)] = {
             **{loss_word(cell.domain, cell.task, what): value for what, value in words.items()},
+            # Over the records that the global adapter was asked by: its mean there, as often as there are records here.
+            loss_word(cell.domain, cell.task, REFERENCE): cell.rows * alone.get((cell.domain, cell.task), 0.0),
             **{
                 loss_word(cell.domain, cell.task, what, arm=arm.name): getattr(arm, what)
                 for arm in cell.arms

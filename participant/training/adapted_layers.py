@@ -73,16 +73,16 @@ class RavanLinear(AdaptedLinear):
         self.ravan_B = _frozen(base.out_features, heads * rank)
         self.ravan_H = nn.Parameter(torch.zeros(heads * rank, rank))
         self.ravan_s = nn.Parameter(torch.ones(heads))
-        self._heads = heads
-        self._scale = scale
+        self.heads = heads
+        self.scale = scale
 
     @property
     def stored(self) -> Mapping[str, nn.Parameter]:
         return {RAVAN_A: self.ravan_A, RAVAN_B: self.ravan_B, RAVAN_H: self.ravan_H}
 
     def added(self, x: Tensor) -> Tensor:
-        inner = functional.linear(x, self.ravan_A.to(x.dtype)).unflatten(-1, (self._heads, -1))
-        heads = (self._scale * self.ravan_s[:, None, None] * self.ravan_H.unflatten(0, (self._heads, -1))).to(x.dtype)
+        inner = functional.linear(x, self.ravan_A.to(x.dtype)).unflatten(-1, (self.heads, -1))
+        heads = (self.scale * self.ravan_s[:, None, None] * self.ravan_H.unflatten(0, (self.heads, -1))).to(x.dtype)
         outer = torch.einsum("...hi,hoi->...ho", inner, heads)
         return functional.linear(outer.flatten(-2), self.ravan_B.to(x.dtype))
 

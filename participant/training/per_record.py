@@ -101,15 +101,15 @@ def _core_rule(layer: CoreLinear, activations: list[Tensor], backprops: Tensor) 
     """d loss / d R = s sum_t (B^T g_t) (A x_t)^T."""
     inner = activations[0].float() @ layer.core_A.T
     outer = backprops.float() @ layer.core_B
-    return {layer.core_R: layer._scale * torch.einsum("n...o,n...i->noi", outer, inner)}
+    return {layer.core_R: layer.scale * torch.einsum("n...o,n...i->noi", outer, inner)}
 
 
 def _ravan_rule(layer: RavanLinear, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
     """d loss / d H_j = s s_j M_j and d loss / d s_j = s <M_j, H_j>, with M_j = sum_t (B_j^T g_t) (A_j x_t)^T."""
-    heads = layer._heads
+    heads = layer.heads
     inner = (activations[0].float() @ layer.ravan_A.T).unflatten(-1, (heads, -1))
     outer = (backprops.float() @ layer.ravan_B).unflatten(-1, (heads, -1))
-    products = layer._scale * torch.einsum("n...ho,n...hi->nhoi", outer, inner)
+    products = layer.scale * torch.einsum("n...ho,n...hi->nhoi", outer, inner)
     found = {layer.ravan_H: (layer.ravan_s[:, None, None] * products).flatten(1, 2)}
     if layer.ravan_s.requires_grad:
         found[layer.ravan_s] = (products * layer.ravan_H.unflatten(0, (heads, -1))).sum(dim=(2, 3))

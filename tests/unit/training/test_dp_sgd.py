@@ -12,14 +12,16 @@ import torch
 from opacus.grad_sample import GradSampleHooks
 from opacus.optimizers import DPOptimizer
 
+from common import basemodel
 from common.errors import InvalidArgument, TrainingStopped
 from common.instructions import Task, chat_instruction_set
-from common.methods import Method
+from common.methods import Method, adapter_method
 from participant.training.data import Exchange, Record
 from participant.training.dp_sgd import PrivateRecords, SecretNoise, clipped_sum, record_losses
 from participant.training.job import Hyperparameters, PrivateSettings, Resources
 from participant.training.loop import TrainingTask, train
 from participant.training.methods import client_method
+from participant.training.model import load_model
 from participant.training.per_record import per_record_gradients
 from participant.training.tokens import Encoder
 from tests.tiny_model import TINY_SPEC
@@ -271,3 +273,37 @@ def test_the_plans_seed_has_no_part_in_draws_and_noise(adapted, records, tmp_pat
 def test_steps_go_on_from_where_a_job_was():
     steps = private([None] * 12)
     assert list(islice(steps.batches(first_step=3), 4)) == list(islice(steps.batches(first_step=0), 7))[3:]
+
+
+# --- other adapters ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "method", [Method(name="core"), Method(name="ravan"), Method(name="ffa_lora")], ids=lambda method: method.name
+)
+def test_gradients_of_single_records_are_right_for_every_methods_layers(method, tiny_folder, records, monkeypatch):
+    """By rule, and each record alone as plain automatic differentiation has it."""
+    kind = adapter_method(method, TINY_SPEC)
+    layers = basemodel.describe(tiny_folder).layers
+    layout = kind.layout(layers)
+    drawn = np.random.Generator(np.random.PCG64(3)).normal(0.0, 0.2, layout.parameters).astype(np.float32)
+    model = load_model(
+        tiny_folder,
+        spec=TINY_SPEC,
+        layout=layout,
+        start=drawn,
+        device=torch.device("cpu"),
+        precision=torch.float32,
+        method=method,
+    )
+    sent = client_method(method, TINY_SPEC, round_=1)
+    trained = {name: parameter for name, parameter in model.movable.items() if sent.is_trained(name)}
+    for name, parameter in model.movable.items():
+        parameter.requires_grad_(name in trained)
+    found, _ = per_record_gradients(model.causal, trained, losses_of(model, records), [0, 3])
+    monkeypatch.setattr(GradSampleHooks, "GRAD_SAMPLERS", {})
+    wanted, _ = per_record_gradients(model.causal, trained, losses_of(model, records), [0, 3])
+    assert set(found) == set(trained) != set()
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-3, atol=1e-5, msg=name)
+    assert any(float(gradient.abs().max()) > 1e-4 for gradient in wanted.values())

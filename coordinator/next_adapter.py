@@ -161,7 +161,7 @@ class _Moved:
         """float32[size]: what sent elements `first` and following were."""
         values = np.empty(size, dtype=np.float32)
         for part, place in self._sent.within(first, first + size):
-            values[part] = self._read(place, place + part.stop - part.start)
+            self._read_into(place, values[part])
         return values
 
     def append(self, first: int, values: FlatVector) -> None:
@@ -176,9 +176,12 @@ class _Moved:
     def _copy_to(self, stop: int) -> None:
         at = (self._grown.size(self._name) - self._header_bytes) // FLOAT32_BYTES
         for start in range(at, stop, _COPIED_ELEMENTS):
-            self._grown.append(self._name, self._read(start, min(start + _COPIED_ELEMENTS, stop)).data)
+            values = np.empty(min(start + _COPIED_ELEMENTS, stop) - start, dtype=np.float32)
+            self._read_into(start, values)
+            self._grown.append(self._name, values.data)
 
-    def _read(self, start: int, stop: int) -> FlatVector:
+    def _read_into(self, start: int, values: FlatVector) -> None:
         if isinstance(self._source, FlatFile):
-            return self._source.read(start, stop)
-        return np.full(stop - start, self._source, dtype=np.float32)
+            self._source.read_into(start, values)
+        else:
+            values.fill(self._source)

@@ -67,6 +67,7 @@ PLAN = plan(
         max_update_norm=100.0,
         weight_cap=100,
         lanes=4,
+        colluders=1,
     )
 )
 CHARTER = Charter(

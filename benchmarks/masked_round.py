@@ -132,6 +132,7 @@ def masking_of(context: RoundContext, index: int) -> Masking:
         self_seed=seed_of("self", index),
         pair_seeds={other: seed_of("pair", *sorted((index, other))) for other in context.graph.neighbours(index)},
         shares={},
+        group_seeds={},  # nobody has declared a metric group
     )
 
 

@@ -65,6 +65,14 @@ def noise_multiplier_for(
 
     Raises InvalidArgument if no noise can do that, because what is spent is too much already.
     """
+    return _least_noise(epsilon, delta, sample_rate, steps, tuple(spent))
+
+
+@lru_cache(maxsize=256)
+def _least_noise(
+    epsilon: float, delta: float, sample_rate: float, steps: int, spent: tuple[PrivateSteps, ...]
+) -> float:
+    """Kept, because it takes a second and is asked for again before every run and round."""
     if epsilon_of([*spent, PrivateSteps(sample_rate, MOST_NOISE, steps)], delta=delta) > epsilon:
         raise InvalidArgument(
             f"no noise keeps {steps} further steps within epsilon {epsilon:g} at delta {delta:g}: "

@@ -172,6 +172,7 @@ def test_fedprox_is_half_mu_times_the_square_distance():
     local = {"a": torch.tensor([2.0, 0.0], requires_grad=True), "b": torch.tensor([[1.5]], requires_grad=True)}
 
     penalty = method.penalty(local, start)
+    assert penalty is not None
     penalty.backward()
 
     assert float(penalty.detach()) == pytest.approx(0.15 * (1 + 4 + 1))

@@ -300,6 +300,12 @@ class Plan:
             (self.gate.most_failed_rounds < 1, "gate.most_failed_rounds must be at least 1"),
             (self.evaluation_records < 0, "evaluation_records must not be negative"),
             *((True, text) for text in self.privacy.mistakes(masking.metric_groups)),
+            (
+                self.privacy.training is not None
+                and self.updates is not None
+                and self.updates.reference is Reference.LOCAL,
+                "privacy.training and updates.reference local do not fit: what a site reaches alone is not private",
+            ),
             *((True, text) for text in self._domain_mistakes()),
             *(
                 (limits.quorum < masking.least_cohort, f"quorum of {name} is below least_cohort")

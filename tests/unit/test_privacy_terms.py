@@ -7,11 +7,14 @@ from datetime import UTC, datetime
 
 import pytest
 
+from common.domains import PlanDomain
 from common.errors import PlanInvalid
+from common.instructions import Task
 from common.manifest import read_manifest
 from common.plan import METRIC_GROUPS, Plan
 from common.privacy import LargestPart, MetricNoise, Privacy, PrivateTraining, largest_part, noisy_words, told_sums
 from common.secagg import MetricGroup
+from coordinator.domain_planning import with_domains
 from coordinator.manifests import build_manifest
 from coordinator.privacy_planning import with_privacy
 from tests.unit.rounds import made
@@ -99,3 +102,23 @@ def test_noise_takes_no_sum_below_zero_and_a_lie_stays_one():
         "train_steps": -3.0,
     }
     assert told_sums({"heldout_tokens": -3.0}, None) == {"heldout_tokens": -3.0}
+
+
+def test_what_a_site_reaches_alone_is_not_told_where_training_is_private():
+    domains = (PlanDomain("law", (Task.NER,)),)
+    plan, mistakes = with_domains(PLAN, domains, '{"reference": "local"}')
+    assert mistakes == []
+    plan.check()
+    with pytest.raises(PlanInvalid, match="what a site reaches alone is not private"):
+        replace(plan, privacy=Privacy(PrivateTraining(4.0))).check()
+
+
+def test_words_of_domains_get_their_bounds_and_training_sizes_no_noise():
+    plan, mistakes = with_domains(PLAN, (PlanDomain("law", (Task.NER,)),), '{"reference": "given"}')
+    assert mistakes == []
+    plan, mistakes = with_privacy(plan, ASKED)
+    assert mistakes == []
+    plan.check()
+    assert plan.privacy.metrics is not None
+    assert plan.privacy.metrics.most("law/ner/loss") == 6.0
+    assert plan.privacy.metrics.most("law/records") is None

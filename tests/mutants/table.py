@@ -366,6 +366,20 @@ MUTANTS: Final = (
         ),
         killers=(UNIT + "test_metric_groups.py::test_words_of_a_closed_group_are_zeros_at_the_only_site_that_has_any",),
     ),
+    mutant(
+        "words of narrow metric groups are not masked once more",
+        round_("words[places] += stream if self.index < other else -stream", "pass"),
+        killers=(
+            UNIT
+            + "test_metric_groups.py::test_words_of_a_narrow_group_are_noise_at_every_contributor_and_of_no_other_word",
+            UNIT + "test_metric_groups.py::test_of_a_narrow_group_without_one_contributor_only_noise_is_left",
+        ),
+    ),
+    mutant(
+        "group keys are the pair keys that an escrow opens",
+        Edit(CORE + "hashing.py", '"group-key", round_', '"pair-key", round_'),
+        killers=(UNIT + "test_metric_groups.py::test_group_keys_are_not_those_that_an_escrow_opens",),
+    ),
     # --- what is printed ---
     mutant(
         "a signed message prints its body",

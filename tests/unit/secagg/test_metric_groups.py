@@ -292,7 +292,7 @@ def test_a_narrow_group_is_summed_when_all_its_contributors_survive_whoever_else
         assert tail.ignored_groups == ()
 
 
-def test_of_a_narrow_group_with_a_contributor_missing_nothing_is_left_but_noise_and_the_rest_of_the_sum_stands():
+def test_of_a_narrow_group_without_one_contributor_only_noise_is_left():
     """The dropped member's escrow is open by then: with its pair keys the noise stays what it is."""
     round_ = seven_with(FOUR)
     tail, words = opened_tail(round_, honest_tails(round_), dropped=(0,))

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from common.durable import write_durably
 from common.errors import AccordError
+from common.methods import METHODS
 from demo.figures import RunReport, to_json
 from demo.folders import FINISHED_FILE, end_processes, fresh_folder, point_to_latest
 from demo.progress import view_for
@@ -53,6 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="One coordinator and three sites on this machine: enrolment, secure aggregation, training.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--method", choices=tuple(METHODS), default=Training().method, help="what is trained and sent (%(default)s)"
     )
     parser.add_argument("--rounds", type=_positive, default=Training().rounds, help="training rounds (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
@@ -101,6 +105,7 @@ def settings_of(options: argparse.Namespace) -> DemoSettings:
         judging=judging,
         training=replace(
             Training(),
+            method=options.method,
             rounds=options.rounds,
             steps_per_round=options.steps,
             batch_size=options.batch_size,

@@ -17,6 +17,7 @@ class Training:
     third of the way; the server takes a larger step.
     """
 
+    method: str = "fedit"
     rounds: int = 3
     steps_per_round: int = 24
     batch_size: int = 8
@@ -32,6 +33,7 @@ class Training:
         """As the admin API takes them."""
         return {
             "base_model_json": model.to_json(),
+            "method": self.method,
             "rank": self.rank,
             "alpha": self.alpha,
             "rounds": self.rounds,

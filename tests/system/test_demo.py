@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from safetensors import safe_open
@@ -175,6 +176,23 @@ def test_a_demo_after_one_that_was_killed_ends_well_and_tells_what_it_did(place,
     assert (root / "latest" / "report.json").is_file()
     for text in (str(adapter), "report.html", str(tmp_path / "out" / "report.json"), "after round 1 (final)"):
         assert text in output
+
+
+def test_factors_by_turns_go_through_real_training_masked_rounds_and_export(place, tmp_path):
+    """One setting chooses the method: in round 1 the sites train and send B alone, in round 2 A, on other bits of B."""
+    demo = start(place, tmp_path, "--rounds", "2", "--method", "rolora", "--json", str(tmp_path / "report.json"))
+    output, _ = demo.communicate(timeout=300)
+    assert demo.returncode == 0, output
+
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [round_["state"] for round_ in report["rounds"]] == ["succeeded"] * 3
+    with safe_open(Path(report["adapter"]["path"]) / "adapter_model.safetensors", "np") as adapter:
+        moved = {name.split(".")[-2] for name in adapter.keys() if adapter.get_tensor(name).any()}  # noqa: SIM118
+        a = next(adapter.get_tensor(name) for name in adapter.keys() if ".lora_A." in name)  # noqa: SIM118
+    assert moved == {"lora_A", "lora_B"}
+    # Two rounds of two small steps: A is still near the orthonormal rows that it began with, and no more on them.
+    distance = np.abs(a @ a.T - np.eye(len(a))).max()
+    assert 1e-6 < distance < 0.1
 
 
 @pytest.mark.parametrize("moment", ["coordinator", "participant.training.worker"])

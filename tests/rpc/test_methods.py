@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from common.adapters import ADAPTER_FILE, AdapterLayout, FlatVector, open_flat, unflatten
-from common.errors import AuditFailed
+from common.errors import AuditFailed, InvalidArgument
 from common.masking import secagg_plan
 from common.secagg import RoundKind
 from common.sent import moving_layout, sent_vector
@@ -162,6 +162,18 @@ def test_a_site_that_has_the_parent_fetches_what_has_moved_and_one_that_has_not_
             for site in federation.sites.values():
                 held = open_flat(site.state / "adapters" / digest / ADAPTER_FILE, plan.layout())
                 assert np.array_equal(held, federation.adapter(digest))
+
+        first, second = (federation.round(number)["base_adapter_digest"] for number in (1, 2))
+        size = 4 * sent_vector(plan, 1).parameters
+        assert len(b"".join(late.client.adapter_chunks(second, offset=size - 8, moved_only=True))) == 8
+        assert b"".join(late.client.adapter_chunks(second, offset=size, moved_only=True)) == b""
+        for digest, offset, said in (
+            (first, 0, "has moved from nothing"),
+            (second, size - 2, "not a multiple of 4"),
+            (second, size + 4, f"within the {size} bytes"),
+        ):
+            with pytest.raises(InvalidArgument, match=said):
+                list(late.client.adapter_chunks(digest, offset=offset, moved_only=True))
 
 
 def test_ffas_a_is_orthonormal_and_the_same_bits_at_every_site_in_every_round(tmp_path: Path):

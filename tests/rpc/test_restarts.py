@@ -413,7 +413,7 @@ def test_a_sum_goes_on_at_its_first_chunk_that_is_not_durable(tmp_path: Path) ->
 def test_state_figures_and_what_is_not_sent_go_on_with_the_sum(
     tmp_path: Path, settings: dict[str, Any], killed_at: int
 ) -> None:
-    def made() -> tuple[object, ...]:
+    def made(federation: Federation) -> tuple[object, ...]:
         found = federation.round(1)
         blobs, figures = open_blobs(federation.config.blobs_url), [one["name"] for one in found["metrics"]]
         state = tuple(hashlib.sha256(blobs.read(key)).hexdigest() for key in blobs.keys("optimizer"))
@@ -429,14 +429,14 @@ def test_state_figures_and_what_is_not_sent_go_on_with_the_sum(
             shutil.copytree(stored, copy)
             opened = summed_after_the_restart(federation)
             assert opened == list(range(killed_at, opened[-1] + 1))
-            gone_on = made()
+            gone_on = made(federation)
             federation.stop()
 
             shutil.rmtree(stored)
             shutil.copytree(copy, stored)
             shutil.rmtree(scratch)
             assert summed_after_the_restart(federation)[0] == 0
-            assert made() == gone_on
+            assert made(federation) == gone_on
 
 
 def test_what_was_made_of_another_sum_is_not_gone_on_with(tmp_path: Path) -> None:

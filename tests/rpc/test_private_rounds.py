@@ -33,8 +33,8 @@ def kinds_of(federation: Federation, name: str) -> list[EntryKind]:
     return [entry.kind for entry in ledger_of(federation, name).entries()]
 
 
-def create_run(federation: Federation, terms: object = TERMS, **settings: object) -> None:
-    federation.create_run(privacy_json=json.dumps(terms), batch_size=16, steps_per_round=10, **settings)
+def create_run(federation: Federation, terms: object = TERMS, *, rounds: int = 1) -> None:
+    federation.create_run(privacy_json=json.dumps(terms), batch_size=16, steps_per_round=10, rounds=rounds)
 
 
 def test_every_round_is_counted_trained_privately_and_told_with_noise(federation):

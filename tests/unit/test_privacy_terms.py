@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +20,13 @@ from common.secagg import MetricGroup
 from coordinator.domain_planning import with_domains
 from coordinator.manifests import build_manifest
 from coordinator.privacy_planning import with_privacy
+from coordinator.services.admin_client import plan_settings
+from participant.policy import PrivacyBounds
+from participant.policy_file import load_policy
 from tests.unit.rounds import made
+from tests.unit.test_participant_config import POLICY as POLICY_TEXT
+
+ROOT = Path(__file__).parents[2]
 
 PLAN = made.plan()
 ASKED = '{"training": {"epsilon": 4.0}, "metrics": {"multiplier": 10.0}}'
@@ -122,3 +131,20 @@ def test_words_of_domains_get_their_bounds_and_training_sizes_no_noise():
     assert plan.privacy.metrics is not None
     assert plan.privacy.metrics.most("law/ner/loss") == 6.0
     assert plan.privacy.metrics.most("law/records") is None
+
+
+def test_the_example_settings_make_a_private_plan():
+    settings = tomllib.loads((ROOT / "deploy" / "examples" / "private.toml").read_text())
+    plan, mistakes = with_privacy(PLAN, plan_settings(settings).privacy_json)
+    assert mistakes == []
+    assert plan.privacy.training == PrivateTraining(4.0, clip=0.5, spare_rounds=1)
+    plan.check()
+
+
+def test_the_documents_policy_and_settings_can_be_read(tmp_path):
+    budget, run = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "privacy.md").read_text(), flags=re.DOTALL)
+    (tmp_path / "policy.toml").write_text(POLICY_TEXT + budget)
+    assert load_policy(tmp_path / "policy.toml").privacy == PrivacyBounds(
+        8.0, most_epsilon_in_a_run=4.0, must_train_privately=True
+    )
+    assert with_privacy(PLAN, tomllib.loads(run)["privacy_json"])[1] == []

@@ -100,6 +100,14 @@ def candidates() -> str:
     return replace(plain, templates=(*others, *two)).to_json()
 
 
+def _slowly(round_: int) -> float:
+    return 3.0 - 0.01 * round_
+
+
+def _quickly(round_: int) -> float:
+    return 1.5 - 0.1 * round_
+
+
 def add_sites(federation: Federation, **counts: int) -> None:
     """So many sites of each domain. Clinics learn slowly; the polite template is the better one everywhere."""
     number = 0
@@ -109,7 +117,7 @@ def add_sites(federation: Federation, **counts: int) -> None:
             trainer = DomainTrainer(
                 delta_of(number),
                 records=20 if slow else 400,
-                loss=lambda round_, slow=slow: 3.0 - 0.01 * round_ if slow else 1.5 - 0.1 * round_,
+                loss=_slowly if slow else _quickly,
                 domain=domain,
                 arms={"terse": 2.0, "polite": 1.0},
             )

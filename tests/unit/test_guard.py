@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -324,7 +325,7 @@ UPDATED_PLAN = replace(
 )
 
 
-def used_in_a_round(**changes: object) -> InstructionSet:
+def used_in_a_round(**changes: Any) -> InstructionSet:
     return replace(InstructionSet.from_json(UPDATED_PLAN.instruction_set), **changes)
 
 

@@ -13,10 +13,10 @@ import pytest
 
 from common import basemodel
 from common.adapters import ADAPTER_FILE, open_flat, write_adapter_folder
-from common.domains import LOSS_BOUND
 from common.errors import DataInvalid, DigestMismatch, ShapeMismatch
 from common.instructions import InstructionSet, Task, chat_instruction_set
 from common.methods import Method
+from common.record_bounds import LOSS_BOUND
 from participant.training.data import Exchange, Record
 from participant.training.job import (
     DataSettings,
@@ -95,7 +95,7 @@ def moved_adapter(site: Site, name: str, *, seed: int) -> FrozenAdapter:
     make_tiny_adapter(folder, site.job.base_model, seed=seed)
     layout = TINY_SPEC.layout(basemodel.describe(site.job.base_model).layers)
     flat = np.array(open_flat(folder / ADAPTER_FILE, layout))
-    flat += np.random.default_rng(seed).normal(0.0, 0.1, flat.shape).astype(np.float32)
+    flat += 0.1 * np.random.default_rng(seed).standard_normal(flat.shape, dtype=np.float32)
     digest = write_adapter_folder(folder, flat, layout, TINY_SPEC.peft_config("tiny"))
     return FrozenAdapter(folder=Path("..") / name, digest=digest, spec=TINY_SPEC, method=Method())
 

@@ -9,6 +9,7 @@ from typing import Final
 from common.errors import PlanInvalid
 from common.methods.base import Method
 
+MOST_PRODUCT_PROBES: Final = 1024
 # What is set, whose it is, and what a person should know.
 _OWNED: Final[tuple[tuple[Callable[[Method], bool], frozenset[str], str], ...]] = (
     (
@@ -59,6 +60,8 @@ def check_settings(method: Method) -> None:
         for is_set, owners, text in _OWNED
         if is_set(method) and method.name not in owners
     ]
+    if not 0 <= method.product_probes <= MOST_PRODUCT_PROBES:
+        mistakes.append(f"method.product_probes must be from 0 (off) to {MOST_PRODUCT_PROBES}")
     if not (math.isfinite(method.proximal_weight) and method.proximal_weight >= 0.0):
         mistakes.append("method.proximal_weight (FedProx's mu) must be 0 (off) or a positive number")
     if not 0.0 <= method.alignment <= 1.0:

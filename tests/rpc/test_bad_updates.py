@@ -129,9 +129,9 @@ def test_an_update_over_the_norm_is_scaled_down_at_the_site(federation: Federati
 # --- lies inside the masked vector ------------------------------------------------------------------------------
 
 
-def unclipped(local, base, layout, *, max_norm):
+def unclipped(local, base, layout, **settings):
     """The update as it is, whatever its norm."""
-    return open_update(local, base, layout, max_norm=float("inf"))
+    return open_update(local, base, layout, **(settings | {"max_norm": float("inf")}))
 
 
 def lying_tail(word: int, value: int) -> Callable[..., object]:

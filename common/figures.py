@@ -39,6 +39,7 @@ def figures(tail: TailSums) -> tuple[tuple[str, float], ...]:
         "train_loss": _ratio(sums, "train_loss", "train_steps"),
         "train_records": sums.get("train_records"),
         "classification_accuracy": _ratio(sums, "classification_correct", "classification_total"),
+        "preference_accuracy": _ratio(sums, "preference_correct", "preference_total"),
         "rouge_l": _ratio(sums, "rouge_sum", "rouge_total"),
         "span_f1": _f1(sums),
         "clipped_elements": sums.get("clipped_elements"),

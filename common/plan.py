@@ -46,9 +46,7 @@ METRIC_GROUPS: Final = (
 )
 # Of those who have held-out pairs, where these are what a plan trains on.
 PREFERENCE_GROUP: Final = "preference"
-PREFERENCE_METRICS: Final = MetricGroup(
-    PREFERENCE_GROUP, ("preference_margin", "preference_correct", "preference_total")
-)
+PREFERENCE_METRICS: Final = MetricGroup(PREFERENCE_GROUP, ("preference_correct", "preference_total"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,7 +333,10 @@ class Plan:
             (training.objective not in (SFT, DPO), f"objective {training.objective!r} is not known; known: sft, dpo"),
             (is_dpo and not _is_positive(training.dpo_beta), "dpo_beta must be a positive number"),
             (not is_dpo and training.dpo_beta != 0, "dpo_beta is for objective dpo: with another it is 0"),
-            (is_dpo and bool(self.domains), "objective dpo goes without domains: pairs are no task with a metric of one"),
+            (
+                is_dpo and bool(self.domains),
+                "objective dpo goes without domains: pairs are no task with a metric of one",
+            ),
             (
                 is_dpo and (self.privacy.training is not None or self.privacy.metrics is not None),
                 "objective dpo goes without privacy settings: they bound what one record adds, and a pair is two",

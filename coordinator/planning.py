@@ -20,6 +20,10 @@ from common.methods import adapter_method
 from common.methods.ravan import DEFAULT_HEADS
 from common.plan import (
     CONSTANT_RATE,
+    DPO,
+    METRIC_GROUPS,
+    PREFERENCE_METRICS,
+    SFT,
     Beneath,
     Gate,
     Masking,
@@ -53,6 +57,7 @@ DEFAULT_FINAL_RATE_FRACTION: Final = 0.1
 DEFAULT_STEPS_PER_ROUND: Final = 10
 DEFAULT_BATCH_SIZE: Final = 8
 DEFAULT_MAX_LENGTH: Final = 512
+DEFAULT_DPO_BETA: Final = 0.1
 # AdamW moves an element by about the learning rate a step at most; of real updates none went beyond 1.02 times that
 # in a round. A wider clip costs steps of the fixed point, a narrower one cuts updates off.
 ADAMW_REACH: Final = 1.25
@@ -101,6 +106,8 @@ class PlanSettings:
     learning_rate: float = 0.0
     learning_rate_schedule: str = ""
     final_rate_fraction: float = 0.0
+    objective: str = ""
+    dpo_beta: float = 0.0
     steps_per_round: int = 0
     batch_size: int = 0
     max_length: int = 0
@@ -172,6 +179,8 @@ def make_plan(
         batch_size=settings.batch_size or DEFAULT_BATCH_SIZE,
         max_length=settings.max_length or DEFAULT_MAX_LENGTH,
         seed=settings.seed,
+        objective=settings.objective or SFT,
+        dpo_beta=settings.dpo_beta or (DEFAULT_DPO_BETA if settings.objective == DPO else 0.0),
     )
     # These need figures that may themselves be mistakes; those are listed, and stand-ins keep the rest checkable.
     parameters, layout_mistakes = _most_deltas(method, adapter, settings.base_model)
@@ -201,6 +210,7 @@ def make_plan(
             weight_cap=settings.weight_cap or DEFAULT_WEIGHT_CAP,
             lanes=lanes,
             colluders=charter.assumed_colluders,
+            metric_groups=(*METRIC_GROUPS, *([PREFERENCE_METRICS] if training.objective == DPO else [])),
         ),
         gate=Gate(
             loss_rise=settings.gate_loss_rise or DEFAULT_GATE_LOSS_RISE,

@@ -259,11 +259,7 @@ def contribution_of(
             "span_false_negatives": total.false_negatives,
         },
         Task.INSTRUCTION.value: {"rouge_sum": total.rouge_sum, "rouge_total": total.rouge_records},
-        PREFERENCE_GROUP: {
-            "preference_margin": total.margin_sum,
-            "preference_correct": total.preferred,
-            "preference_total": total.pairs,
-        },
+        PREFERENCE_GROUP: {"preference_correct": total.preferred, "preference_total": total.pairs},
     }
     counted = {
         domain.name: domain.counted(found.records)

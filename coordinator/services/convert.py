@@ -227,6 +227,8 @@ def plan_settings(message: resources_pb2.PlanSettings) -> PlanSettings:
         product_probes=message.product_probes,
         learning_rate_schedule=message.learning_rate_schedule,
         final_rate_fraction=message.final_rate_fraction,
+        objective=message.objective,
+        dpo_beta=message.dpo_beta,
         heads=message.heads,
         proximal_weight=message.proximal_weight,
         alignment=message.alignment,

@@ -32,6 +32,6 @@ def asked_of(held_out: Sequence[Record], settings: EvaluationSettings) -> tuple[
         group = [record for record in held_out if (record.domain, record.task) == (domain, task)]
         answered = {Task.NER: settings.ner_records, Task.INSTRUCTION: settings.instruction_records}.get(task, 0)
         for rank, record in enumerate(choose(group, max(settings.loss_records, answered))):
-            is_answered = rank < answered and isinstance(record.content, Exchange)
+            is_answered = rank < answered and isinstance(record.content, Exchange) and not record.is_pair
             chosen.append(Asked(record, has_loss=rank < settings.loss_records, is_answered=is_answered))
     return tuple(chosen)

@@ -31,11 +31,12 @@ _CHAT_ROLES: Final = {"system": Role.SYSTEM, "user": Role.USER, "assistant": Rol
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One question and its answer; input may be empty."""
+    """One question and its answer; input may be empty. rejected: a worse answer, of a preference pair; else empty."""
 
     instruction: str
     input: str
     output: str
+    rejected: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,11 @@ class Record:
     content: Exchange | Chat
     digest: str
     mentions: tuple[Mention, ...] = ()
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether it is a preference pair: a chosen answer and a rejected one."""
+        return isinstance(self.content, Exchange) and bool(self.content.rejected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +122,12 @@ def load(settings: DataSettings) -> Dataset:
         raise DataInvalid(
             f"{settings.train_path}: no record is left to train on: {len(records)} usable, {report.held_out} held out, "
             f"{report.duplicates} also among the held-out records, {report.left_out} over a limit"
+        )
+    if len({record.is_pair for record in (*kept, *held_out)}) > 1:
+        # A run trains on one kind; with both, a site would be counted among those who measure what it does not.
+        raise DataInvalid(
+            f"{settings.train_path}: records with chosen and rejected answers are mixed with others, here or among "
+            "those held out; keep them in files of their own, each for runs with the objective that fits"
         )
     return Dataset(kept, held_out, report, held_out_report)
 
@@ -197,6 +209,8 @@ def _implied_task(fields: Fields) -> Task:
 
 
 def _exchange(fields: Fields, task: Task) -> tuple[Exchange, tuple[Mention, ...]]:
+    if fields.get("chosen") is not None or fields.get("rejected") is not None:
+        return _pair(fields, task), ()
     instruction, input_text, output = _question_and_answer(fields)
     mentions: tuple[Mention, ...] = ()
     if task is Task.NER:
@@ -212,6 +226,23 @@ def _exchange(fields: Fields, task: Task) -> tuple[Exchange, tuple[Mention, ...]
     if not output.strip():
         raise _Unusable("has no answer: the field is missing or empty")
     return Exchange(instruction.strip(), input_text.strip(), output.strip()), mentions
+
+
+def _pair(fields: Fields, task: Task) -> Exchange:
+    """A preference pair: "chosen" and "rejected" in place of the answer."""
+    if task is not Task.INSTRUCTION:
+        raise _Unusable('a record with "chosen" and "rejected" can only have the task instruction')
+    instruction, input_text, output = _question_and_answer(fields)
+    chosen, rejected = _text(fields, "chosen").strip(), _text(fields, "rejected").strip()
+    if output.strip():
+        raise _Unusable('has an answer beside "chosen" and "rejected"; a pair has these two alone')
+    if not instruction.strip():
+        raise _Unusable("has no instruction: the field is missing or empty")
+    if not chosen or not rejected:
+        raise _Unusable('a pair needs both "chosen" and "rejected", and one is missing or empty')
+    if chosen == rejected:
+        raise _Unusable('"chosen" and "rejected" are the same')
+    return Exchange(instruction.strip(), input_text.strip(), chosen, rejected)
 
 
 def _question_and_answer(fields: Fields) -> tuple[str, str, str]:

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.errors import InvalidArgument
+from participant.training.answers import answer_flags, answer_losses
 from participant.training.job import NOISE_KEY_BYTES, PrivateSettings
-from participant.training.loop import answer_flags, answer_losses
 from participant.training.model import AdaptedModel
 from participant.training.per_record import PerRecord, per_record_gradients
 from participant.training.tokens import Encoded

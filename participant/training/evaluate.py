@@ -18,12 +18,13 @@ from transformers.cache_utils import Cache
 
 from common.errors import TrainingStopped
 from common.instructions import Task
+from participant.training.answers import HEAD_ROWS, answer_flags, answer_states
 from participant.training.asked import asked_of
 from participant.training.bounds import bounded
 from participant.training.data import Exchange, Record
 from participant.training.job import EvaluationSettings
-from participant.training.loop import HEAD_ROWS, answer_flags, answer_states
 from participant.training.model import AdaptedModel
+from participant.training.preferences import dpo_losses, margins, without_adapter
 from participant.training.result import DomainScores, Phase, Progress
 from participant.training.scoring import count_spans, rouge_l
 from participant.training.states import States, quick_states
@@ -100,10 +101,12 @@ def evaluate(
     on_progress: Callable[[Progress], None],
     should_stop: Callable[[], bool],
     on_record: Callable[[Record, DomainScores], None] = lambda record, scores: None,
+    dpo_beta: float = 0.0,
 ) -> tuple[DomainScores, ...]:
     """Scores per domain, sorted by name. Raises TrainingStopped if asked to.
 
     on_record: told each record's own part of the sums, its loss and its free answer apart from one another.
+    dpo_beta: of the loss by which preference pairs are judged.
     """
     began = time.perf_counter()
     ordered = sorted(asked, key=lambda question: (question.is_answered, -len(question.encoded.ids)))
@@ -114,7 +117,11 @@ def evaluate(
         for number, group in enumerate(groups, start=1):
             if should_stop():
                 raise TrainingStopped("stopped during evaluation; start the job again to go on")
-            for record, whole in _score(model, states, group, encoder=encoder, settings=settings):
+            if group[0].encoded.rejected is not None:
+                found = _pair_scores(model, states, group, beta=dpo_beta)
+            else:
+                found = _score(model, states, group, encoder=encoder, settings=settings)
+            for record, whole in found:
                 score = bounded(whole) if settings.is_bounded else whole
                 on_record(record, score)
                 scores[score.domain] = scores.get(score.domain, DomainScores(domain=score.domain)) + score
@@ -172,6 +179,30 @@ def _score(
     answers = _answers(model, group, done, encoder, settings.max_new_tokens)
     for question, answer in zip(group, answers, strict=True):
         yield question.encoded.record, _answer_scores(question.encoded.record, answer)
+
+
+def _pair_scores(
+    model: AdaptedModel, states: States, group: Sequence[Question], *, beta: float
+) -> Iterator[tuple[Record, DomainScores]]:
+    pairs = [question.encoded for question in group]
+    own = margins(model, states, pairs)
+    with without_adapter(model):
+        reference = margins(model, states, pairs)
+    losses = dpo_losses(own, reference, beta=beta).tolist()
+    for pair, gain, loss in zip(pairs, (own - reference).tolist(), losses, strict=True):
+        yield (
+            pair.record,
+            DomainScores(
+                domain=pair.record.domain,
+                loss_sum=loss,
+                loss_tokens=1,
+                loss_records=1,
+                loss_square_sum=loss**2,
+                pairs=1,
+                preferred=int(gain > 0.0),
+                margin_sum=gain,
+            ),
+        )
 
 
 def _loss_scores(question: Question, prediction: _Prediction) -> DomainScores:

@@ -94,6 +94,8 @@ class Execution:
         """
         job = self._job
         torch.set_num_threads(job.resources.threads)
+        for report, usable in ((records.train_report, records.train), (records.held_out_report, records.held_out)):
+            _check_objective(report, usable, is_preference=job.hyperparameters.dpo_beta > 0.0)
         tokenizer, most = load_tokenizer(job.base_model), job.hyperparameters.max_length
         encoder = Encoder(tokenizer, job.instruction_set, max_length=most)
         drawing = Encoder(tokenizer, job.instruction_set, max_length=most, draw_seed=job.hyperparameters.seed)
@@ -171,6 +173,7 @@ class Execution:
                 on_progress=self._report,
                 should_stop=self._stop.is_set,
                 on_record=on_record,
+                dpo_beta=job.hyperparameters.dpo_beta,
             )
 
         def by_candidates(
@@ -225,6 +228,22 @@ class Execution:
             noise=SecretNoise.read(self._folder / NOISE_KEY_FILE),
             micro_batch_size=self._job.resources.micro_batch_size,
         )
+
+
+def _check_objective(report: DataReport, records: Sequence[Record], *, is_preference: bool) -> None:
+    """Raises DataInvalid where the plan's objective and the site's records do not fit together."""
+    odd = next((record for record in records if record.is_pair != is_preference), None)
+    if odd is None:
+        return
+    if is_preference:
+        raise DataInvalid(
+            f"{report.path}: line {odd.line} has one answer, and this plan's objective (dpo) asks for pairs: "
+            "records with chosen and rejected in place of the answer"
+        )
+    raise DataInvalid(
+        f"{report.path}: line {odd.line} has chosen and rejected answers, and this plan's objective (sft) asks for "
+        "records with one answer; pairs are for runs whose objective is dpo"
+    )
 
 
 def _correction(job: TrainingJob, adapted: AdaptedModel) -> dict[str, Tensor]:

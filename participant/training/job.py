@@ -62,6 +62,7 @@ class Hyperparameters:
 
     batch_size: records in one optimiser step. steps: optimiser steps. max_length: tokens of prompt and answer.
     max_gradient_norm: L2, over all trainable tensors. seed: of the order of records.
+    dpo_beta: over 0 for preference tuning on pairs of answers, 0 for the loss of right answers.
     """
 
     learning_rate: float
@@ -71,8 +72,11 @@ class Hyperparameters:
     seed: int
     max_gradient_norm: float = 1.0
     weight_decay: float = 0.0
+    dpo_beta: float = 0.0
 
     def __post_init__(self) -> None:
+        if not (math.isfinite(self.dpo_beta) and self.dpo_beta >= 0.0):
+            raise InvalidArgument("dpo_beta must not be negative")
         if not (math.isfinite(self.learning_rate) and 0.0 < self.learning_rate <= 10.0):
             raise InvalidArgument("learning_rate must be over 0 and at most 10")
         if not 1 <= self.batch_size <= 65_536 or not 1 <= self.steps <= 10_000_000:

@@ -7,31 +7,31 @@ threads, the same job ends with the same bits, also after being killed and resum
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
-from torch.nn import functional
 
 from common.errors import TrainingFailed, TrainingStopped
+from participant.training.answers import answer_flags, answer_loss, answer_states
 from participant.training.batches import batches
 from participant.training.checkpoint import Position, restore_checkpoint, save_checkpoint
 from participant.training.job import Hyperparameters, Resources
 from participant.training.methods import ClientMethod
-from participant.training.model import AdaptedModel, TokenBatch
+from participant.training.model import AdaptedModel
+from participant.training.preferences import Preferences
 from participant.training.result import Phase, Progress, TrainingFigures
 from participant.training.states import PlainStates, States, quick_states
 from participant.training.tokens import Encoded
 
-# Answer positions whose logits are in memory at once: 256 rows of a 50,000-word vocabulary are 50 MB.
-HEAD_ROWS: Final = 256
+FillGradients = Callable[[Sequence[Encoded]], float]  # of one step's records; returns their mean loss
 
 
 class PrivateSteps(Protocol):
@@ -56,7 +56,8 @@ class PrivateSteps(Protocol):
 class TrainingTask:
     """What to train on and how. weights: of the records, for drawing. checkpoint: None keeps none.
 
-    private: None for ordinary steps, each on the mean loss per answer token of its batch.
+    private: None for ordinary steps, each on the mean loss per answer token of its batch, or, where the job has a beta,
+    on the mean DPO loss of its pairs.
     """
 
     records: Sequence[Encoded]
@@ -82,12 +83,20 @@ def train(
     """
     # Private steps take the layers apart themselves: they need each record's own gradient.
     with quick_states(model) if task.private is None else contextlib.nullcontext(PlainStates(model)) as states:
-        return _train(model, states, task, on_progress=on_progress, should_stop=should_stop)
+        fill: FillGradients = functools.partial(_fill_gradients, model, states, task)
+        if task.private is None and task.hyperparameters.dpo_beta:
+            fill = Preferences(
+                model,
+                states,
+                beta=task.hyperparameters.dpo_beta,
+                micro_batch_size=task.resources.micro_batch_size,
+            ).fill_gradients
+        return _train(model, fill, task, on_progress=on_progress, should_stop=should_stop)
 
 
 def _train(
     model: AdaptedModel,
-    states: States,
+    fill: FillGradients,
     task: TrainingTask,
     *,
     on_progress: Callable[[Progress], None],
@@ -111,15 +120,13 @@ def _train(
             raise TrainingStopped(f"stopped at step {position.step} of {settings.steps}; start the job again to go on")
         began = time.perf_counter()
         records = [task.records[index] for index in indices]
-        loss = _step(
-            model, states, task, indices, start=start, trained=trained, optimiser=optimiser, step=position.step
-        )
+        loss = _step(model, fill, task, indices, start=start, trained=trained, optimiser=optimiser, step=position.step)
         position = replace(
             position,
             step=position.step + 1,
             losses=(*position.losses, loss),
             records=position.records + len(records),
-            tokens=position.tokens + sum(len(record.ids) for record in records),
+            tokens=position.tokens + sum(record.tokens for record in records),
             answer_tokens=position.answer_tokens + sum(record.answer_tokens for record in records),
             seconds=position.seconds + time.perf_counter() - began,
         )
@@ -142,64 +149,11 @@ def _train(
     )
 
 
-def answer_losses(model: AdaptedModel, hidden: Tensor, batch: TokenBatch, is_answer: Tensor) -> Tensor:
-    """Nats per answer token, float32[n], rows in order; the head runs on positions before an answer token only.
-
-    hidden: [rows, length, width]. is_answer: bool[rows, length]. A token at position 0 has nothing before it: no loss.
-    """
-    states, targets = answer_states(hidden, batch, is_answer)
-    parts = [
-        functional.cross_entropy(
-            model.logits(states[first : first + HEAD_ROWS]), targets[first : first + HEAD_ROWS], reduction="none"
-        )
-        for first in range(0, len(targets), HEAD_ROWS)
-    ]
-    return torch.cat(parts)
-
-
-class _AnswerLoss(torch.autograd.Function):
-    """Nats over all answer tokens. Its gradient is made part by part on the way forward, so that no logits are kept."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, states: Tensor, targets: Tensor, model: AdaptedModel) -> Tensor:
-        total = torch.zeros((), device=states.device)
-        by_states = torch.empty_like(states)
-        for first in range(0, len(targets), HEAD_ROWS):
-            part = slice(first, first + HEAD_ROWS)
-            with torch.enable_grad():
-                leaf = states[part].detach().requires_grad_()
-                loss = functional.cross_entropy(model.logits(leaf), targets[part], reduction="sum")
-            [by_states[part]] = torch.autograd.grad(loss, leaf)
-            total += loss.detach()
-        ctx.save_for_backward(by_states)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        [by_states] = ctx.saved_tensors
-        return by_states * gradients[0], None, None
-
-
-def answer_states(hidden: Tensor, batch: TokenBatch, is_answer: Tensor) -> tuple[Tensor, Tensor]:
-    """The hidden states that predict answer tokens, [n, width], and these tokens, int64[n]."""
-    predicts = is_answer[:, 1:].reshape(-1).nonzero().squeeze(1)
-    states = hidden[:, :-1].reshape(-1, hidden.shape[-1]).index_select(0, predicts)
-    return states, batch.ids[:, 1:].reshape(-1).index_select(0, predicts)
-
-
-def answer_flags(model: AdaptedModel, records: Sequence[Encoded], length: int) -> Tensor:
-    """bool[rows, length]: where the loss counts."""
-    flags = torch.zeros((len(records), length), dtype=torch.bool)
-    for row, record in enumerate(records):
-        flags[row, : len(record.ids)] = torch.tensor(record.is_answer, dtype=torch.bool)
-    return flags.to(model.device)
-
-
 def _order(task: TrainingTask, *, first_step: int) -> Iterator[tuple[int, ...]]:
     """Record indices of every step from `first_step` on."""
     if task.private is not None:
         return task.private.batches(first_step=first_step)
-    lengths = [len(record.ids) for record in task.records]
+    lengths = [record.tokens for record in task.records]
     settings = task.hyperparameters
     order = batches(lengths, task.weights, batch_size=settings.batch_size, seed=settings.seed)
     return itertools.islice(order, first_step, None)
@@ -207,7 +161,7 @@ def _order(task: TrainingTask, *, first_step: int) -> Iterator[tuple[int, ...]]:
 
 def _step(
     model: AdaptedModel,
-    states: States,
+    fill: FillGradients,
     task: TrainingTask,
     indices: tuple[int, ...],
     *,
@@ -221,7 +175,7 @@ def _step(
     if task.private is not None:
         loss = task.private.fill_gradients(model, trained, indices, step=step)
     else:
-        loss = _fill_gradients(model, states, task, [task.records[index] for index in indices])
+        loss = fill([task.records[index] for index in indices])
     penalty = task.method.penalty(trained, start)
     if penalty is not None:
         penalty.backward()
@@ -249,7 +203,7 @@ def _fill_gradients(model: AdaptedModel, states: States, task: TrainingTask, rec
         rows = [record.ids for record in part]
         batch = model.batch(rows)
         wanted, targets = answer_states(states.hidden(rows), batch, answer_flags(model, part, batch.ids.shape[1]))
-        mean: Tensor = _AnswerLoss.apply(wanted, targets, model) / answer_tokens  # type: ignore[no-untyped-call]
+        mean = answer_loss(model, wanted, targets) / answer_tokens
         mean.backward()
         loss += float(mean.detach())
     return loss

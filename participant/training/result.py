@@ -67,7 +67,8 @@ class DomainScores:
     loss_sum: nats over loss_tokens answer tokens. loss_square_sum: of the records' mean losses over loss_records, for
     a standard error. correct of classified: constrained greedy choice among the labels. Spans: strict, as multisets of
     (label, mention) per text. malformed_lines: answer lines that are no "Label: mention". rouge_sum: of ROUGE-L F1
-    over rouge_records.
+    over rouge_records. preferred of pairs: the chosen answer has gained on the rejected one since the run began;
+    margin_sum: by how many nats. The loss of a pair is DPO's, and counts as that of one token.
     """
 
     domain: str
@@ -84,6 +85,9 @@ class DomainScores:
     malformed_lines: int = 0
     rouge_records: int = 0
     rouge_sum: float = 0.0
+    pairs: int = 0
+    preferred: int = 0
+    margin_sum: float = 0.0
 
     def __add__(self, other: DomainScores) -> DomainScores:
         sums = {
@@ -101,6 +105,10 @@ class DomainScores:
     @property
     def accuracy(self) -> float | None:
         return self.correct / self.classified if self.classified else None
+
+    @property
+    def preference_accuracy(self) -> float | None:
+        return self.preferred / self.pairs if self.pairs else None
 
     @property
     def precision(self) -> float | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +28,7 @@ class Encoded:
     """A record as tokens. is_answer: bool per token, true where the loss counts (answers and their end marks).
 
     prompt_tokens: before the first answer token. is_cut: the end did not fit into max_length.
+    rejected: of a preference pair the same question with the worse answer; else None.
     """
 
     record: Record
@@ -35,10 +36,16 @@ class Encoded:
     is_answer: tuple[bool, ...]
     prompt_tokens: int
     is_cut: bool
+    rejected: Encoded | None = None
 
     @property
     def answer_tokens(self) -> int:
         return sum(self.is_answer)
+
+    @property
+    def tokens(self) -> int:
+        """Of a pair, those of both its rows."""
+        return len(self.ids) + (len(self.rejected.ids) if self.rejected is not None else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +113,15 @@ class Encoder:
         return frozenset({self.end_id} if eos is None else {self.end_id, int(eos)})
 
     def encode(self, record: Record) -> Encoded | TooLong:
-        """Tokens of one record, cut at max_length."""
+        """Tokens of one record, cut at max_length; of a preference pair, both of its answers."""
+        encoded = self._encode(record)
+        if not record.is_pair or isinstance(encoded, TooLong):
+            return encoded
+        assert isinstance(record.content, Exchange)  # noqa: S101  (for mypy: a pair is an exchange)
+        worse = self._encode(replace(record, content=replace(record.content, output=record.content.rejected)))
+        return worse if isinstance(worse, TooLong) else replace(encoded, rejected=worse)
+
+    def _encode(self, record: Record) -> Encoded | TooLong:
         ids: list[int] = []
         is_answer: list[bool] = []
         pieces = self._pieces(record)

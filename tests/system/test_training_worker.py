@@ -335,6 +335,22 @@ def test_data_without_a_usable_record_is_refused_with_lines(site):
         site.run(data=replace(site.job.data, train_path=bad))
 
 
+def test_pairs_and_a_plan_of_another_objective_are_refused_with_what_fits(site):
+    with pytest.raises(DataInvalid, match=r"line 1 has one answer.*\(dpo\) asks for pairs"):
+        site.run(hyperparameters=replace(site.job.hyperparameters, dpo_beta=0.1))
+    pairs = site.folder / "pairs.jsonl"
+    rows = [{"prompt": f"sky {n}", "chosen": "blue", "rejected": "red"} for n in range(20)]
+    pairs.write_text("\n".join(json.dumps(row) for row in rows))
+    own = {"data": replace(site.job.data, train_path=pairs, held_out_path=None, held_out_fraction=0.3)}
+    with pytest.raises(DataInvalid, match=r"chosen and rejected answers, and this plan's objective \(sft\)"):
+        site.run(**own)
+    result = site.run(**own, hyperparameters=replace(site.job.hyperparameters, dpo_beta=0.1))
+    [scores] = result.scores
+    assert (scores.pairs, scores.preferred) == (result.held_out_data.used, 0)  # the reference prefers neither
+    assert result.training is not None
+    assert result.training.losses[-1] < result.training.losses[0]
+
+
 def test_records_that_do_not_fit_the_plans_length_are_reported(site):
     long = site.folder / "long.jsonl"
     long.write_text((site.folder / "train.jsonl").read_text() + json.dumps({"prompt": "z" * 90, "completion": "x"}))

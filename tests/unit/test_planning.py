@@ -10,10 +10,11 @@ import pytest
 from common.adapters import LinearLayer
 from common.basemodel import BaseModel
 from common.charter import CHARTER_FORM, USUAL_BOUNDS, Charter, CharterMember
+from common.domains import PlanDomain
 from common.errors import PlanInvalid
 from common.instructions import InstructionSet, PromptForm, chat_instruction_set
 from common.masking import secagg_plan
-from common.plan import PhaseLimits, Plan, TensorClip
+from common.plan import PREFERENCE_METRICS, PhaseLimits, Plan, TensorClip
 from common.secagg import RoundKind
 from common.secagg.ring import lane_limit
 from common.sent import sent_vectors
@@ -314,3 +315,25 @@ def test_the_product_monitor_is_fedits_and_counts_in_the_upload():
     assert "product_probes must be from 0 (off) to 1024" in mistakes(PlanSettings(MODEL, product_probes=1025))
     bare = secagg_plan(plan(), bytes(32)).layout(RoundKind.TRAINING, 1).bytes
     assert "limits.upload_bytes" in mistakes(PlanSettings(MODEL, product_probes=1024), most_upload_bytes=bare)
+
+
+def test_preference_tuning_is_one_line_and_has_a_metric_group_of_its_own():
+    made = plan(PlanSettings(MODEL, objective="dpo"))
+    assert (made.training.objective, made.training.dpo_beta) == ("dpo", 0.1)
+    assert PREFERENCE_METRICS in made.masking.metric_groups
+    usual = plan()
+    assert (usual.training.objective, usual.training.dpo_beta) == ("sft", 0.0)
+    assert PREFERENCE_METRICS not in usual.masking.metric_groups
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (PlanSettings(MODEL, objective="ppo"), "objective 'ppo' is not known; known: sft, dpo"),
+        (PlanSettings(MODEL, dpo_beta=0.2), "dpo_beta is for objective dpo"),
+        (PlanSettings(MODEL, objective="dpo", dpo_beta=-1.0), "dpo_beta must be a positive number"),
+        (PlanSettings(MODEL, objective="dpo", domains=(PlanDomain("bank"),)), "goes without domains"),
+    ],
+)
+def test_an_objective_that_is_unknown_or_does_not_fit_is_refused(settings, reason):
+    assert reason in mistakes(settings)

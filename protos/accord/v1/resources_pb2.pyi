@@ -384,6 +384,8 @@ class PlanSettings(_message.Message):
     PRODUCT_PROBES_FIELD_NUMBER: _builtins.int
     LEARNING_RATE_SCHEDULE_FIELD_NUMBER: _builtins.int
     FINAL_RATE_FRACTION_FIELD_NUMBER: _builtins.int
+    OBJECTIVE_FIELD_NUMBER: _builtins.int
+    DPO_BETA_FIELD_NUMBER: _builtins.int
     HEADS_FIELD_NUMBER: _builtins.int
     PROXIMAL_WEIGHT_FIELD_NUMBER: _builtins.int
     ALIGNMENT_FIELD_NUMBER: _builtins.int
@@ -464,6 +466,12 @@ class PlanSettings(_message.Message):
     """
     final_rate_fraction: _builtins.float
     """Part of the learning rate that the last round of "cosine" has. Default 0.1."""
+    objective: _builtins.str
+    """What training minimises: "sft", the loss of right answers, or "dpo", direct preference optimisation: then records
+    have chosen and rejected answers. Default "sft".
+    """
+    dpo_beta: _builtins.float
+    """Beta of "dpo": how dear it is to leave the model that the run began from. Default 0.1."""
     heads: _builtins.int
     """Heads of method "ravan", each of the given rank; all of them together are at most as wide as the narrowest layer.
     Default 4.
@@ -562,6 +570,8 @@ class PlanSettings(_message.Message):
         product_probes: _builtins.int = ...,
         learning_rate_schedule: _builtins.str = ...,
         final_rate_fraction: _builtins.float = ...,
+        objective: _builtins.str = ...,
+        dpo_beta: _builtins.float = ...,
         heads: _builtins.int = ...,
         proximal_weight: _builtins.float = ...,
         alignment: _builtins.float = ...,
@@ -575,7 +585,7 @@ class PlanSettings(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["collecting", b"collecting", "forming", b"forming", "key_setup", b"key_setup", "training", b"training", "unmasking", b"unmasking"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alignment", b"alignment", "alpha", b"alpha", "base_model_json", b"base_model_json", "batch_size", b"batch_size", "beneath_adapter", b"beneath_adapter", "beta1", b"beta1", "beta2", b"beta2", "collecting", b"collecting", "control_variates", b"control_variates", "domain", b"domain", "domains", b"domains", "element_clip", b"element_clip", "evaluation_records", b"evaluation_records", "final_rate_fraction", b"final_rate_fraction", "forming", b"forming", "gate_loss_rise", b"gate_loss_rise", "heads", b"heads", "initial_adapter", b"initial_adapter", "instruction_set_json", b"instruction_set_json", "key_setup", b"key_setup", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "least_cohort", b"least_cohort", "max_length", b"max_length", "max_update_norm", b"max_update_norm", "method", b"method", "most_failed_rounds", b"most_failed_rounds", "most_participants", b"most_participants", "name_survivors", b"name_survivors", "phase_rounds", b"phase_rounds", "privacy_json", b"privacy_json", "product_probes", b"product_probes", "proximal_weight", b"proximal_weight", "rank", b"rank", "rounds", b"rounds", "rounds_per_epoch", b"rounds_per_epoch", "schedule", b"schedule", "seed", b"seed", "server_learning_rate", b"server_learning_rate", "server_optimizer", b"server_optimizer", "steps_per_round", b"steps_per_round", "target_modules", b"target_modules", "tau", b"tau", "tensor_clips", b"tensor_clips", "training", b"training", "unmasking", b"unmasking", "updates_json", b"updates_json", "weight_cap", b"weight_cap"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alignment", b"alignment", "alpha", b"alpha", "base_model_json", b"base_model_json", "batch_size", b"batch_size", "beneath_adapter", b"beneath_adapter", "beta1", b"beta1", "beta2", b"beta2", "collecting", b"collecting", "control_variates", b"control_variates", "domain", b"domain", "domains", b"domains", "dpo_beta", b"dpo_beta", "element_clip", b"element_clip", "evaluation_records", b"evaluation_records", "final_rate_fraction", b"final_rate_fraction", "forming", b"forming", "gate_loss_rise", b"gate_loss_rise", "heads", b"heads", "initial_adapter", b"initial_adapter", "instruction_set_json", b"instruction_set_json", "key_setup", b"key_setup", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "least_cohort", b"least_cohort", "max_length", b"max_length", "max_update_norm", b"max_update_norm", "method", b"method", "most_failed_rounds", b"most_failed_rounds", "most_participants", b"most_participants", "name_survivors", b"name_survivors", "objective", b"objective", "phase_rounds", b"phase_rounds", "privacy_json", b"privacy_json", "product_probes", b"product_probes", "proximal_weight", b"proximal_weight", "rank", b"rank", "rounds", b"rounds", "rounds_per_epoch", b"rounds_per_epoch", "schedule", b"schedule", "seed", b"seed", "server_learning_rate", b"server_learning_rate", "server_optimizer", b"server_optimizer", "steps_per_round", b"steps_per_round", "target_modules", b"target_modules", "tau", b"tau", "tensor_clips", b"tensor_clips", "training", b"training", "unmasking", b"unmasking", "updates_json", b"updates_json", "weight_cap", b"weight_cap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -13,10 +13,11 @@ from common.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, open_flat
 from common.errors import TrainingFailed, TrainingStopped
 from common.instructions import Task, chat_instruction_set
 from common.methods import Method
-from participant.training import loop
+from participant.training import answers
+from participant.training.answers import answer_flags, answer_losses
 from participant.training.data import Exchange, Record
 from participant.training.job import Hyperparameters, Resources
-from participant.training.loop import TrainingTask, answer_flags, answer_losses, train
+from participant.training.loop import TrainingTask, train
 from participant.training.methods import LocalMethod, client_method
 from participant.training.model import AfterHead, load_model, save_adapter
 from participant.training.tokens import Encoder
@@ -82,7 +83,7 @@ def test_the_head_in_parts_gives_the_same_losses(adapted, records, monkeypatch):
     batch = adapted.batch([record.ids for record in records])
     flags = answer_flags(adapted, records, batch.ids.shape[1])
     whole = answer_losses(adapted, adapted.hidden(batch), batch, flags)
-    monkeypatch.setattr(loop, "HEAD_ROWS", 3)
+    monkeypatch.setattr(answers, "HEAD_ROWS", 3)
     torch.testing.assert_close(answer_losses(adapted, adapted.hidden(batch), batch, flags), whole)
 
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import AggregationFailed
-from common.figures import figures, heldout_loss
+from common.figures import domain_loss, figures, heldout_loss
 from common.plan import METRIC_GROUPS, METRIC_WORDS, Gate
 from common.secagg import TailSums
-from coordinator.rounds.gate import judge
+from coordinator.rounds.gate import Measured, judge, judge_improvement
 
 WORDS = (*METRIC_WORDS, *(word for group in METRIC_GROUPS for word in group.words))
 GATE = Gate(loss_rise=0.1, most_failed_rounds=3)
@@ -114,3 +114,60 @@ def test_a_figure_without_one_of_its_words_is_left_out_whatever_group_a_plan_put
 
 def test_a_plan_may_leave_metrics_out():
     assert dict(figures(TailSums(3, 1.0, {"heldout_loss": 2.0, "heldout_tokens": 1.0})))["heldout_loss"] == 2.0
+
+
+# --- domains -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("gain", "is_kept"), [(0.09, False), (0.0999, False), (0.1001, True), (-1.0, False)])
+def test_a_domain_adapter_is_kept_only_for_more_than_two_errors_of_the_difference(gain, is_kept):
+    before = Measured(2.0, 0.03)
+    after = Measured(2.0 - gain, 0.04)
+    verdict = judge_improvement(before, after, standard_errors=2.0)
+    assert verdict.is_accepted is is_kept
+    assert "without it 2.0000; it must be lower by 0.1000" in verdict.message
+
+
+def test_a_domain_adapter_that_too_few_have_measured_is_not_kept():
+    known = Measured(2.0, 0.0)
+    assert not judge_improvement(None, known, standard_errors=2.0).is_accepted
+    assert not judge_improvement(known, None, standard_errors=2.0).is_accepted
+    assert not judge_improvement(known, Measured(math.nan, 0.0), standard_errors=2.0).is_accepted
+
+
+def test_a_domains_figures_are_over_its_open_tasks_and_the_totals_over_the_open_domains():
+    sums = {
+        "clinic/ner/rows": 4.0,
+        "clinic/ner/loss": 8.0,
+        "clinic/ner/squares": 20.0,
+        "clinic/ner/tokens": 10.0,
+        "clinic/ner/nats": 25.0,
+        "clinic/ner/true_positives": 3.0,
+        "clinic/ner/false_positives": 1.0,
+        "clinic/ner/false_negatives": 1.0,
+        "clinic/instruction/rows": 1.0,
+        "clinic/instruction/loss": 2.0,
+        "clinic/instruction/squares": 4.0,
+        "clinic/instruction/tokens": 5.0,
+        "clinic/instruction/nats": 5.0,
+        "desk/classification/rows": 2.0,
+        "desk/classification/loss": 2.0,
+        "desk/classification/squares": 2.0,
+        "desk/classification/tokens": 5.0,
+        "desk/classification/nats": 10.0,
+        "desk/classification/terse/rows": 2.0,
+        "desk/classification/terse/loss": 3.0,
+        "desk/records": 90.0,
+    }
+    found = figures(TailSums(count=5, weight=2.0, metrics=sums))
+    by_name = dict(found)
+    assert by_name["heldout_loss/clinic"] == 2.0
+    assert by_name["heldout_loss"] == heldout_loss(found) == 2.0
+    assert domain_loss(found, "clinic") == (2.0, pytest.approx(math.sqrt(0.8 / 5)))
+    assert domain_loss(found, "desk") == (1.0, 0.0)
+    assert domain_loss(found, "court") is None
+    assert (by_name["macro_loss"], by_name["worst_loss"]) == (1.5, 2.0)
+    assert by_name["span_f1/clinic"] == 0.75
+    assert by_name["template_loss/desk/classification/terse"] == 1.5
+    assert by_name["records/desk"] == 90.0
+    assert not [name for name in by_name if name.startswith("classification_accuracy")]

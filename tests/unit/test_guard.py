@@ -172,7 +172,7 @@ CASES = [
     Case("most_rounds_in_a_run", "rounds", st.integers(4, 1000)),
 ]  # fmt: skip
 
-# Bounds that a plan alone cannot break by one field; each has a test of its own below.
+# Bounds that a plan alone cannot break by one field; each has a test of its own below, privacy's beside its parts.
 ELSEWHERE = {
     "masking.least_cohort",
     "masking.least_colluders",
@@ -182,6 +182,7 @@ ELSEWHERE = {
     "hours.time_zone",
     "hours.openings",
     "most_records",
+    "privacy",
 }
 
 

@@ -1,7 +1,8 @@
 """A site's records: what the fields mean, which records can be used, and which are held out.
 
 Conventions, by the fields a record has: chat messages (messages), Alpaca (instruction, input, output), Dolly
-(instruction, context, response), prompt and completion. Knows nothing of templates, tokens and torch.
+(instruction, context, response), prompt and completion; preference pairs have chosen and rejected in place of the
+answer. Knows nothing of templates, tokens and torch.
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ class Manifest:
     metrics: (name, mean over the survivors). base_model, base_model_digest, plan_digest, charter_digest: what was used.
     privacy: the bound that the plan asks each site to keep over the whole run, None where it asks for none; what a site
     has spent only its own ledger knows.
-    created_at: RFC 3339, UTC. domain, beneath: of a domain adapter, its domain and the digest of the global adapter that
-    it is on top of. domain_sums: the round's summed words of its domains, by name; next_round: what follows
+    created_at: RFC 3339, UTC. domain, beneath: of a domain adapter, its domain and the digest of the global adapter
+    that it is on top of. domain_sums: the round's summed words of its domains, by name; next_round: what follows
     from them for the round that trains from this adapter, where the plan has updates (`common.update_chain`).
     """
 

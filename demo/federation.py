@@ -273,12 +273,14 @@ class LocalFederation:
             calls.append(Call("participant", words, text=token))
         self.commands(calls)
 
-    def publish_charter(self, sites: Sequence[str], *, base_model_digests: Sequence[str] = ()) -> str:
+    def publish_charter(
+        self, sites: Sequence[str], *, base_model_digests: Sequence[str] = (), colluders: int | None = None
+    ) -> str:
         """Draft a charter of these sites, publish it, and return its digest, which each of them is to pin."""
         drafted = self.admin.draft_charter(
             participants=tuple(sites),
             least_cohort=3,
-            colluders=None,
+            colluders=colluders,
             base_model_digests=tuple(base_model_digests),
         )
         return str(self.admin.publish_charter(str(drafted["charter_json"]))["digest"])

@@ -21,7 +21,7 @@ from common.instructions import chat_instruction_set
 from common.methods import Method
 from coordinator.planning import all_linear
 from demo.sites import BaseModelFolder
-from experiments.federation import ADAPTER_FOLDER, FederatedResult, run_federated
+from experiments.federation import ADAPTER_FOLDER, FederatedResult, add_adapters, run_federated
 from experiments.judging import JudgeJob, Judgement, TestFile
 from experiments.pool import Pool
 from experiments.presets import FederatedMethod, Preset
@@ -170,7 +170,39 @@ class Arms:
 
     def federated(self, method: FederatedMethod, *, seed: int, rate: float) -> tuple[Trained, FederatedResult]:
         """The product's own federation with masked rounds: R rounds of K steps at every site."""
-        budget, folder = self.preset.budget, self.place / f"seed-{seed}" / f"federated-{method.name}-{rate:g}"
+        folder, settings = self._federation(method, seed=seed, rate=rate)
+        result = run_federated(
+            folder, sites=self.sites, model=self.model, base=self.base, pool=self.pool.socket, settings=settings
+        )
+        return Trained(folder / ADAPTER_FOLDER, 0), result
+
+    def with_adapters(self, method: FederatedMethod, *, seed: int, rate: float) -> dict[str, Trained]:
+        """Each site's own model: the global adapter, its domain's where that has three sites, and a private one.
+
+        Half a site's share of steps goes into each of the latter two.
+        """
+        folder, settings = self._federation(method, seed=seed, rate=rate)
+        half = max(1, self.preset.budget.rounds // 2)
+        models = add_adapters(
+            folder,
+            sites=self.sites,
+            model=self.model,
+            base=self.base,
+            pool=self.pool.socket,
+            settings={
+                **settings,
+                "rounds": half,
+                "rank": max(1, self.preset.rank // 2),
+                "alpha": self.preset.alpha / 2,
+            },
+            beneath=self.federated(method, seed=seed, rate=rate)[1].digest,
+            steps=half * self.preset.budget.steps,
+        )
+        return {name: Trained(place, 0) for name, place in models.items()}
+
+    def _federation(self, method: FederatedMethod, *, seed: int, rate: float) -> tuple[Path, dict[str, object]]:
+        """Folder and plan settings of a federated run."""
+        budget = self.preset.budget
         settings: dict[str, object] = {
             "rank": self.preset.rank,
             "alpha": self.preset.alpha,
@@ -186,10 +218,7 @@ class Arms:
             "instruction_set_json": chat_instruction_set().to_json(),
             **dict(method.settings),
         }
-        result = run_federated(
-            folder, sites=self.sites, model=self.model, base=self.base, pool=self.pool.socket, settings=settings
-        )
-        return Trained(folder / ADAPTER_FOLDER, 0), result
+        return self.place / f"seed-{seed}" / f"federated-{method.name}-{rate:g}", settings
 
     # --- judging --------------------------------------------------------------------------------------------------
 
@@ -203,6 +232,10 @@ class Arms:
         is_answered: whether free answers are wanted too. They are dear, and a model for each site has no need of them.
         """
         return self._judged(trained.folder if trained else None, "test", self.sites, answered=is_answered)
+
+    def tested_at_home(self, trained: Trained, site: Site) -> Judgement:
+        """Losses on a site's own test records alone."""
+        return self._judged(trained.folder, "test", [site], answered=False)
 
     def _judged(self, adapter: Path | None, part: str, sites: Sequence[Site], *, answered: bool) -> Judgement:
         judging = self.preset.judging

@@ -128,6 +128,12 @@ def _judge_seed(arms: Arms, seed: int, rates: Mapping[str, float]) -> SeedJudgem
         )
         trained, result = arms.federated(method, seed=seed, rate=rate)
         methods[method.name] = (rate, arms.tested(trained), result)
+    own_models: dict[str, Judgement] = {}
+    if preset.has_adapters:
+        first = preset.methods[0]
+        arms.say(f"seed {seed}: an adapter for each domain, and one for each site, on top of {first.name}'s")
+        models = arms.with_adapters(first, seed=seed, rate=rates[first.name])
+        own_models = _by_site(sites, side_by_side(lambda site: arms.tested_at_home(models[site.name], site), sites))
     return SeedJudgements(
         zero_shot=zero_shot,
         alone=own,
@@ -135,7 +141,7 @@ def _judge_seed(arms: Arms, seed: int, rates: Mapping[str, float]) -> SeedJudgem
         central=together[0],
         central_wide=together[1],
         methods=methods,
-        with_adapters={},
+        with_adapters=own_models,
         worst_masking_error=max(result.masking_error for _, _, result in methods.values()),
     )
 

@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Final
 
 from common import jsonform
+from common.adapters import ADAPTER_FILE
 from common.basemodel import BaseModel
 from common.errors import AccordError, NotFound
 from common.plan import Plan
 from coordinator.config import load_config as load_coordinator_config
 from coordinator.store.opening import open_blobs
-from demo.federation import LocalFederation
+from demo.federation import Call, LocalFederation
 from demo.sites import BaseModelFolder
 from demo.watch import round_reports
 from experiments.masking import TRAINED_FOLDER, masking_error
-from experiments.sites import Site
+from experiments.sites import Site, domains_of
 from participant.config import load_config
 from participant.journal import Journal
 from participant.training.result import DomainScores, JobResult
@@ -31,6 +32,10 @@ from participant.training.result import DomainScores, JobResult
 RUN: Final = "experiment"
 LOOK_SECONDS: Final = 0.5
 JOIN_SECONDS: Final = 180.0
+LEAST_SITES: Final = 3
+COLLUDERS: Final = 1
+ALL_ROWS: Final = 100_000
+AT_ONCE: Final = 2
 ADAPTER_FOLDER: Final = "adapter"
 RESULT_FILE: Final = "federated.json"
 
@@ -136,15 +141,63 @@ def run_federated(
         raise RunFailed(f"{folder} holds a run with other settings; remove it, or name another --out")
     began = time.monotonic()
     with LocalFederation(folder, name=RUN) as federation:
-        _found(federation, sites, base)
-        for site in sites:
-            federation.start_site(
-                site.name, [sys.executable, "-m", "experiments.site", str(pool), str(folder / TRAINED_FOLDER)]
-            )
-        _run(federation, len(sites), {"base_model_json": model.to_json(), **settings})
+        _start(federation, sites, base, pool)
+        _run(federation, RUN, len(sites), {"base_model_json": model.to_json(), **settings})
         result = _collect(federation, sites, wanted, time.monotonic() - began)
     finished.write_text(result.to_json())
     return result
+
+
+def add_adapters(
+    folder: Path,
+    *,
+    sites: Sequence[Site],
+    model: BaseModel,
+    base: BaseModelFolder,
+    pool: Path,
+    settings: Mapping[str, object],
+    beneath: str,
+    steps: int,
+) -> dict[str, Path]:
+    """On top of a finished run: an adapter for each domain of three sites or more, then each site's private one.
+
+    beneath: digest of the run's global adapter. settings: of the domains' runs. steps: of each site's own training.
+    Returns each site's own model, a PEFT folder of everything. What lies finished is not done again.
+    """
+    models = {site.name: folder / "models" / site.name for site in sites}
+    if all((place / ADAPTER_FILE).exists() for place in models.values()):
+        return models
+    own_run = {site.name: RUN for site in sites}
+    with LocalFederation(folder, name=RUN) as federation:
+        _start(federation, sites, base, pool)
+        for domain, members in domains_of(sites).items():
+            if len(members) >= LEAST_SITES:
+                wanted = {"base_model_json": model.to_json(), **settings, "domain": domain, "beneath_adapter": beneath}
+                _run(federation, domain.replace("_", "-"), len(members), wanted)
+                own_run |= {site.name: domain.replace("_", "-") for site in members}
+        training = ("--steps", str(steps), "--rows", str(ALL_ROWS))
+        calls = [
+            Call(
+                "participant",
+                (
+                    *("personalise", "--config", str(federation.site_config(site.name))),
+                    *("--run", own_run[site.name], *training, str(models[site.name])),
+                ),
+            )
+            for site in sites
+            if not (models[site.name] / ADAPTER_FILE).exists()
+        ]
+        for first in range(0, len(calls), AT_ONCE):
+            federation.commands(calls[first : first + AT_ONCE])
+    return models
+
+
+def _start(federation: LocalFederation, sites: Sequence[Site], base: BaseModelFolder, pool: Path) -> None:
+    """Coordinator and sites, all at work."""
+    _found(federation, sites, base)
+    command = [sys.executable, "-m", "experiments.site", str(pool), str(federation.folder / TRAINED_FOLDER)]
+    for site in sites:
+        federation.start_site(site.name, command)
 
 
 def _found(federation: LocalFederation, sites: Sequence[Site], base: BaseModelFolder) -> None:
@@ -162,7 +215,8 @@ def _found(federation: LocalFederation, sites: Sequence[Site], base: BaseModelFo
     try:
         digest = str(federation.admin.charter()["digest"])
     except NotFound:
-        digest = federation.publish_charter(names, base_model_digests=(base.digest,))
+        # A domain's run has three sites: with a third of all assumed to collude it could open nothing.
+        digest = federation.publish_charter(names, base_model_digests=(base.digest,), colluders=COLLUDERS)
     for site in sites:
         federation.site_config(site.name).write_text(_config(site, base, charter=digest))
         if not (federation.site_folder(site.name) / "charter.json").exists():
@@ -181,31 +235,28 @@ def _config(site: Site, base: BaseModelFolder, *, charter: str) -> str:
     )
 
 
-def _run(federation: LocalFederation, count: int, settings: Mapping[str, object]) -> None:
-    """Create the run where it is not there yet, start it when all have joined, and wait for its end."""
-    admin, name = federation.admin, f"runs/{RUN}"
+def _run(federation: LocalFederation, run_id: str, count: int, settings: Mapping[str, object]) -> None:
+    """Create the run where it is not there yet, start it when `count` sites have joined, and wait for its end."""
+    admin, name = federation.admin, f"runs/{run_id}"
     try:
         run = admin.run(name)
     except NotFound:
-        run = admin.create_run(RUN, settings)
+        run = admin.create_run(run_id, settings)
     give_up = time.monotonic() + JOIN_SECONDS
     while run["state"] == "created":
-        declined = [
-            f"{member['participant']}: {member['message']}" for member in run["members"] if not member["joined"]
-        ]
-        if declined:
-            raise RunFailed("; ".join(["the plan was declined by", *declined]))
-        if len(run["members"]) == count:
+        joined = sum(bool(member["joined"]) for member in run["members"])
+        if joined == count:
             admin.start_run(name)
         elif time.monotonic() > give_up:
-            raise RunFailed(f"only {len(run['members'])} of {count} sites have joined; logs: {federation.folder}")
+            declined = [f"{one['participant']}: {one['message']}" for one in run["members"] if not one["joined"]]
+            raise RunFailed("; ".join([f"{name}: {joined} of {count} sites have joined", *declined]))
         _pause(federation)
         run = admin.run(name)
     while run["state"] not in ("succeeded", "failed", "cancelled"):
         _pause(federation)
         run = admin.run(name)
     if run["state"] != "succeeded":
-        raise RunFailed(f"the run has {run['state']}: {run['message']}")
+        raise RunFailed(f"{name} has {run['state']}: {run['message']}")
 
 
 def _pause(federation: LocalFederation) -> None:

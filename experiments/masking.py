@@ -46,7 +46,7 @@ def _of_round(folder: Path, plan: Plan, found: Mapping[str, Any], blobs: BlobSto
     clips = np.concatenate([np.full(slot.size, masking.clip_of(slot.name)) for slot in layout.slots])
     mean, total, count = np.zeros(layout.parameters), 0.0, 0
     for name in found["survivors"]:
-        place = folder / TRAINED_FOLDER / str(found["number"]) / str(name).removeprefix("participants/")
+        place = folder / TRAINED_FOLDER / plan.run / str(found["number"]) / str(name).removeprefix("participants/")
         weight = Contribution.from_json((place / CONTRIBUTION_FILE).read_bytes()).weight(masking.weight_cap)
         delta = _flat(place / ADAPTER_FILE, plan).astype(np.float64) - before
         norm = float(np.sqrt(np.square(delta).sum()))

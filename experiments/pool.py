@@ -29,7 +29,7 @@ from demo.federation import leashed
 from experiments.judging import JudgeJob, Judgement, is_judged, write_judge_job
 from participant.training.child import Reporter, StopRequest, run_child
 from participant.training.job import TrainingJob, write_job
-from participant.training.process import failure_of
+from participant.training.process import StopSignal, failure_of
 from participant.training.result import LOG_FILE, RESULT_FILE, ExitCode, JobResult
 
 if TYPE_CHECKING:
@@ -97,13 +97,13 @@ class Pool:
         return Judgement.from_json((folder / RESULT_FILE).read_bytes())
 
 
-def run_in_pool(address: Path, folder: Path, *, stop: threading.Event | None = None) -> JobResult:
+def run_in_pool(address: Path, folder: Path, *, stop: StopSignal | None = None) -> JobResult:
     """Have the pool do the job in `folder`. Raises what the job failed with, by its reason, and TrainingStopped."""
     ask(address, TRAIN, folder, stop=stop)
     return JobResult.from_json((folder / RESULT_FILE).read_bytes())
 
 
-def ask(address: Path, what: str, folder: Path, *, stop: threading.Event | None = None) -> None:
+def ask(address: Path, what: str, folder: Path, *, stop: StopSignal | None = None) -> None:
     """Wait until the pool has done `what` in `folder`. Raises as `run_in_pool` does."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(address))

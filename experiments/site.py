@@ -21,32 +21,40 @@ from participant.app import serving
 from participant.base_models import BaseModelSource, ConfiguredBaseModels
 from participant.config import load_config
 from participant.policy_file import load_policy
-from participant.trainer import OnProgress, Preparation, Prepared, WorkerTrainer, contribution_of
-from participant.training.job import write_job
+from participant.trainer import OnProgress, Preparation, Prepared, WorkerTrainer
+from participant.training.process import StopSignal
+from participant.training.result import JobResult
 
 CONTRIBUTION_FILE: Final = "contribution.json"
 
 
 @dataclass(frozen=True, slots=True)
+class PoolRun:
+    """Jobs go to the pool at this socket."""
+
+    address: Path
+
+    def __call__(self, job_folder: Path, on_progress: OnProgress, *, stop: StopSignal | None = None) -> JobResult:
+        return run_in_pool(self.address, job_folder, stop=stop)
+
+
+@dataclass(frozen=True, slots=True)
 class PoolTrainer(WorkerTrainer):
-    """As the product's, but for who runs the training process.
+    """As the product's, but that what was trained is kept.
 
     kept: a folder for copies of what was trained, so that the masked sum can be held against the plain mean.
     """
 
-    socket: Path
-    kept: Path
+    kept: Path = Path()
 
     def prepare(self, work: Preparation, *, on_progress: OnProgress, stop: threading.Event) -> Prepared:
-        write_job(work.job, self.job_of(work))
-        result = run_in_pool(self.socket, work.job, stop=stop)
-        contribution = contribution_of(result, work.plan)
+        prepared = WorkerTrainer.prepare(self, work, on_progress=on_progress, stop=stop)
         if work.kind is RoundKind.TRAIN:
-            place = self.kept / str(work.round) / work.participant
+            place = self.kept / work.plan.run / str(work.round) / work.participant
             place.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(work.trained_adapter, place / work.trained_adapter.name)
-            (place / CONTRIBUTION_FILE).write_text(contribution.to_json())
-        return Prepared(contribution, result.to_json())
+            (place / CONTRIBUTION_FILE).write_text(prepared.contribution.to_json())
+        return prepared
 
 
 def main() -> None:
@@ -61,7 +69,7 @@ def main() -> None:
         config.data.settings(policy),
         config.evaluation.settings(),
         config.training.resources(),
-        address,
+        PoolRun(address),
         kept,
     )
     sources = tuple(BaseModelSource(model.source, model.digest) for model in config.base_models)

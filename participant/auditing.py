@@ -279,8 +279,8 @@ class _PublishedStep:
         if self.is_first or not server_optimizer(self.notes.plan.method).initial_state:
             return ""
         return (
-            f"the server optimiser {name} moves the adapter by a state of all rounds before, which only the coordinator "
-            "keeps: the sum was opened and its figures are right, the step that was made of it is not checked"
+            f"the server optimiser {name} moves the adapter by a state of all rounds before, which only the "
+            "coordinator keeps: the sum was opened and its figures are right, the step made of it is not checked"
         )
 
     def check_frozen(self) -> None:

@@ -21,7 +21,7 @@ from common.instructions import Task
 from common.methods import Method
 from participant.training.child import write_atomically
 from participant.training.job import JobKind, TrainingJob, write_job
-from participant.training.process import OnProgress, run_worker
+from participant.training.process import OnProgress, RunJob
 from participant.training.result import ADAPTER_FOLDER, JobResult
 
 REFERENCE_FOLDER: Final = "reference"
@@ -50,17 +50,20 @@ def local_reference(
     spec: AdapterSpec,
     seed: int,
     steps: int,
+    run_job: RunJob,
     on_progress: OnProgress,
     stop: threading.Event,
 ) -> LocalLosses:
     """The losses, from `folder` where they were found before; else trained and measured now.
 
     job: a training round's, whose data, templates and hyperparameters are used. Broken off, it goes on from its last
-    checkpoint while seed and the rest of the job stay the same. Raises what `run_worker` raises.
+    checkpoint while seed and the rest of the job stay the same. Raises what `run_job` raises.
     """
     kept = _kept(folder)
     if kept is None:
-        result = _measured(folder, job, spec=spec, seed=seed, steps=steps, on_progress=on_progress, stop=stop)
+        result = _measured(
+            folder, job, spec=spec, seed=seed, steps=steps, run_job=run_job, on_progress=on_progress, stop=stop
+        )
         kept = _Kept(
             tuple(_CellLoss(cell.domain, cell.task, cell.loss / cell.rows) for cell in result.cells if cell.rows)
         )
@@ -82,6 +85,7 @@ def _measured(
     spec: AdapterSpec,
     seed: int,
     steps: int,
+    run_job: RunJob,
     on_progress: OnProgress,
     stop: threading.Event,
 ) -> JobResult:
@@ -105,7 +109,7 @@ def _measured(
         evaluation=replace(job.evaluation, loss_records=0, ner_records=0, instruction_records=0),
     )
     write_job(folder / "train", alone)
-    trained = run_worker(folder / "train", on_progress, stop=stop)
+    trained = run_job(folder / "train", on_progress, stop=stop)
     scored = replace(
         alone,
         kind=JobKind.EVALUATE,
@@ -114,4 +118,4 @@ def _measured(
         evaluation=replace(job.evaluation, ner_records=0, instruction_records=0),
     )
     write_job(folder / "score", scored)
-    return run_worker(folder / "score", on_progress, stop=stop)
+    return run_job(folder / "score", on_progress, stop=stop)

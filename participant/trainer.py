@@ -43,7 +43,7 @@ from participant.training.job import (
     TrainingJob,
     write_job,
 )
-from participant.training.process import run_worker
+from participant.training.process import RunJob, run_worker
 from participant.training.result import CellScores, JobResult, Progress, total_scores
 from participant.update import CLIPPED_ELEMENTS, Contribution
 
@@ -120,11 +120,12 @@ class Trainer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WorkerTrainer:
-    """Trains on this site's records in a child process of its own."""
+    """Trains on this site's records. run_job: where; by itself in a child process of its own."""
 
     data: DataSettings
     evaluation: EvaluationSettings
     resources: Resources
+    run_job: RunJob = run_worker
 
     def check(self) -> None:
         data.load(self.data)
@@ -142,7 +143,7 @@ class WorkerTrainer:
     def prepare(self, work: Preparation, *, on_progress: OnProgress, stop: threading.Event) -> Prepared:
         job = self.job_of(work)
         write_job(work.job, job)
-        result = run_worker(work.job, on_progress, stop=stop)
+        result = self.run_job(work.job, on_progress, stop=stop)
         used = InstructionSet.from_json(work.instruction_set)
         alone = self._alone(work, job, on_progress=on_progress, stop=stop)
         return Prepared(contribution_of(result, work.plan, used, alone), result.to_json())
@@ -160,6 +161,7 @@ class WorkerTrainer:
             spec=plan.adapter_method().lora_spec,
             seed=replace(work, round=0).seed,
             steps=updates.reference_steps or plan.training.steps_per_round * plan.rounds,
+            run_job=self.run_job,
             on_progress=on_progress,
             stop=stop,
         )

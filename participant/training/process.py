@@ -75,6 +75,12 @@ class StopSignal(Protocol):
     def is_set(self) -> bool: ...
 
 
+class RunJob(Protocol):
+    """Does the job in a folder, to its end, as `run_worker` does."""
+
+    def __call__(self, job_folder: Path, on_progress: OnProgress, *, stop: StopSignal | None = None) -> JobResult: ...
+
+
 def run_worker(
     job_folder: Path,
     on_progress: OnProgress,

@@ -9,6 +9,7 @@ import pytest
 
 from common.instructions import Task
 from participant.reference import local_reference
+from participant.training.process import run_worker
 from tests.system.test_training_worker import make_site
 from tests.tiny_model import TINY_SPEC, make_tiny_model
 
@@ -27,6 +28,7 @@ def test_a_site_alone_learns_something_and_says_the_same_when_asked_again(tmp_pa
             spec=TINY_SPEC,
             seed=7,
             steps=steps,
+            run_job=run_worker,
             on_progress=lambda progress: phases.append(progress.phase.value),
             stop=threading.Event(),
         )

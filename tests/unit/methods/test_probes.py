@@ -69,7 +69,9 @@ def test_a_form_is_that_of_the_whole_product():
     generator = np.random.default_rng(2)
     a = generator.standard_normal((RANK, 64)).astype(np.float32)
     b = generator.standard_normal((96, RANK)).astype(np.float32)
-    expected = [y.astype(float) @ (b.astype(float) @ a) @ x.astype(float) for x, y in zip(probe.x, probe.y, strict=True)]
+    expected = [
+        y.astype(float) @ (b.astype(float) @ a) @ x.astype(float) for x, y in zip(probe.x, probe.y, strict=True)
+    ]
     assert probe.forms(a, b) == pytest.approx(expected)
 
 

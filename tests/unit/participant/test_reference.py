@@ -18,7 +18,6 @@ from common.instruction_updates import Reference, Updates
 from common.instructions import Task, chat_instruction_set
 from common.methods import Method
 from coordinator.domain_planning import with_domains
-from participant import reference
 from participant.reference import local_reference
 from participant.trainer import contribution_of
 from participant.training.job import JOB_FILE, DataSettings, EvaluationSettings, Hyperparameters, JobKind, TrainingJob
@@ -57,8 +56,8 @@ class Workers:
         self.jobs: list[TrainingJob] = []
         self.dies: Callable[[TrainingJob], bool] = lambda job: False
 
-    def __call__(self, folder: Path, on_progress: object, *, stop: object) -> JobResult:
-        job = TrainingJob.from_json((folder / JOB_FILE).read_bytes())
+    def __call__(self, job_folder: Path, on_progress: object, *, stop: object = None) -> JobResult:
+        job = TrainingJob.from_json((job_folder / JOB_FILE).read_bytes())
         self.jobs.append(job)
         if self.dies(job):
             raise KeyboardInterrupt
@@ -67,20 +66,25 @@ class Workers:
 
 
 @pytest.fixture
-def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
-    found = Workers()
-    monkeypatch.setattr(reference, "run_worker", found)
-    return found
+def workers() -> Workers:
+    return Workers()
 
 
-def ask(folder: Path, job: TrainingJob) -> Any:
+def ask(folder: Path, job: TrainingJob, workers: Workers) -> Any:
     return local_reference(
-        folder, job, spec=SPEC, seed=4, steps=30, on_progress=lambda progress: None, stop=threading.Event()
+        folder,
+        job,
+        spec=SPEC,
+        seed=4,
+        steps=30,
+        run_job=workers,
+        on_progress=lambda progress: None,
+        stop=threading.Event(),
     )
 
 
 def test_a_site_trains_alone_from_nothing_and_is_scored_by_the_same_records(tmp_path, job, workers):
-    assert ask(tmp_path / "reference", job) == {("bank", Task.CLASSIFICATION): 1.5}
+    assert ask(tmp_path / "reference", job, workers) == {("bank", Task.CLASSIFICATION): 1.5}
     train, score = workers.jobs
     assert (train.kind, score.kind) == (JobKind.TRAIN, JobKind.EVALUATE)
     assert (train.method.name, train.hyperparameters.steps, train.hyperparameters.seed) == ("fedit", 30, 4)
@@ -95,13 +99,13 @@ def test_a_site_trains_alone_from_nothing_and_is_scored_by_the_same_records(tmp_
 def test_it_is_found_once_in_a_run_and_goes_on_after_a_kill(tmp_path, job, workers):
     workers.dies = lambda one: one.kind is JobKind.EVALUATE
     with pytest.raises(KeyboardInterrupt):
-        ask(tmp_path / "reference", job)
+        ask(tmp_path / "reference", job, workers)
     first = workers.jobs[0]
     workers.dies = lambda one: False
-    ask(tmp_path / "reference", replace(job, round=4))
+    ask(tmp_path / "reference", replace(job, round=4), workers)
     # The same training job again: the child finds its own result, and does nothing twice.
     assert workers.jobs[2] == first
-    ask(tmp_path / "reference", replace(job, round=5))
+    ask(tmp_path / "reference", replace(job, round=5), workers)
     assert len(workers.jobs) == 4
 
 

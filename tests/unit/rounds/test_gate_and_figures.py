@@ -163,7 +163,7 @@ def test_a_domains_figures_are_over_its_open_tasks_and_the_totals_over_the_open_
     by_name = dict(found)
     assert by_name["heldout_loss/clinic"] == 2.0
     assert by_name["heldout_loss"] == heldout_loss(found) == 2.0
-    assert domain_loss(found, "clinic") == (2.0, pytest.approx(math.sqrt(0.8 / 5)))
+    assert domain_loss(found, "clinic") == pytest.approx((2.0, math.sqrt(0.8 / 5)))
     assert domain_loss(found, "desk") == (1.0, 0.0)
     assert domain_loss(found, "court") is None
     assert (by_name["macro_loss"], by_name["worst_loss"]) == (1.5, 2.0)

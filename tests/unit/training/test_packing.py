@@ -21,7 +21,7 @@ def test_every_row_reads_as_its_nodes(rows):
 @given(ROWS)
 def test_a_node_is_one_beginning_and_every_beginning_has_one_node(rows):
     tree = token_tree(rows)
-    beginnings = {}
+    beginnings: dict[int, tuple[int, ...]] = {}
     for index, row in enumerate(rows):
         for place in range(len(row)):
             assert beginnings.setdefault(int(tree.nodes[index, place]), tuple(row[: place + 1])) == tuple(

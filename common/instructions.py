@@ -24,7 +24,9 @@ MOST_CANDIDATES: Final = 8
 # A site of four times the mean weight, and any larger one, has weight 1: so the mean weight is a quarter, whatever the
 # domains' sizes, and the fixed point of the masked sum keeps its bits.
 FULL_WEIGHT: Final = 4.0
-_LEAST_SITE_WEIGHT: Final = 2.0**-20
+# And none has less than a quarter of the mean: shares and sizes are what a coordinator says, and those of one site's
+# domain alone could make the others' weights next to nothing. Then the sum would be that one site's update.
+LEAST_WEIGHT: Final = 1.0 / FULL_WEIGHT**2
 _ROUNDING: Final = 1e-6
 _MAX_TEMPLATE_CHARACTERS: Final = 20_000
 
@@ -164,10 +166,17 @@ class InstructionSet:
             return own.share * sum(share.records for share in self.shares) / own.records
         return next((weight.weight for weight in self.domain_weights if weight.domain == domain), 1.0)
 
+    @property
+    def heaviest(self) -> float:
+        """The most that `weight_of` says of any domain, named or not: nothing of a site's records is in it."""
+        named = (*(share.domain for share in self.shares), *(weight.domain for weight in self.domain_weights))
+        return max(1.0, *(self.weight_of(domain) for domain in named)) if named else 1.0
+
     def site_weight(self, records: Mapping[str, int]) -> float | None:
-        """a_i of a site with so many training records by domain, in (0, 1]; None while no domain has a share.
+        """a_i of a site with so many training records by domain, LEAST_WEIGHT to 1; None while no domain has a share.
 
         sum_g alpha_g n_ig / N_g, of which all sites together have 1, times the sites over `FULL_WEIGHT`, at most 1.
+        Whatever the shares say, no site weighs over FULL_WEIGHT**2 times as much as another.
         Records of a domain without a share do not count: then the summed weight would tell how many there are, and it
         may be one site that has them. A site with no others has the mean weight.
         """
@@ -177,7 +186,7 @@ class InstructionSet:
         if not own:
             return 1.0 / FULL_WEIGHT
         mass = sum(share.share * records[share.domain] / share.records for share in own)
-        return min(1.0, max(_LEAST_SITE_WEIGHT, mass * self.sites / FULL_WEIGHT))
+        return min(1.0, max(LEAST_WEIGHT, mass * self.sites / FULL_WEIGHT))
 
     def for_domains(self, cells: tuple[tuple[Task, str], ...]) -> InstructionSet:
         """The set with candidates of their own for these tasks and domains, where a task has several for every domain.

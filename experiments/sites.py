@@ -150,7 +150,11 @@ def _of_share(
         raise DataInvalid(
             f"{share.data_set}/{part} has no record for {share.name} of at most {limits.characters} characters"
         )
-    return [replace(record, domain=domain) for record in chosen]
+    return _in(domain, chosen)
+
+
+def _in(domain: str, records: Sequence[Record]) -> list[Record]:
+    return [replace(record, domain=domain) for record in records]
 
 
 def _shard_of(record: Record, count: int) -> int:
@@ -176,7 +180,7 @@ def _from_packages(preset: Preset) -> _Drawn:
             own = judged[index::most]
             cut = len(own) * counts.validation // held_out
             share = _Share(f"{domain.replace('_', '-')}-{index + 1}", domain)
-            yield share, domain, (train[index::most], own[:cut], own[cut:])
+            yield share, domain, (_in(domain, train[index::most]), _in(domain, own[:cut]), _in(domain, own[cut:]))
 
 
 def _most_of(build: Callable[..., Parts], *, train: int, held_out: int) -> Parts:

@@ -17,7 +17,16 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_v
 from common.log import LogForm
 from participant.policy import Policy
 from participant.toml_file import Address, DigestText, FilePath, Fraction, Source, StrictModel, load
-from participant.training.job import DataFormat, DataSettings, Device, EvaluationSettings, Precision, Resources
+from participant.training.job import (
+    MAX_PROCESSES,
+    DataFormat,
+    DataSettings,
+    Device,
+    EvaluationSettings,
+    Precision,
+    Resources,
+    Sharding,
+)
 
 if TYPE_CHECKING:
     from participant.identity import SiteIdentity
@@ -113,7 +122,8 @@ class TrainingConfig(StrictModel):
     """What this machine gives to training.
 
     memory_mebibytes: what `check` compares the base model's needs with, where it should be less than the machine has.
-    nice: added to the daemon's niceness, and so to the training process's.
+    nice: added to the daemon's niceness, and so to the training process's. processes: that a training job takes, one a
+    device; sharding: "fsdp" for a base model that does not fit one device.
     """
 
     threads: PositiveInt = 1
@@ -124,6 +134,14 @@ class TrainingConfig(StrictModel):
     checkpoint_every_steps: NonNegativeInt = 10
     memory_mebibytes: PositiveInt | None = None
     nice: Annotated[int, Field(ge=0, le=19)] = 0
+    processes: Annotated[int, Field(ge=1, le=MAX_PROCESSES)] = 1
+    sharding: Sharding = Sharding.NONE
+
+    @model_validator(mode="after")
+    def _shared_by_several(self) -> Self:
+        if self.sharding is Sharding.FSDP and self.processes == 1:
+            raise ValueError('sharding = "fsdp" shares the base model between processes; set processes over 1')
+        return self
 
     def resources(self) -> Resources:
         """The same for the training process."""
@@ -134,6 +152,8 @@ class TrainingConfig(StrictModel):
             micro_batch_size=self.micro_batch_size,
             evaluation_batch_size=self.evaluation_batch_size,
             checkpoint_every_steps=self.checkpoint_every_steps,
+            processes=self.processes,
+            sharding=self.sharding,
         )
 
 

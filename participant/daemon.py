@@ -231,6 +231,8 @@ class Daemon:
         try:
             charter = self._site.charter(self._client())
             entry = replace(entry, charter=charter.to_bytes())
+            if (named := Plan.from_bytes(plan_bytes).run) != task.run:
+                raise DigestMismatch(f"the plan that is shown for run {task.run} is of run {named[:40]!r}")
             model = self._check(plan_bytes, charter)
             self._refuse_used_id(task.run, plan_bytes)
         except _TRY_AGAIN:

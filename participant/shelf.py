@@ -23,6 +23,7 @@ from common.adapters import (
 )
 from common.durable import move_durably, write_durably
 from common.errors import DigestMismatch, ShapeMismatch, StorageFailed, TooLarge
+from common.identifiers import parse_digest
 from common.log import get_logger
 from common.manifest import SIGNATURE_FILE, Manifest, verify_manifest
 from common.methods.export import is_plain
@@ -46,12 +47,14 @@ class AdapterShelf:
         self._client = client
 
     def path(self, digest: str) -> Path:
-        return self._folder / digest
+        """Raises InvalidArgument for what is no digest: a name that others choose must not lead elsewhere."""
+        return self._folder / parse_digest(digest, field="adapter")
 
     def fetch(self, digest: str, plan: Plan, *, on_bytes: Callable[[int], None] = lambda count: None) -> Path:
         """The folder of an adapter, downloaded if it is not there; a download that broke off goes on.
 
-        Raises DigestMismatch or SignatureInvalid for an adapter that is not what its name or its manifest says.
+        Raises DigestMismatch or SignatureInvalid for an adapter that is not what its name or its manifest says,
+        InvalidArgument for a name that is no digest.
         """
         folder = self.path(digest)
         if folder.exists():
@@ -149,14 +152,14 @@ class AdapterShelf:
         old = [folder for folder in arrived if folder.name not in keep][:-KEPT_ADAPTERS]
         if arrived:
             last_arrival = arrived[-1].stat().st_mtime
-            named = {self._arriving(digest) for digest in keep}
-            parts = [part for part in self._folder.glob(".*.part") if part not in named]
+            named = {f".{digest}.part" for digest in keep}
+            parts = [part for part in self._folder.glob(".*.part") if part.name not in named]
             old.extend(part for part in parts if _written_at(part) < last_arrival)
         for folder in old:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _arriving(self, digest: str) -> Path:
-        return self._folder / f".{digest}.part"
+        return self._folder / f".{parse_digest(digest, field='adapter')}.part"
 
 
 def _assemble(path: Path, moved: FlatFile, parent: Path, layout: AdapterLayout, sent: Stretches) -> None:

@@ -189,7 +189,9 @@ class Workbench:
         self._preparations.stop((run, round_))
         entry = self._journal.round(run, round_)
         if entry is not None and entry.phase in (RoundPhase.PREPARING, RoundPhase.PREPARED):
-            # Never masked, so nothing of it has left.
+            # Never masked, so nothing of it has left. And nothing will: after a kill in between, what was given back
+            # must not be found prepared.
+            self._journal.put_round(replace(entry, phase=RoundPhase.FAILED, updated_at=self._clock.now()))
             self._privacy.give_back(run, round_, job=self._job(run, round_))
         shutil.rmtree(self._job(run, round_), ignore_errors=True)
 

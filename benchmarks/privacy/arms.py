@@ -161,6 +161,7 @@ class Attack:
         return PrivateRecords(
             records=[*self._members, *self._inserted],
             weights=[1.0] * setting.records,
+            heaviest=1.0,
             settings=PrivateSettings(
                 sample_rate=rate, noise_multiplier=noise, clip=setting.clip, records=setting.records
             ),

@@ -21,6 +21,7 @@ from common.assignments import (
     UploadUpdate,
 )
 from common.errors import InvalidArgument
+from common.identifiers import parse_digest, parse_run_id
 from common.states import RoundKind, RoundState, RunState
 
 ROUND_KINDS: Final = {
@@ -105,11 +106,31 @@ def to_proto(task: Assignment) -> round_pb2.Assignment:
 
 
 def from_proto(wire: round_pb2.Assignment) -> Assignment:
-    """The assignment in a message. Raises InvalidArgument for a task or a state that this version does not know."""
+    """The assignment in a message.
+
+    Raises InvalidArgument for a task or a state that this version does not know, for a run's name that is none and for
+    a digest that is none: folders are named by them, so a path must not pass for one.
+    """
     try:
-        return _from_proto(wire)
+        task = _from_proto(wire)
     except KeyError as error:
         raise InvalidArgument(f"assignment has a state {error} that this version does not know; upgrade") from error
+    parse_run_id(task.run, field="run")
+    for digest in _digests_of(task):
+        parse_digest(digest)
+    return task
+
+
+def _digests_of(task: Assignment) -> tuple[str, ...]:
+    match task:
+        case ReviewRun(_, digest):
+            return (digest,)
+        case PrepareUpdate() | FinishRun():
+            return (task.adapter,)
+        case FinishRound():
+            return () if task.adapter is None else (task.adapter,)
+        case _:
+            return ()
 
 
 def _from_proto(wire: round_pb2.Assignment) -> Assignment:

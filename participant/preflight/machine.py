@@ -21,7 +21,7 @@ from common.errors import StorageFailed
 from common.version import UNINSTALLED, software_version
 from participant.config import TrainingConfig
 from participant.preflight.report import Result, failed, ok, warning
-from participant.training.job import Device, Precision
+from participant.training.job import Device, Precision, Sharding
 
 TRAINING_STACK: Final = ("torch", "transformers", "peft", "gguf", "pyarrow")
 
@@ -141,10 +141,17 @@ def device(found: Processors | Result, training: TrainingConfig) -> Result:
         return failed(
             f'precision = "bfloat16", and {found.gpus[0].name} has none', 'set precision = "float32" or "auto"'
         )
-    if training.threads > cores:
+    if found.gpus and training.device is not Device.CPU and training.processes > len(found.gpus):
+        return failed(
+            f"processes = {training.processes}, each with a GPU of its own, and there are {len(found.gpus)}",
+            f'set training.processes to {len(found.gpus)} or less (and sharding = "none" with 1)',
+        )
+    if training.threads * training.processes > cores:
+        threads = f"threads = {training.threads}"
+        threads += f" in each of {training.processes} processes" if training.processes > 1 else ""
         return warning(
-            f"threads = {training.threads} on {cores} processors: they will wait for each other",
-            f"set training.threads to {cores} or less",
+            f"{threads} on {cores} processors: they will wait for each other",
+            f"set training.threads to {max(1, cores // training.processes)} or less",
         )
     if found.gpus and training.device is not Device.CPU:
         names = ", ".join(f"{gpu.name} ({gpu.memory_bytes // _MEBIBYTE} MiB)" for gpu in found.gpus)
@@ -156,8 +163,12 @@ def memory(model: BaseModel, found: Processors, training: TrainingConfig) -> Res
     """The base model's weights fit the memory that training will have."""
     weights = model.parameters * _bytes_per_parameter(found, training)
     # Loading holds the file's own bytes beside the converted ones, tensor by tensor; the peak is the weights'.
-    needed = int(weights + _TRAINING_OVERHEAD_BYTES)
     uses_gpu = bool(found.gpus) and training.device is not Device.CPU
+    # Of several processes, a GPU has one's, and the machine's memory all of them: each loads all weights before they
+    # are shared out.
+    shares = training.processes if uses_gpu and training.sharding is Sharding.FSDP else 1
+    processes = 1 if uses_gpu else training.processes
+    needed = int(processes * (weights / shares + _TRAINING_OVERHEAD_BYTES))
     available = found.gpus[0].memory_bytes if uses_gpu else available_memory_bytes(training)
     where = "on the GPU" if uses_gpu else "for training"
     said = f"{model.name} needs at least {needed // _MEBIBYTE} MiB, and {available // _MEBIBYTE} MiB are there {where}"

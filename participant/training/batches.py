@@ -1,6 +1,7 @@
 """Which records go into which optimiser step: seeded, weighted by domain, grouped by length.
 
-Pure: numbers in, indices out. The same seed gives the same order on every machine, from any step on.
+And which of a step's records each of a job's processes takes. Pure: numbers in, indices out. The same seed gives the
+same order on every machine, from any step on.
 """
 
 from __future__ import annotations
@@ -38,6 +39,16 @@ def batches(
             waiting = waiting[whole:]
         for index in generator.permutation(len(ready)):
             yield ready[int(index)]
+
+
+def share_of(records: int, *, rank: int, processes: int) -> range:
+    """Places in a step of that many records that one process takes: one in so many, so that the long ones are shared out."""
+    return range(rank, records, processes)
+
+
+def passes_of(records: int, *, processes: int, micro_batch_size: int) -> int:
+    """Micro-batches that the largest share of a step takes."""
+    return -(-len(share_of(records, rank=0, processes=processes)) // micro_batch_size)
 
 
 def _pass(share: NDArray[np.float64], generator: np.random.Generator) -> Iterator[int]:

@@ -83,10 +83,15 @@ class SecretNoise:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrivateRecords:
-    """The private steps of one job. micro_batch_size: records whose single gradients are in memory at once."""
+    """The private steps of one job. micro_batch_size: records whose single gradients are in memory at once.
+
+    heaviest: the greatest weight that any record could have, by what is public. The greatest of those that are here
+    would be one record's to say: with it in, all others would count less.
+    """
 
     records: Sequence[Encoded]
     weights: Sequence[float]
+    heaviest: float
     settings: PrivateSettings
     noise: SecretNoise
     micro_batch_size: int
@@ -104,13 +109,14 @@ class PrivateRecords:
         _check_all_are_private(model, trained)
         sums = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}
         loss = 0.0
-        heaviest = max(self.weights)
+        if not all(0.0 <= weight <= self.heaviest for weight in self.weights):
+            raise InvalidArgument("a record weighs more than any may; nothing is trained")
         for first in range(0, len(indices), self.micro_batch_size):
             part = indices[first : first + self.micro_batch_size]
             gradients, losses = per_record_gradients(
                 model.causal, trained, lambda rows: record_losses(model, [self.records[row] for row in rows]), part
             )
-            weights = torch.tensor([self.weights[index] / heaviest for index in part], device=model.device)
+            weights = torch.tensor([self.weights[index] / self.heaviest for index in part], device=model.device)
             for name, total in clipped_sum(gradients, clip=self.settings.clip, weights=weights).items():
                 sums[name] += total
             loss += float(losses.nansum())

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from common.methods import adapter_method, laid_out
 from participant.training.asked import asked_of
 from participant.training.cells import CellSums, measure_candidates
 from participant.training.checkpoint import CHECKPOINT_FILE
-from participant.training.child import Reporter, StopRequest, write_atomically
+from participant.training.child import write_atomically
 from participant.training.data import MAX_BAD_EXAMPLES, Dataset, Record
 from participant.training.dp_sgd import PrivateRecords, SecretNoise
 from participant.training.evaluate import evaluate, questions
@@ -53,6 +53,9 @@ from participant.training.result import (
 )
 from participant.training.tokens import Encoded, Encoder, TooLong, encode_all, load_tokenizer
 
+if TYPE_CHECKING:
+    from participant.training.group import Group
+
 SCORES_FILE: Final = "scores.json"
 
 
@@ -66,7 +69,11 @@ class _KeptScores:
 
 
 class Execution:
-    """One job in its folder, with its checks done and its paths absolute."""
+    """One job in its folder, with its checks done and its paths absolute.
+
+    group: None for a job of one process. The group's first process does what a single one does (`run`); the others
+    `help`, and write nothing.
+    """
 
     def __init__(
         self,
@@ -75,17 +82,19 @@ class Execution:
         *,
         job_digest: str,
         base_model_name: str,
-        report: Reporter,
-        stop: StopRequest,
+        report: Callable[[Progress], None],
+        should_stop: Callable[[], bool],
         base_from: LoadBase = load_base,
+        group: Group | None = None,
     ) -> None:
         self._folder = folder
         self._job = job
         self._job_digest = job_digest
         self._base_model_name = base_model_name
         self._report = report
-        self._stop = stop
+        self._should_stop = should_stop
         self._base_from = base_from
+        self._group = group
 
     def run(self, records: Dataset, *, layout: AdapterLayout, start: FlatVector) -> JobResult:
         """Do what is left of the job from the global adapter `start`, float32[d] in `layout`.
@@ -110,6 +119,8 @@ class Execution:
         held_out_report = _with_lengths(records.held_out_report, held_out, too_long)
         adapted = self._load(layout, start)
         kept = self._kept_scores()
+        if self._group is not None:
+            self._group.any(kept is not None)
         if kept is None:
             kept = self._evaluate(adapted, encoder, held_out=held_out, known=(*train_set, *held_out))
         figures: TrainingFigures | None = None
@@ -132,6 +143,23 @@ class Execution:
             precision=str(adapted.precision).removeprefix("torch."),
         )
 
+    def help(self, records: Dataset, group: Group, *, layout: AdapterLayout, start: FlatVector) -> None:
+        """The part of a process beside the group's first, in step with its `run`."""
+        job = self._job
+        torch.set_num_threads(job.resources.threads)
+        tokenizer, most = load_tokenizer(job.base_model), job.hyperparameters.max_length
+        drawing = Encoder(tokenizer, job.instruction_set, max_length=most, draw_seed=job.hyperparameters.seed)
+        train_set, _ = encode_all(drawing, records.train)
+        adapted = self._load(layout, start)
+        is_evaluated = group.any(False)
+        if group.is_sharded and not is_evaluated:
+            # The first one's passes need this process's share of every layer.
+            encoder = Encoder(tokenizer, job.instruction_set, max_length=most)
+            held_out, _ = encode_all(encoder, records.held_out)
+            self._evaluate(adapted, encoder, held_out=held_out, known=(*train_set, *held_out))
+        if job.kind is JobKind.TRAIN:
+            self._train(adapted, train_set)
+
     def tidy(self) -> None:
         """Remove what only an unfinished job needs."""
         for name in (CHECKPOINT_FILE, SCORES_FILE):
@@ -151,6 +179,7 @@ class Execution:
             device=device,
             precision=choose_precision(job.resources.precision, device),
             base_from=self._base_from,
+            shard=self._group.shard if self._group is not None and self._group.is_sharded else None,
         )
 
     def _evaluate(
@@ -171,7 +200,7 @@ class Execution:
                 settings=settings,
                 batch_size=job.resources.evaluation_batch_size,
                 on_progress=self._report,
-                should_stop=self._stop.is_set,
+                should_stop=self._should_stop,
                 on_record=on_record,
                 dpo_beta=job.hyperparameters.dpo_beta,
             )
@@ -189,7 +218,8 @@ class Execution:
             chosen = [one.record for one in asked_of([item.record for item in held_out], few)]
             cells = measure_candidates(cells, chosen, job.instruction_set, by_candidates)
         kept = _KeptScores(self._job_digest, scores, cells)
-        write_atomically(self._folder / SCORES_FILE, jsonform.encode(kept, _KeptScores))
+        if self._group is None or self._group.rank == 0:
+            write_atomically(self._folder / SCORES_FILE, jsonform.encode(kept, _KeptScores))
         return kept
 
     def _kept_scores(self) -> _KeptScores | None:
@@ -213,9 +243,10 @@ class Execution:
                 job_digest=self._job_digest,
                 checkpoint=self._folder / CHECKPOINT_FILE if job.resources.checkpoint_every_steps else None,
                 private=None if job.private is None else self._private_steps(job.private, records, weights),
+                group=self._group,
             ),
             on_progress=self._report,
-            should_stop=self._stop.is_set,
+            should_stop=self._should_stop,
         )
 
     def _private_steps(
@@ -224,6 +255,7 @@ class Execution:
         return PrivateRecords(
             records=records,
             weights=weights,
+            heaviest=self._job.instruction_set.heaviest,
             settings=settings,
             noise=SecretNoise.read(self._folder / NOISE_KEY_FILE),
             micro_batch_size=self._job.resources.micro_batch_size,

@@ -21,6 +21,7 @@ from common.methods import Method, adapter_method
 JOB_FILE: Final = "job.json"
 NOISE_KEY_FILE: Final = "noise.key"
 NOISE_KEY_BYTES: Final = 32
+MAX_PROCESSES: Final = 64
 
 
 class JobKind(StrEnum):
@@ -44,6 +45,13 @@ class Precision(StrEnum):
     AUTO = "auto"
     BFLOAT16 = "bfloat16"
     FLOAT32 = "float32"
+
+
+class Sharding(StrEnum):
+    """Of the frozen base over a job's processes. NONE: each has all of it. FSDP: each has its share of every layer."""
+
+    NONE = "none"
+    FSDP = "fsdp"
 
 
 class DataFormat(StrEnum):
@@ -147,8 +155,10 @@ class EvaluationSettings:
 class Resources:
     """What this site gives to training; the result's meaning does not depend on it.
 
-    threads: of the CPU. micro_batch_size: records in memory at once; gradients accumulate up to the batch size.
-    checkpoint_every_steps: a killed process goes on from its last checkpoint; 0 keeps none.
+    threads: of the CPU, in each process. micro_batch_size: records in a process's memory at once; gradients accumulate
+    up to the batch size. checkpoint_every_steps: a killed process goes on from its last checkpoint; 0 keeps none.
+    processes: on one machine, each with a device of its own and its share of every step's records. sharding: FSDP where
+    the base model does not fit one device; it costs the gathering of every layer in every pass.
     """
 
     threads: int = 1
@@ -157,8 +167,14 @@ class Resources:
     micro_batch_size: int = 8
     evaluation_batch_size: int = 16
     checkpoint_every_steps: int = 10
+    processes: int = 1
+    sharding: Sharding = Sharding.NONE
 
     def __post_init__(self) -> None:
+        if not 1 <= self.processes <= MAX_PROCESSES:
+            raise InvalidArgument(f"processes must be 1 to {MAX_PROCESSES}")
+        if self.sharding is Sharding.FSDP and self.processes == 1:
+            raise InvalidArgument('sharding = "fsdp" shares the base model between processes; set processes over 1')
         if self.threads < 1 or self.micro_batch_size < 1 or self.evaluation_batch_size < 1:
             raise InvalidArgument("threads and batch sizes must be at least 1")
         if self.checkpoint_every_steps < 0:
@@ -237,6 +253,12 @@ class TrainingJob:
     def __post_init__(self) -> None:
         if self.round < 1:
             raise InvalidArgument("round must be at least 1")
+        if self.resources.processes > 1 and (self.private is not None or self.hyperparameters.dpo_beta):
+            what = "private steps (DP-SGD) take" if self.private is not None else "preference tuning (DPO) takes"
+            raise InvalidArgument(
+                f"this site trains with [training] processes = {self.resources.processes}, and {what} one "
+                'process; set processes = 1 and sharding = "none" for this run'
+            )
 
     def layout(self, layers: Iterable[LinearLayer]) -> AdapterLayout:
         """Of the adapter's stored tensors. Raises InvalidArgument or PlanInvalid where the method does not fit."""

@@ -14,14 +14,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from common.errors import TrainingFailed, TrainingStopped
 from participant.training.answers import answer_flags, answer_loss, answer_states
-from participant.training.batches import batches
+from participant.training.batches import batches, passes_of, share_of
 from participant.training.checkpoint import Position, restore_checkpoint, save_checkpoint
 from participant.training.job import Hyperparameters, Resources
 from participant.training.methods import ClientMethod
@@ -30,6 +30,9 @@ from participant.training.preferences import Preferences
 from participant.training.result import Phase, Progress, TrainingFigures
 from participant.training.states import PlainStates, States, quick_states
 from participant.training.tokens import Encoded
+
+if TYPE_CHECKING:  # most jobs are of one process, and need nothing of torch.distributed
+    from participant.training.group import Group
 
 FillGradients = Callable[[Sequence[Encoded]], float]  # of one step's records; returns their mean loss
 
@@ -57,7 +60,8 @@ class TrainingTask:
     """What to train on and how. weights: of the records, for drawing. checkpoint: None keeps none.
 
     private: None for ordinary steps, each on the mean loss per answer token of its batch, or, where the job has a beta,
-    on the mean DPO loss of its pairs.
+    on the mean DPO loss of its pairs. group: None where this process trains alone; otherwise all its processes do the
+    same task, each on its share of every step's records, and come to the same parameters.
     """
 
     records: Sequence[Encoded]
@@ -68,6 +72,7 @@ class TrainingTask:
     job_digest: str
     checkpoint: Path | None
     private: PrivateSteps | None = None
+    group: Group | None = None
 
 
 def train(
@@ -91,6 +96,9 @@ def train(
                 beta=task.hyperparameters.dpo_beta,
                 micro_batch_size=task.resources.micro_batch_size,
             ).fill_gradients
+        if task.group is not None:
+            fill = functools.partial(_fill_with_others, model, states, task, task.group)
+            should_stop = _agreed(task.group, should_stop)
         return _train(model, fill, task, on_progress=on_progress, should_stop=should_stop)
 
 
@@ -114,6 +122,8 @@ def _train(
     )
     position = _restored(task, trained, optimiser)
     resumed_at = position.step
+    if task.group is not None:
+        task.group.check_same(resumed_at)
     for indices in itertools.islice(_order(task, first_step=resumed_at), settings.steps - resumed_at):
         if should_stop():
             _checkpoint(task, position, trained, optimiser)
@@ -199,14 +209,41 @@ def _fill_gradients(model: AdaptedModel, states: States, task: TrainingTask, rec
     loss = 0.0
     size = task.resources.micro_batch_size
     for first in range(0, len(records), size):
-        part = records[first : first + size]
-        rows = [record.ids for record in part]
-        batch = model.batch(rows)
-        wanted, targets = answer_states(states.hidden(rows), batch, answer_flags(model, part, batch.ids.shape[1]))
-        mean = answer_loss(model, wanted, targets) / answer_tokens
-        mean.backward()
-        loss += float(mean.detach())
+        loss += _add_gradients(model, states, records[first : first + size], answer_tokens)
     return loss
+
+
+def _fill_with_others(
+    model: AdaptedModel, states: States, task: TrainingTask, group: Group, records: Sequence[Encoded]
+) -> float:
+    """The same by several processes: this one's share, and then the sum of all shares. Raises where one is gone."""
+    answer_tokens = sum(record.answer_tokens for record in records)
+    own = [records[place] for place in share_of(len(records), rank=group.rank, processes=group.size)]
+    loss = 0.0
+    size = task.resources.micro_batch_size
+    for number in range(passes_of(len(records), processes=group.size, micro_batch_size=size)):
+        part = own[number * size : (number + 1) * size]
+        if part:
+            loss += _add_gradients(model, states, part, answer_tokens)
+        elif group.is_sharded:
+            # The others' pass needs this process's part of the layers: any record does, at a weight of nothing.
+            _add_gradients(model, states, records[-1:], math.inf)
+    return group.add_up([factor for factor in model.movable.values() if factor.requires_grad], loss)
+
+
+def _add_gradients(model: AdaptedModel, states: States, part: Sequence[Encoded], answer_tokens: float) -> float:
+    """Add the gradients of these records' share in a mean over so many answer tokens; returns that share."""
+    rows = [record.ids for record in part]
+    batch = model.batch(rows)
+    wanted, targets = answer_states(states.hidden(rows), batch, answer_flags(model, part, batch.ids.shape[1]))
+    mean = answer_loss(model, wanted, targets) / answer_tokens
+    mean.backward()
+    return float(mean.detach())
+
+
+def _agreed(group: Group, should_stop: Callable[[], bool]) -> Callable[[], bool]:
+    """Stopping is asked of one process, and done by all at the same step."""
+    return lambda: group.any(should_stop())
 
 
 def _restored(task: TrainingTask, trained: Mapping[str, nn.Parameter], optimiser: torch.optim.AdamW) -> Position:
@@ -221,7 +258,8 @@ def _restored(task: TrainingTask, trained: Mapping[str, nn.Parameter], optimiser
 def _checkpoint(
     task: TrainingTask, position: Position, trained: Mapping[str, nn.Parameter], optimiser: torch.optim.AdamW
 ) -> None:
-    if task.checkpoint is not None and position.step > 0:
+    is_first = task.group is None or task.group.rank == 0
+    if is_first and task.checkpoint is not None and position.step > 0:
         save_checkpoint(task.checkpoint, position, trained=trained, optimiser=optimiser)
 
 

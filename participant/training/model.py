@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -35,6 +35,7 @@ from participant.training.adapted_layers import Adapted, adapt, check_shapes
 from participant.training.job import Device, Precision
 
 LoadBase = Callable[[Path, torch.dtype], PreTrainedModel]
+Shard = Callable[[PreTrainedModel, Collection[nn.Parameter]], None]
 
 _PEFT_ADAPTER: Final = ".default"
 _HEAD_TOLERANCE: Final = 2e-2  # relative; far under any scaling of logits that a model may do after its head
@@ -160,11 +161,13 @@ def load_model(
     precision: torch.dtype,
     method: Method = FEDIT,
     base_from: LoadBase = load_base,
+    shard: Shard | None = None,
 ) -> AdaptedModel:
     """Load a base model, freeze it, and put the adapter `start` float32[d] on it.
 
     layout: of the method's stored tensors.
     base_from: who has the base model in memory already loads none; what it gives is changed here.
+    shard: takes the frozen base apart between processes, but for the adapter's parameters.
     Raises BaseModelUnavailable if the library cannot load it, ShapeMismatch if its linear layers are not the layout's.
     """
     base = base_from(folder, precision)
@@ -174,6 +177,8 @@ def load_model(
     with torch.no_grad():
         for name, value in unflatten(start, layout).items():
             factors[name].data = torch.from_numpy(value.copy()).to(torch.float32)
+    if shard is not None:  # before the device is asked to hold all of it
+        shard(base, [*factors.values(), *adapted.scalars.values()])
     nn.Module.to(base, device)  # the library's own `to` has no types
     # Dropout that a base model may have in its own configuration would make training depend on more than the seed.
     base.eval()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,11 +21,17 @@ from common.adapters import ADAPTER_FILE, AdapterLayout, FlatVector, check_file_
 from common.errors import BaseModelMismatch, InvalidArgument, ShapeMismatch
 from participant.training import data
 from participant.training.child import Reporter, StopRequest, run_child, write_atomically
-from participant.training.job import JOB_FILE, TrainingJob
+from participant.training.data import Dataset
+from participant.training.job import JOB_FILE, JobKind, Sharding, TrainingJob
+from participant.training.ranks import Seat, started
 from participant.training.result import RESULT_FILE, JobResult, Phase, Progress
 
 if TYPE_CHECKING:
+    from participant.training.execute import Execution
+    from participant.training.group import Group
     from participant.training.model import LoadBase
+
+OnProgress = Callable[[Progress], None]
 
 LOCK_FILE: Final = "worker.lock"
 
@@ -34,40 +41,107 @@ _CHECKS: Final = 3
 def run_job(folder: Path, report: Reporter, stop: StopRequest, *, base_from: LoadBase | None = None) -> None:
     """Do the job in `folder`, or what is left of it. Raises what `run_child` turns into exit codes.
 
-    base_from: gives the base model where one is in memory already.
+    A job of several processes is this one's to start and to end. base_from: gives the base model where one is in memory
+    already, to a job of one process.
     """
     with _locked(folder):
-        try:
-            written = TrainingJob.from_json((folder / JOB_FILE).read_bytes())
-        except OSError as error:
-            raise InvalidArgument(f"cannot read {folder / JOB_FILE}: {error.strerror}") from error
+        written = _written(folder)
         if _is_finished(folder, written.digest):
             return
         (folder / RESULT_FILE).unlink(missing_ok=True)
-        job = written.resolved(folder.resolve())
-        report(Progress(phase=Phase.LOAD, step=1, total_steps=_CHECKS, detail="check base model and global adapter"))
-        model = _checked_model(job)
-        layout = job.layout(model.layers)
-        start = _checked_adapter(job, layout)
-        report(Progress(phase=Phase.LOAD, step=2, total_steps=_CHECKS, detail="read records"))
-        records = data.load(job.data)
-        report(Progress(phase=Phase.LOAD, step=3, total_steps=_CHECKS, detail="load the base model"))
+        if base_from is not None and written.resources.processes > 1:
+            raise InvalidArgument("a base model that is in memory is one process's: set processes = 1")
+        prepared = _prepared(folder, written, report)
 
-        from participant.training.beneath import over  # the slow imports
-        from participant.training.execute import Execution
-        from participant.training.model import load_base
-
-        execution = Execution(
-            folder,
-            job,
-            job_digest=written.digest,
-            base_model_name=model.name,
-            report=report,
-            stop=stop,
-            base_from=over(base_from or load_base, model.layers, job.beneath),
-        )
-        write_atomically(folder / RESULT_FILE, execution.run(records, layout=layout, start=start).to_json())
+        with _group(folder, written) as group:
+            execution = _execution(folder, prepared, report, stop.is_set, group=group, base_from=base_from)
+            result = execution.run(prepared.records, layout=prepared.layout, start=prepared.start)
+        write_atomically(folder / RESULT_FILE, result.to_json())
         execution.tidy()
+
+
+def help_job(folder: Path, seat: Seat) -> None:
+    """The part of a process beside the first in the job in `folder`; only the first one is asked to stop."""
+    from participant.training.group import joined
+
+    written = _written(folder)
+    prepared = _prepared(folder, written, lambda _: None)
+    with joined(seat, written.resources) as group:
+        execution = _execution(folder, prepared, lambda _: None, lambda: False, group=group)
+        execution.help(prepared.records, group, layout=prepared.layout, start=prepared.start)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A job whose files are checked. job: with its paths absolute; digest: of the written one; start: float32[d]."""
+
+    job: TrainingJob
+    digest: str
+    model: basemodel.BaseModel
+    layout: AdapterLayout
+    start: FlatVector
+    records: Dataset
+
+
+def _written(folder: Path) -> TrainingJob:
+    try:
+        return TrainingJob.from_json((folder / JOB_FILE).read_bytes())
+    except OSError as error:
+        raise InvalidArgument(f"cannot read {folder / JOB_FILE}: {error.strerror}") from error
+
+
+def _prepared(folder: Path, written: TrainingJob, report: OnProgress) -> _Prepared:
+    job = written.resolved(folder.resolve())
+    report(Progress(phase=Phase.LOAD, step=1, total_steps=_CHECKS, detail="check base model and global adapter"))
+    model = _checked_model(job)
+    layout = job.layout(model.layers)
+    start = _checked_adapter(job, layout)
+    report(Progress(phase=Phase.LOAD, step=2, total_steps=_CHECKS, detail="read records"))
+    records = data.load(job.data)
+    report(Progress(phase=Phase.LOAD, step=3, total_steps=_CHECKS, detail="load the base model"))
+    return _Prepared(job, written.digest, model, layout, start, records)
+
+
+def _execution(
+    folder: Path,
+    prepared: _Prepared,
+    report: OnProgress,
+    should_stop: Callable[[], bool],
+    *,
+    group: Group | None,
+    base_from: LoadBase | None = None,
+) -> Execution:
+    from participant.training.beneath import over  # the slow imports
+    from participant.training.execute import Execution
+    from participant.training.model import load_base
+
+    return Execution(
+        folder,
+        prepared.job,
+        job_digest=prepared.digest,
+        base_model_name=prepared.model.name,
+        report=report,
+        should_stop=should_stop,
+        base_from=over(base_from or load_base, prepared.model.layers, prepared.job.beneath),
+        group=group,
+    )
+
+
+@contextlib.contextmanager
+def _group(folder: Path, job: TrainingJob) -> Iterator[Group | None]:
+    """The processes that the job takes, with this one as the first; None where it is alone.
+
+    Only training is shared out, but with a sharded base model a score too takes all processes.
+    """
+    resources = job.resources
+    if resources.processes == 1 or (job.kind is JobKind.EVALUATE and resources.sharding is Sharding.NONE):
+        yield None
+        return
+    from participant.training.group import check_devices, joined
+
+    check_devices(resources)
+    with started(folder, size=resources.processes) as seat, joined(seat, resources) as group:
+        yield group
 
 
 def _checked_model(job: TrainingJob) -> basemodel.BaseModel:

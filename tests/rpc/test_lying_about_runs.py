@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from accord.v1 import round_pb2
+from accord.v1 import resources_pb2, round_pb2
 from accord.v1 import secure_aggregation_pb2 as pb
-from common.errors import DigestMismatch, ProtocolViolation
+from common.errors import DigestMismatch, InvalidArgument, ProtocolViolation
 from common.secagg.messages import Advertisement, Signed
 from common.secagg.roster import _encode
 from participant.journal import RoundPhase
@@ -121,6 +121,38 @@ def test_11_a_site_that_was_given_another_plan_declines_it_or_has_keys_with_nobo
         found = federation.play(1)
         assert found["state"] == "succeeded"
         assert found["survivors"] == [f"participants/{name}" for name in NAMES[1:]]
+
+
+def test_a_run_whose_name_is_a_path_is_not_joined_and_nothing_outside_is_deleted(
+    federation: LyingFederation,
+) -> None:
+    """Shown consistently, down to a signed final adapter, "the run is over" would delete the folder of that name."""
+    liar, site = federation.liar, federation.sites[VICTIM]
+    kept = site.state / "kept"
+    kept.mkdir()
+    (kept / "file").write_text("of this site")
+    for run in ("../kept", str(kept)):
+        offer(liar, site.client.plan("run"), run=run)
+        with pytest.raises(InvalidArgument, match="is not an id"):
+            site.turn()
+        over = round_pb2.FinishRun(run=run, state=resources_pb2.RUN_STATE_CANCELLED, adapter_digest="aa" * 32)
+        liar.tell("GetAssignment", instead_of_tasks(round_pb2.Assignment(finish_run=over)), to=[VICTIM])
+        with pytest.raises(InvalidArgument, match="is not an id"):
+            site.turn()
+        assert standing(site, run) is None
+    assert (kept / "file").read_text() == "of this site"
+    liar.be_honest()
+    assert honest_round(federation) == "succeeded"
+
+
+def test_a_plan_of_another_run_than_is_named_is_declined(federation: LyingFederation) -> None:
+    liar, site = federation.liar, federation.sites[VICTIM]
+    digest = offer(liar, site.client.plan("run"), run="other")
+    site.turn()
+    assert standing(site, "other") == ("declined", digest)
+    assert "is of run 'run'" in liar.heard("DeclineRun", VICTIM)[-1].message
+    liar.be_honest()
+    assert honest_round(federation) == "succeeded"
 
 
 def test_13_no_fourth_sum_on_one_model_however_often_the_run_goes_back_to_it(lab: Lab) -> None:

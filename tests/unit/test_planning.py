@@ -312,9 +312,9 @@ def test_a_rate_falls_along_a_cosine_over_the_rounds_and_bounds_keep_to_the_high
 def test_the_product_monitor_is_fedits_and_counts_in_the_upload():
     assert sent_vectors(plan(PlanSettings(MODEL, product_probes=4)))[0].extra_elements == 4 * 6
     assert "rolora is exact, set 0" in mistakes(PlanSettings(MODEL, method="rolora", product_probes=4))
-    assert "product_probes must be from 0 (off) to 1024" in mistakes(PlanSettings(MODEL, product_probes=1025))
+    assert "product_probes must be from 0 (off) to 64" in mistakes(PlanSettings(MODEL, product_probes=65))
     bare = secagg_plan(plan(), bytes(32)).layout(RoundKind.TRAINING, 1).bytes
-    assert "limits.upload_bytes" in mistakes(PlanSettings(MODEL, product_probes=1024), most_upload_bytes=bare)
+    assert "limits.upload_bytes" in mistakes(PlanSettings(MODEL, product_probes=64), most_upload_bytes=bare)
 
 
 def test_preference_tuning_is_one_line_and_has_a_metric_group_of_its_own():

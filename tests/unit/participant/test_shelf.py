@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.adapters import ADAPTER_FILE, MANIFEST_FILE
-from common.errors import DigestMismatch, SignatureInvalid, TooLarge, Unavailable
+from common.errors import DigestMismatch, InvalidArgument, SignatureInvalid, TooLarge, Unavailable
 from common.manifest import SIGNATURE_FILE, Manifest, signed_bytes
 from common.methods import Method
 from common.plan import Plan
@@ -253,6 +253,28 @@ def test_only_the_newest_and_the_named_adapters_are_kept(tmp_path: Path):
     kept.prune(frozenset({oldest}))
 
     assert {path.name for path in tmp_path.iterdir()} == {f"{age:02x}" * 32 for age in range(KEPT_ADAPTERS)} | {oldest}
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc", "AA" * 32, "aa" * 31, ""])
+def test_a_name_that_is_no_digest_leads_nowhere(tmp_path: Path, name: str):
+    folder, outside = tmp_path / "adapters", tmp_path / "outside"
+    outside.mkdir()
+    os.utime(outside, (1000, 1000))
+    coordinator = Coordinator()
+    with pytest.raises(InvalidArgument, match="is not a digest"):
+        shelf(folder, coordinator).fetch(name, PLAN)
+    with pytest.raises(InvalidArgument, match="is not a digest"):
+        shelf(folder, coordinator).path(name)
+    assert (coordinator.offsets, outside.stat().st_mtime, list(tmp_path.iterdir())) == ([], 1000, [outside])
+
+
+def test_an_adapter_whose_signed_parent_is_a_path_is_refused(tmp_path: Path):
+    coordinator = Coordinator(plan=ROLORA, parent="../outside")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / ADAPTER_FILE).write_bytes(model_file(1))
+    with pytest.raises(InvalidArgument, match="is not a digest"):
+        shelf(tmp_path / "adapters", coordinator).fetch(coordinator.digest, ROLORA)
+    assert coordinator.moved_offsets == []
 
 
 # --- what has moved ------------------------------------------------------------------------------------------------

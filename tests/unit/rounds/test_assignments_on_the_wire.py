@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import get_args
 
@@ -67,3 +68,23 @@ def test_a_task_or_a_state_that_this_version_does_not_know_is_refused():
     wire.finish_run.state = 99  # type: ignore[assignment]
     with pytest.raises(InvalidArgument, match="upgrade"):
         from_proto(wire)
+
+
+PATHS = ("../outside", "/etc", "..", "", "run/../..", "Run")
+
+
+@pytest.mark.parametrize("run", PATHS)
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
+def test_a_path_does_not_pass_for_a_runs_name(task: Assignment, run: str):
+    """A site's folders are named by runs, and are deleted with them."""
+    with pytest.raises(InvalidArgument, match="run: .* is not an id"):
+        from_proto(to_proto(replace(task, run=run)))
+
+
+@pytest.mark.parametrize("digest", ["../outside", "/etc", "AA" * 32, "aa" * 31])
+@pytest.mark.parametrize(
+    "task", [task for task in TASKS if hasattr(task, "adapter") and task.adapter], ids=lambda task: type(task).__name__
+)
+def test_a_path_does_not_pass_for_an_adapters_digest(task: PrepareUpdate | FinishRound | FinishRun, digest: str):
+    with pytest.raises(InvalidArgument, match="is not a digest"):
+        from_proto(to_proto(replace(task, adapter=digest)))

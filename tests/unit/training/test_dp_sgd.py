@@ -53,10 +53,11 @@ def losses_of(adapted, records):
     return lambda rows: record_losses(adapted, [records[row] for row in rows])
 
 
-def private(records, *, key=KEY, size=5, weights=None, **changes):
+def private(records, *, key=KEY, size=5, weights=None, heaviest=1.0, **changes):
     return PrivateRecords(
         records=records,
         weights=weights or [1.0] * len(records),
+        heaviest=heaviest,
         settings=replace(SETTINGS, **changes),
         noise=SecretNoise(key),
         micro_batch_size=size,
@@ -164,6 +165,23 @@ def test_more_noise_is_the_same_gradient_with_more_noise(adapted, trained, recor
     second = gradients_of(private(records, noise_multiplier=2.0), adapted, trained, range(6))
     for name in quiet:
         torch.testing.assert_close(second[name] - quiet[name], 2 * (first[name] - quiet[name]), rtol=1e-3, atol=1e-5)
+
+
+def test_one_record_of_a_heavy_domain_does_not_change_what_the_others_count(adapted, trained, records):
+    """Else adding a single record would move a step's sum by as much as all others together, and not by the clip."""
+    quiet = {"noise_multiplier": 1e-9, "sample_rate": 0.5, "clip": 0.05, "heaviest": 1e6}
+    others = [1e5] * (len(records) - 1)
+    with_it = gradients_of(private(records, weights=[*others, 1e6], **quiet), adapted, trained, range(len(records)))
+    without = gradients_of(private(records[:-1], weights=others, **quiet), adapted, trained, range(len(records) - 1))
+    moved = {name: with_it[name] - without[name] for name in with_it}
+    # Both are divided by the same expected number of records, which the settings say.
+    assert norm(moved) * 0.5 * SETTINGS.records <= 0.05 * (1 + 1e-3)
+    assert norm(without) > 0
+
+
+def test_a_record_over_the_heaviest_weight_is_not_trained(adapted, trained, records):
+    with pytest.raises(InvalidArgument, match="more than any may"):
+        private(records, weights=[2.0] * len(records)).fill_gradients(adapted, trained, (0,), step=0)
 
 
 def test_a_tensor_beside_the_methods_own_is_not_trained(adapted, trained, records):

@@ -31,11 +31,14 @@ Wide = NDArray[np.float64]
 
 
 def related(seed: int) -> Callable[[int, AdapterLayout], FlatVector]:
-    """Deltas of sites that want something similar: half of it is everybody's, half this site's own."""
+    """Deltas of sites that want something similar: half of it is everybody's, half this site's own.
+
+    As large as the clip lets them be, so that the fixed point's rounding is as small beside them as it gets.
+    """
 
     def delta(round_: int, layout: AdapterLayout) -> FlatVector:
-        common = np.random.default_rng([99, round_]).normal(0, 0.03, layout.parameters)
-        own = np.random.default_rng([seed, round_]).normal(0, 0.03, layout.parameters)
+        common = np.random.default_rng([99, round_]).uniform(-CLIP / 2, CLIP / 2, layout.parameters)
+        own = np.random.default_rng([seed, round_]).uniform(-CLIP / 2, CLIP / 2, layout.parameters)
         return np.asarray(common + own, dtype=np.float32)
 
     return delta

@@ -9,8 +9,8 @@ from typing import Final
 from common.errors import PlanInvalid
 from common.methods.base import Method
 
-# Each is an equation for a product of one site's factors beside the sums of both: of two sites, as many as a product has
-# free numbers would give the two apart. A few dozen measure well enough, and are a small part of any real layer's.
+# Beside the sums of both factors each probe is an equation for one site's product: of two sites, as many as a product
+# has free numbers would give the two apart. A few dozen measure well, and are a small part of any real layer's.
 MOST_PRODUCT_PROBES: Final = 64
 # What is set, whose it is, and what a person should know.
 _OWNED: Final[tuple[tuple[Callable[[Method], bool], frozenset[str], str], ...]] = (

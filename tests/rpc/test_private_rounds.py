@@ -8,10 +8,11 @@ import pytest
 
 from common.states import RoundState
 from participant import app as participant_app
-from participant.journal import RunStanding
+from participant.journal import RoundPhase, RunStanding
+from participant.privacy.desk import PrivacyDesk
 from participant.privacy.ledger import EntryKind, Ledger
 from participant.training.job import PrivateSettings
-from tests.rpc.federation import POLICY, Federation, MadeUpTrainer, delta_of
+from tests.rpc.federation import POLICY, Federation, MadeUpTrainer, Site, delta_of
 from tests.rpc.test_metric_groups import figures_of, unmasked_words
 
 TERMS = {"training": {"epsilon": 4.0, "clip": 0.5}, "metrics": {"multiplier": 0.5}}
@@ -31,6 +32,17 @@ def ledger_of(federation: Federation, name: str) -> Ledger:
 
 def kinds_of(federation: Federation, name: str) -> list[EntryKind]:
     return [entry.kind for entry in ledger_of(federation, name).entries()]
+
+
+def phase_of(site: Site) -> RoundPhase:
+    """Of round 1 at a site."""
+    journal = site.journal()
+    try:
+        entry = journal.round("run", 1)
+    finally:
+        journal.close()
+    assert entry is not None
+    return entry.phase
 
 
 def create_run(federation: Federation, terms: object = TERMS, *, rounds: int = 1) -> None:
@@ -102,6 +114,31 @@ def test_a_round_that_goes_on_without_a_prepared_site_costs_it_nothing(federatio
     assert kinds_of(federation, "site-3") == [EntryKind.TRAINING, EntryKind.RETURNED, EntryKind.TRAINING]
     assert [entry.round for entry in ledger_of(federation, "site-3").training()] == [2]
     assert [entry.round for entry in ledger_of(federation, "site-0").training()] == [1, 2]
+
+
+def test_a_kill_once_a_round_was_given_back_leaves_nothing_of_it_to_send(federation, monkeypatch):
+    federation.add_sites(4)
+    create_run(federation, {"training": {"epsilon": 4.0}}, rounds=2)
+    left_out = federation.sites["site-3"]
+    left_out.line.cut(after="report_prepared")
+    assert federation.play(1)["state"] == RoundState.SUCCEEDED.value
+    assert phase_of(left_out) is RoundPhase.PREPARED
+    give_back = PrivacyDesk.give_back
+
+    def killed(*arguments, **named):
+        give_back(*arguments, **named)
+        raise KeyboardInterrupt
+
+    left_out.line.mend()
+    with monkeypatch.context() as patched:
+        patched.setattr(PrivacyDesk, "give_back", killed)
+        with pytest.raises(KeyboardInterrupt):
+            left_out.turn()
+    assert kinds_of(federation, "site-3") == [EntryKind.TRAINING, EntryKind.RETURNED]
+    assert phase_of(left_out) is RoundPhase.FAILED
+    federation.reopen_site("site-3")
+    assert federation.play(2)["state"] == RoundState.SUCCEEDED.value
+    assert [entry.round for entry in ledger_of(federation, "site-3").training()] == [2]
 
 
 def test_a_site_that_is_killed_while_it_prepares_counts_its_round_once(federation):

@@ -79,8 +79,8 @@ def test_a_domains_own_template_and_weight_come_before_the_general_ones():
     assert (instruction_set.weight_of("law"), instruction_set.weight_of("bank")) == (2.0, 1.0)
 
 
-def weighed(*shares: DomainShare, **changes: object) -> InstructionSet:
-    return replace(chat_instruction_set(), shares=shares, sites=8, **changes)
+def weighed(*shares: DomainShare) -> InstructionSet:
+    return replace(chat_instruction_set(), shares=shares, sites=8)
 
 
 def test_no_shares_make_a_sum_one_sites_own():

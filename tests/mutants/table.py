@@ -457,6 +457,28 @@ MUTANTS: Final = (
         ),
         killers=(GUARD + "test_a_plan_that_counts_its_colluders_among_fewer_than_the_charters_members_is_refused",),
     ),
+    # --- what is said beside the masks ---
+    mutant(
+        "shares make the others' weights next to nothing",
+        Edit("common/instructions.py", "max(LEAST_WEIGHT, mass", "max(2.0**-20, mass"),
+        killers=("tests/unit/test_instruction_updates.py::test_no_shares_make_a_sum_one_sites_own",),
+    ),
+    mutant(
+        "a path passes for a run's name",
+        Edit("common/rpc/assignments.py", '    parse_run_id(task.run, field="run")\n', ""),
+        killers=("tests/unit/rounds/test_assignments_on_the_wire.py::test_a_path_does_not_pass_for_a_runs_name",),
+    ),
+    mutant(
+        "one record decides what the others count in a private step",
+        Edit(
+            "participant/training/dp_sgd.py",
+            "self.weights[index] / self.heaviest for",
+            "self.weights[index] / max(self.weights) for",
+        ),
+        killers=(
+            "tests/unit/training/test_dp_sgd.py::test_one_record_of_a_heavy_domain_does_not_change_what_the_others_count",
+        ),
+    ),
     # --- sparse graph ---
     mutant(
         "a cohort need not cover the ring",

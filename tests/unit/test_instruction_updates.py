@@ -18,7 +18,15 @@ from hypothesis import strategies as st
 from common.domains import CellSums, LossSums, PlanDomain, RoundSums
 from common.errors import PlanInvalid
 from common.instruction_updates import NextRound, Reference, Start, Updates, UpdateState, next_round
-from common.instructions import InstructionSet, PromptForm, Task, Template, chat_instruction_set
+from common.instructions import (
+    DomainShare,
+    DomainWeight,
+    InstructionSet,
+    PromptForm,
+    Task,
+    Template,
+    chat_instruction_set,
+)
 
 NAMES = ("clinic", "desk", "news", "law")
 DOMAINS = tuple(PlanDomain(name, tasks=(Task.INSTRUCTION,)) for name in NAMES)
@@ -339,3 +347,42 @@ def test_a_state_survives_its_json() -> None:
         found = step(found, round_of([2.0, 2.5, 2.0, 2.0], RECORDS, arms=(2.0, 1.5)))
     assert jsonform.decode(found.to_json(), NextRound, what="it") == found
     assert found.state != UpdateState()
+
+
+# --- sites' weights ----------------------------------------------------------------------------------------------
+
+
+def weighed(*shares: DomainShare) -> InstructionSet:
+    return replace(chat_instruction_set(), shares=shares, sites=8)
+
+
+def test_no_shares_make_a_sum_one_sites_own():
+    """Who says how many records there are must not be able to make one site's weight all of the masked sum."""
+    said = weighed(DomainShare("rare", 1 - 1e-9, 1e-6), DomainShare("desk", 1e-9, 1e12))
+    victim, other = said.site_weight({"rare": 5}), said.site_weight({"desk": 5000})
+    assert victim is not None
+    assert other is not None
+    assert victim == 1.0
+    assert other >= 1 / 16
+    neither = said.site_weight({"law": 3})
+    assert neither == 0.25
+
+
+@given(
+    share=st.floats(1e-12, 1 - 1e-9),
+    sizes=st.tuples(st.floats(1e-300, 1e12), st.floats(1e-300, 1e12)),
+    records=st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 10**9)), min_size=2, max_size=6),
+)
+def test_whatever_the_shares_no_site_weighs_over_sixteen_times_another(share, sizes, records):
+    said = weighed(DomainShare("a", share, sizes[0]), DomainShare("b", 1 - share, sizes[1]))
+    weights = [said.site_weight({"a": a, "b": b}) for a, b in records]
+    assert all(weight is not None and 1 / 16 <= weight <= 1.0 for weight in weights)
+
+
+def test_the_heaviest_weight_is_over_all_domains_and_not_those_of_a_sites_records():
+    plain = chat_instruction_set()
+    assert plain.heaviest == 1.0
+    assert replace(plain, domain_weights=(DomainWeight("law", 0.5),)).heaviest == 1.0
+    assert replace(plain, domain_weights=(DomainWeight("law", 3.0), DomainWeight("bank", 2.0))).heaviest == 3.0
+    said = weighed(DomainShare("rare", 0.5, 10.0), DomainShare("desk", 0.5, 990.0))
+    assert said.heaviest == said.weight_of("rare") == pytest.approx(50.0)

@@ -42,7 +42,7 @@ def batches(
 
 
 def share_of(records: int, *, rank: int, processes: int) -> range:
-    """Places in a step of that many records that one process takes: one in so many, so that the long ones are shared out."""
+    """Places in a step of that many records that one process takes: one in so many, as they are sorted by length."""
     return range(rank, records, processes)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -192,7 +193,12 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m participant.training.worker JOB_FOLDER", file=sys.stderr)
         return 2
     folder = Path(arguments[0])
-    return run_child(lambda report, stop: run_job(folder, report, stop), folder=folder)
+    code = run_child(lambda report, stop: run_job(folder, report, stop), folder=folder)
+    if "participant.training.group" in sys.modules:
+        # All is written. The threads of torch.distributed do not always outlive the interpreter's end in one piece.
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from participant.identity import IdentityFolder
 from participant.preflight import CHECK_NAMES, CHECKS, Finding, Site, Verdict, machine, network, preflight
 from participant.preflight.machine import Gpu, Processors
 from participant.preflight.report import Result
-from participant.training.job import Device
+from participant.training.job import Device, Sharding
 from tests.fakes import FakeClock
 from tests.rpc.background import SITES, coordinator_in_background, foreign_identity
 from tests.rpc.parts import HOST, Pki
@@ -407,6 +407,25 @@ def test_a_gpu_that_is_asked_for_and_not_there_fails():
 
 def test_more_threads_than_processors_are_warned_of():
     assert machine.device(CPU, TrainingConfig(threads=100_000)).verdict is Verdict.WARNING
+
+
+def test_processes_have_a_gpu_each_and_threads_each():
+    two = replace(CPU, gpus=(Gpu("H100", 80 * 2**30),) * 2, gpu_has_bfloat16=True)
+    assert machine.device(two, TrainingConfig(processes=2)).verdict is Verdict.OK
+    told = machine.device(two, TrainingConfig(processes=3))
+    assert (told.verdict, "there are 2" in told.found) == (Verdict.FAILED, True)
+    told = machine.device(CPU, TrainingConfig(threads=2_000, processes=50))
+    assert (told.verdict, "in each of 50 processes" in told.found) == (Verdict.WARNING, True)
+
+
+def test_the_memory_that_is_needed_is_that_of_all_processes_and_of_a_share_on_each_gpu(config):
+    model = replace(describe(config.parent / "model"), parameters=10**9)
+    two = replace(CPU, gpus=(Gpu("small", 3 * 2**30),) * 2, gpu_has_bfloat16=True)
+    assert machine.memory(model, two, TrainingConfig(processes=2)).verdict is Verdict.WARNING
+    assert machine.memory(model, two, TrainingConfig(processes=2, sharding=Sharding.FSDP)).verdict is Verdict.OK
+    little = replace(model, parameters=10**6)
+    assert machine.memory(little, CPU, TrainingConfig(memory_mebibytes=700)).verdict is Verdict.WARNING
+    assert machine.memory(little, CPU, TrainingConfig(memory_mebibytes=700, processes=2)).verdict is Verdict.FAILED
 
 
 def test_a_base_model_that_does_not_fit_the_memory_fails(config):

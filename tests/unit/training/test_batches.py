@@ -6,7 +6,7 @@ from itertools import islice
 from hypothesis import given
 from hypothesis import strategies as st
 
-from participant.training.batches import batches
+from participant.training.batches import batches, passes_of, share_of
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=80)
 
@@ -50,3 +50,18 @@ def test_a_heavier_record_is_drawn_in_proportion():
     for batch in islice(batches([5] * 10, [3.0] + [1.0] * 9, batch_size=4, seed=5), 3000):
         drawn.update(batch)
     assert 2.8 < drawn[0] / (sum(drawn[index] for index in range(1, 10)) / 9) < 3.2
+
+
+@given(records=st.integers(0, 60), processes=st.integers(1, 9), size=st.integers(1, 9))
+def test_every_record_of_a_step_is_in_one_processes_share_and_no_share_is_two_larger(records, processes, size):
+    shares = [share_of(records, rank=rank, processes=processes) for rank in range(processes)]
+    assert sorted(place for share in shares for place in share) == list(range(records))
+    lengths = [len(share) for share in shares]
+    assert max(lengths) - min(lengths) <= 1
+    passes = passes_of(records, processes=processes, micro_batch_size=size)
+    assert passes * size >= max(lengths) > (passes - 1) * size or records == passes == 0
+
+
+@given(records=st.integers(0, 60), size=st.integers(1, 9))
+def test_one_process_takes_all_records_of_a_step_in_their_order(records, size):
+    assert list(share_of(records, rank=0, processes=1)) == list(range(records))

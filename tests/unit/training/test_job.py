@@ -7,16 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from pydantic import ValidationError
 
 from common import jsonform
 from common.adapters import AdapterSpec
 from common.errors import InvalidArgument
 from common.instructions import chat_instruction_set
 from common.methods import Method
+from participant.config import TrainingConfig
+from participant.training.group import check_devices
 from participant.training.job import (
     DataSettings,
+    Device,
     Hyperparameters,
     JobKind,
+    Resources,
+    Sharding,
     TrainingJob,
     write_job,
 )
@@ -100,3 +107,21 @@ def test_what_the_daemon_imports_brings_no_torch():
         cwd=Path(__file__).parents[3],
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_base_model_is_shared_only_between_several_processes():
+    with pytest.raises(InvalidArgument, match="processes over 1"):
+        Resources(sharding=Sharding.FSDP)
+    with pytest.raises(ValidationError, match="processes over 1"):
+        TrainingConfig(sharding=Sharding.FSDP)
+    resources = TrainingConfig(processes=2, sharding=Sharding.FSDP).resources()
+    assert (resources.processes, resources.sharding) == (2, Sharding.FSDP)
+
+
+def test_fewer_gpus_than_processes_are_refused_with_both_numbers(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InvalidArgument, match=r"processes = 3, and torch sees 2 GPU"):
+        check_devices(Resources(processes=3))
+    check_devices(Resources(processes=2))
+    check_devices(Resources(processes=3, device=Device.CPU))

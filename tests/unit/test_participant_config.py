@@ -72,6 +72,8 @@ def test_every_setting_of_the_example_is_also_documented_by_the_model():
         "address",
         "journal_counter",
         "memory_mebibytes",
+        "processes",
+        "sharding",
     }
 
 

@@ -32,6 +32,7 @@ from participant.training.result import DomainScores, JobResult
 RUN: Final = "experiment"
 LOOK_SECONDS: Final = 0.5
 JOIN_SECONDS: Final = 180.0
+NO_IMPROVEMENT: Final = "NO_IMPROVEMENT"
 LEAST_SITES: Final = 3
 COLLUDERS: Final = 1
 ALL_ROWS: Final = 100_000
@@ -161,7 +162,8 @@ def add_adapters(
 ) -> dict[str, Path]:
     """On top of a finished run: an adapter for each domain of three sites or more, then each site's private one.
 
-    beneath: digest of the run's global adapter. settings: of the domains' runs. steps: of each site's own training.
+    beneath: digest of the run's global adapter. settings: of the domains' runs, whose adapter is used only where it was
+    accepted. steps: of each site's own training.
     Returns each site's own model, a PEFT folder of everything. What lies finished is not done again.
     """
     models = {site.name: folder / "models" / site.name for site in sites}
@@ -173,8 +175,8 @@ def add_adapters(
         for domain, members in domains_of(sites).items():
             if len(members) >= LEAST_SITES:
                 wanted = {"base_model_json": model.to_json(), **settings, "domain": domain, "beneath_adapter": beneath}
-                _run(federation, domain.replace("_", "-"), len(members), wanted)
-                own_run |= {site.name: domain.replace("_", "-") for site in members}
+                if _run(federation, domain.replace("_", "-"), len(members), wanted):
+                    own_run |= {site.name: domain.replace("_", "-") for site in members}
         training = ("--steps", str(steps), "--rows", str(ALL_ROWS))
         calls = [
             Call(
@@ -235,8 +237,11 @@ def _config(site: Site, base: BaseModelFolder, *, charter: str) -> str:
     )
 
 
-def _run(federation: LocalFederation, run_id: str, count: int, settings: Mapping[str, object]) -> None:
-    """Create the run where it is not there yet, start it when `count` sites have joined, and wait for its end."""
+def _run(federation: LocalFederation, run_id: str, count: int, settings: Mapping[str, object]) -> bool:
+    """Create the run where it is not there yet, start it when `count` sites have joined, and wait for its end.
+
+    False if its adapter is no improvement, so that it has none. Raises RunFailed for any other failure.
+    """
     admin, name = federation.admin, f"runs/{run_id}"
     try:
         run = admin.run(name)
@@ -255,8 +260,11 @@ def _run(federation: LocalFederation, run_id: str, count: int, settings: Mapping
     while run["state"] not in ("succeeded", "failed", "cancelled"):
         _pause(federation)
         run = admin.run(name)
-    if run["state"] != "succeeded":
-        raise RunFailed(f"{name} has {run['state']}: {run['message']}")
+    if run["state"] == "succeeded":
+        return True
+    if run["reason"] == NO_IMPROVEMENT:
+        return False
+    raise RunFailed(f"{name} has {run['state']}: {run['message']}")
 
 
 def _pause(federation: LocalFederation) -> None:

@@ -67,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line = f"[{int(time.monotonic() - began):>6} s] {text}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by a service manager as by Ctrl-C
+    # Ended by a service manager as by Ctrl-C, and in the background too, where a shell has Ctrl-C ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         preset = preset_named(options.preset)
         place = (options.out or OUT / preset.name).resolve()

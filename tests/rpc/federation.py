@@ -232,7 +232,8 @@ class Line:
         if name == self._lost:
             self.is_cut = True
             raise Unavailable("the line is cut, and the answer is lost")
-        self.is_cut = name == self._after
+        if name == self._after:  # never the other way round: a call of another thread may end later
+            self.is_cut = True
         return answer
 
 

@@ -71,10 +71,13 @@ def relative_error(products: Sequence[Wide], of_means: Sequence[Wide], *, noise:
     """||mean(BA) - mean(B) mean(A)||_F / ||mean(BA)||_F over all layers, both less the global B A; 0.0 of no update.
 
     products, of_means: float64[m] of each layer. noise: variance that the masked sum's rounding has put on the forms of
-    each layer's `products`, which is taken off the squares, as it is there also where the two are equal.
+    each layer's `products`, which is taken off the squares, as it is there also where the two are equal. What is left
+    and lies within three standard deviations of that noise's own mean square (2 v^2 / m of a layer) is told as 0.0.
     """
-    differences = squares = -sum(noise)
+    rounded = sum(noise)
+    spread = math.sqrt(sum(2.0 * one**2 / values.size for one, values in zip(noise, products, strict=True)))
+    lost = squares = -rounded
     for one, other in zip(products, of_means, strict=True):
-        differences += float(np.mean((one - other) ** 2))
+        lost += float(np.mean((one - other) ** 2))
         squares += float(np.mean(one**2))
-    return math.sqrt(max(0.0, differences) / squares) if squares > 0.0 else 0.0
+    return math.sqrt(lost / squares) if squares > 0.0 and lost > 3.0 * spread else 0.0

@@ -44,17 +44,9 @@ POOLED_FILE: Final = "pooled.jsonl"
 _AT_ONCE: Final = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """A model of an arm: its PEFT folder, and how many training tokens it has seen (a federation's are not counted)."""
-
-    folder: Path
-    tokens: int
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arms:
-    """All that the arms of one experiment share. place: the folder of all work."""
+    """All that the arms of one experiment share. place: the folder of all work. A model is its PEFT folder."""
 
     preset: Preset
     place: Path
@@ -71,35 +63,36 @@ class Arms:
         """The adapter of every arm but those federated methods that name another."""
         return AdapterSpec(self.preset.rank, self.preset.alpha, all_linear(self.model))
 
-    def prepare(self, seed: int) -> None:
-        """Write what many arms of a seed begin from, before they do so at once: the first adapter, all records."""
-        folder = self._start(seed).folder
-        if not folder.exists():
-            layout = self.spec.layout(self.model.layers)
-            flat = np.concatenate([values for _, values in initial_tensors(layout, seed=seed)])
-            partial = folder.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            write_adapter_folder(partial, flat, layout, self.spec.peft_config(self.model.name))
-            partial.rename(folder)
+    def prepare(self) -> None:
+        """Write what many arms begin from, before they do so at once: each seed's first adapter, all records."""
+        layout = self.spec.layout(self.model.layers)
+        for seed in self.preset.seeds:
+            folder = self._start(seed)
+            if not folder.exists():
+                flat = np.concatenate([values for _, values in initial_tensors(layout, seed=seed)])
+                partial = folder.with_suffix(".partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                write_adapter_folder(partial, flat, layout, self.spec.peft_config(self.model.name))
+                partial.rename(folder)
         with (self.place / POOLED_FILE).open("wb") as pooled:
             for site in self.sites:
                 pooled.write(site.train.read_bytes())
 
-    def _start(self, seed: int) -> Trained:
+    def _start(self, seed: int) -> Path:
         """A seed's initial adapter: LoRA with A as PEFT draws it and B zero."""
-        return Trained(self.place / f"seed-{seed}" / "start", 0)
+        return self.place / f"seed-{seed}" / "start"
 
     def train(
-        self, folder: Path, *, start: Trained, data: Path, steps: int, batch_size: int, rate: float, seed: int
-    ) -> Trained:
+        self, folder: Path, *, start: Path, data: Path, steps: int, batch_size: int, rate: float, seed: int
+    ) -> Path:
         """Plain local training from `start`, as the product's participants train."""
         budget = self.preset.budget
         job = TrainingJob(
             kind=JobKind.TRAIN,
             base_model=self.base.folder.resolve(),
             base_model_digest=self.base.digest,
-            global_adapter=start.folder.resolve(),
-            global_adapter_digest=file_digest(start.folder / ADAPTER_FILE),
+            global_adapter=start.resolve(),
+            global_adapter_digest=file_digest(start / ADAPTER_FILE),
             adapter=self.spec,
             method=Method(),
             hyperparameters=Hyperparameters(
@@ -110,11 +103,10 @@ class Arms:
             evaluation=EvaluationSettings(loss_records=0, ner_records=0),
             resources=Resources(precision=Precision.AUTO),
         )
-        result = self.pool.run(folder, job)
-        tokens = result.training.tokens if result.training is not None else 0
-        return Trained(folder / ADAPTER_FOLDER, start.tokens + tokens)
+        self.pool.run(folder, job)
+        return folder / ADAPTER_FOLDER
 
-    def alone(self, site: Site, *, seed: int, rate: float) -> Trained:
+    def alone(self, site: Site, *, seed: int, rate: float) -> Path:
         """A site with its own share: R K steps on its own records."""
         budget = self.preset.budget
         return self.train(
@@ -127,7 +119,7 @@ class Arms:
             seed=seed,
         )
 
-    def alone_full(self, site: Site, *, seed: int, rate: float) -> Trained:
+    def alone_full(self, site: Site, *, seed: int, rate: float) -> Path:
         """A site with everybody's budget: own share after own share, until its own validation gets no better.
 
         Moments begin anew with each share, as they do with each round in a federation.
@@ -154,7 +146,7 @@ class Arms:
                 break
         return best
 
-    def central(self, *, seed: int, rate: float, is_wide: bool) -> Trained:
+    def central(self, *, seed: int, rate: float, is_wide: bool) -> Path:
         """All records in one place, all tokens: N R K steps of b records, or (wide) R K steps of N b."""
         budget, count = self.preset.budget, len(self.sites)
         name = "central-wide" if is_wide else "central"
@@ -168,22 +160,22 @@ class Arms:
             seed=seed,
         )
 
-    def federated(self, method: FederatedMethod, *, seed: int, rate: float) -> tuple[Trained, FederatedResult]:
+    def federated(self, method: FederatedMethod, *, seed: int, rate: float) -> tuple[Path, FederatedResult]:
         """The product's own federation with masked rounds: R rounds of K steps at every site."""
         folder, settings = self._federation(method, seed=seed, rate=rate)
         result = run_federated(
             folder, sites=self.sites, model=self.model, base=self.base, pool=self.pool.socket, settings=settings
         )
-        return Trained(folder / ADAPTER_FOLDER, 0), result
+        return folder / ADAPTER_FOLDER, result
 
-    def with_adapters(self, method: FederatedMethod, *, seed: int, rate: float) -> dict[str, Trained]:
+    def with_adapters(self, method: FederatedMethod, *, beneath: str, seed: int, rate: float) -> dict[str, Path]:
         """Each site's own model: the global adapter, its domain's where that has three sites, and a private one.
 
-        Half a site's share of steps goes into each of the latter two.
+        beneath: digest of the federated run's adapter. Half a site's share of steps goes into each of the latter two.
         """
         folder, settings = self._federation(method, seed=seed, rate=rate)
         half = max(1, self.preset.budget.rounds // 2)
-        models = add_adapters(
+        return add_adapters(
             folder,
             sites=self.sites,
             model=self.model,
@@ -195,10 +187,9 @@ class Arms:
                 "rank": max(1, self.preset.rank // 2),
                 "alpha": self.preset.alpha / 2,
             },
-            beneath=self.federated(method, seed=seed, rate=rate)[1].digest,
+            beneath=beneath,
             steps=half * self.preset.budget.steps,
         )
-        return {name: Trained(place, 0) for name, place in models.items()}
 
     def _federation(self, method: FederatedMethod, *, seed: int, rate: float) -> tuple[Path, dict[str, object]]:
         """Folder and plan settings of a federated run."""
@@ -222,20 +213,20 @@ class Arms:
 
     # --- judging --------------------------------------------------------------------------------------------------
 
-    def validated(self, trained: Trained, sites: Sequence[Site]) -> Judgement:
+    def validated(self, trained: Path, sites: Sequence[Site]) -> Judgement:
         """Losses on the validation records of `sites`: what rates and early stopping go by."""
-        return self._judged(trained.folder, "validation", sites, answered=False)
+        return self._judged(trained, "validation", sites, answered=False)
 
-    def tested(self, trained: Trained | None, *, is_answered: bool = True) -> Judgement:
+    def tested(self, trained: Path | None, *, is_answered: bool = True) -> Judgement:
         """Losses and task metrics on everybody's test records. None: the base model as it is.
 
         is_answered: whether free answers are wanted too. They are dear, and a model for each site has no need of them.
         """
-        return self._judged(trained.folder if trained else None, "test", self.sites, answered=is_answered)
+        return self._judged(trained, "test", self.sites, answered=is_answered)
 
-    def tested_at_home(self, trained: Trained, site: Site) -> Judgement:
+    def tested_at_home(self, trained: Path, site: Site) -> Judgement:
         """Losses on a site's own test records alone."""
-        return self._judged(trained.folder, "test", [site], answered=False)
+        return self._judged(trained, "test", [site], answered=False)
 
     def _judged(self, adapter: Path | None, part: str, sites: Sequence[Site], *, answered: bool) -> Judgement:
         judging = self.preset.judging

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from experiments.arms import Arms, Trained, best_rate, side_by_side
+from experiments.arms import Arms, best_rate, side_by_side
 from experiments.federation import FederatedResult
 from experiments.judging import Judgement
 from experiments.outcome import Goal, SeedJudgements, SeedOutcome, goals_of, outcome_of
@@ -37,6 +37,7 @@ class Outcome:
 def run_experiment(arms: Arms) -> Outcome:
     """Everything that is not done yet; what lies finished in the arms' folders is taken as it is."""
     began, preset = time.monotonic(), arms.preset
+    arms.prepare()
     rates = _chosen_rates(arms)
     seeds: list[SeedOutcome] = []
     for seed in preset.seeds:
@@ -75,7 +76,6 @@ def _chosen_rates(arms: Arms) -> dict[str, float]:
         return _macro(arms.validated(arms.federated(method, seed=seed, rate=rate)[0], arms.sites))
 
     grid = preset.alone_learning_rates
-    arms.prepare(seed)
     chosen = {
         "alone": _chosen(arms, "alone", alone, grid),
         CENTRAL: _chosen(arms, CENTRAL, partial(central, is_wide=False), grid),
@@ -109,7 +109,6 @@ def _judge_seed(arms: Arms, seed: int, rates: Mapping[str, float]) -> SeedJudgem
     def central(name: str) -> Judgement:
         return arms.tested(arms.central(seed=seed, rate=rates[name], is_wide=name == CENTRAL_WIDE))
 
-    arms.prepare(seed)
     arms.say(f"seed {seed}: the base model as it is")
     zero_shot = arms.tested(None)
     arms.say(f"seed {seed}: {len(sites)} sites alone, each with its own share")
@@ -131,8 +130,9 @@ def _judge_seed(arms: Arms, seed: int, rates: Mapping[str, float]) -> SeedJudgem
     own_models: dict[str, Judgement] = {}
     if preset.has_adapters:
         first = preset.methods[0]
+        rate, _, result = methods[first.name]
         arms.say(f"seed {seed}: an adapter for each domain, and one for each site, on top of {first.name}'s")
-        models = arms.with_adapters(first, seed=seed, rate=rates[first.name])
+        models = arms.with_adapters(first, beneath=result.digest, seed=seed, rate=rate)
         own_models = _by_site(sites, side_by_side(lambda site: arms.tested_at_home(models[site.name], site), sites))
     return SeedJudgements(
         zero_shot=zero_shot,
@@ -152,6 +152,3 @@ def _by_site(sites: Sequence[Site], judged: Sequence[Judgement]) -> dict[str, Ju
 
 def _macro(judged: Judgement) -> float:
     return macro(judged.of_domains())
-
-
-__all__ = ["Outcome", "Trained", "run_experiment"]

@@ -54,7 +54,6 @@ charter = {{ mode = "pinned", file = "charter.json", digest = "{charter}" }}
 level = "warning"
 """
 _POLICY: Final = """
-methods = ["fedit", "ffa_lora", "rolora", "core", "ravan"]
 [base_models]
 allow = "any"
 [adapter]
@@ -94,15 +93,13 @@ class RoundFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FederatedResult:
-    """A finished run. settings: of its plan. parameters: of the global adapter; bytes are sums over all sites.
+    """A finished run. settings: of its plan. digest: of its adapter. Bytes are sums over all sites.
 
     masking_error: as `experiments.masking` measures it.
     """
 
     settings: str
     digest: str
-    parameters: int
-    adapter_bytes: int
     rounds: tuple[RoundFigures, ...]
     masking_error: float
     seconds: float
@@ -280,14 +277,9 @@ def _collect(federation: LocalFederation, sites: Sequence[Site], settings: str, 
     folder = str(federation.folder / ADAPTER_FOLDER)
     federation.command("coordinator", "adapter", "export", "--config", config, "--digest", digest, folder)
     judged = _validation(federation, sites)
-    sizes = {
-        str(row["name"]).removeprefix("adapters/"): int(row["size_bytes"]) for row in admin.adapters(f"runs/{RUN}")
-    }
     return FederatedResult(
         settings=settings,
         digest=digest,
-        parameters=sizes[digest] // 4,
-        adapter_bytes=sizes[digest],
         rounds=tuple(
             RoundFigures(
                 number=report.number,

@@ -100,18 +100,9 @@ def run_worker(
     everything else: non-finite numbers, out of memory, a crash; its message has the child's last words.
     """
     job = TrainingJob.from_json(_read(job_folder / JOB_FILE))
-    (job_folder / ERROR_FILE).unlink(missing_ok=True)
-    code = _run_child(
-        [python, "-m", _WORKER_MODULE, str(job_folder)],
-        on_progress,
-        log=job_folder / LOG_FILE,
-        threads=job.resources.threads,
-        stop=stop,
-        grace_seconds=grace_seconds,
-    )
-    if code == ExitCode.OK:
-        return JobResult.from_json(_read(job_folder / RESULT_FILE))
-    raise failure_of(code, job_folder)
+    command = [python, "-m", _WORKER_MODULE, str(job_folder)]
+    _do(command, job_folder, on_progress, threads=job.resources.threads, stop=stop, grace_seconds=grace_seconds)
+    return JobResult.from_json(_read(job_folder / RESULT_FILE))
 
 
 def run_blend(
@@ -124,18 +115,26 @@ def run_blend(
 ) -> BlendResult:
     """Run the search in `job_folder` (see `blend_job.write_blend_job`) in a child process. Raises as `run_worker`."""
     job = BlendJob.from_json(_read(job_folder / BLEND_JOB_FILE))
+    command = [python, "-m", _BLEND_MODULE, str(job_folder)]
+    _do(command, job_folder, on_progress, threads=job.resources.threads, stop=stop, grace_seconds=grace_seconds)
+    return BlendResult.from_json(_read(job_folder / BLEND_RESULT_FILE))
+
+
+def _do(
+    command: Sequence[str],
+    job_folder: Path,
+    on_progress: OnProgress,
+    *,
+    threads: int,
+    stop: StopSignal | None,
+    grace_seconds: float,
+) -> None:
+    """Run a child in its job's folder. Raises what it has failed with."""
     (job_folder / ERROR_FILE).unlink(missing_ok=True)
-    code = _run_child(
-        [python, "-m", _BLEND_MODULE, str(job_folder)],
-        on_progress,
-        log=job_folder / LOG_FILE,
-        threads=job.resources.threads,
-        stop=stop,
-        grace_seconds=grace_seconds,
-    )
-    if code == ExitCode.OK:
-        return BlendResult.from_json(_read(job_folder / BLEND_RESULT_FILE))
-    raise failure_of(code, job_folder)
+    log = job_folder / LOG_FILE
+    code = _run_child(command, on_progress, log=log, threads=threads, stop=stop, grace_seconds=grace_seconds)
+    if code != ExitCode.OK:
+        raise failure_of(code, job_folder)
 
 
 def prepare_base_model(

@@ -49,9 +49,7 @@ def result(uploaded_bytes=1000):
         replace(ROUND, uploaded_bytes=uploaded_bytes),
         replace(ROUND, number=2, kind="evaluate", uploaded_bytes=0),
     )
-    return FederatedResult(
-        settings="", digest="", parameters=1, adapter_bytes=4, rounds=rounds, masking_error=0.4, seconds=1.0
-    )
+    return FederatedResult(settings="", digest="", rounds=rounds, masking_error=0.4, seconds=1.0)
 
 
 def seed_of(*, federated=1.0, alone=2.0, central=0.8, methods=(), adapters=None, masking_error=0.4):

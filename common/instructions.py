@@ -24,9 +24,12 @@ MOST_CANDIDATES: Final = 8
 # A site of four times the mean weight, and any larger one, has weight 1: so the mean weight is a quarter, whatever the
 # domains' sizes, and the fixed point of the masked sum keeps its bits.
 FULL_WEIGHT: Final = 4.0
-# And none has less than a quarter of the mean: shares and sizes are what a coordinator says, and those of one site's
-# domain alone could make the others' weights next to nothing. Then the sum would be that one site's update.
+# And none has less than a quarter of the mean: shares, sizes and the cap of records are what a coordinator says, and
+# could make all others' weights next to nothing beside one site's. Then the sum would be that one site's update.
 LEAST_WEIGHT: Final = 1.0 / FULL_WEIGHT**2
+# A record is drawn at most so many times as often as the mean one, and no less than one part of it: or a coordinator's
+# shares could have sites train on a handful of records alone.
+MOST_DRAWN: Final = 16.0
 _ROUNDING: Final = 1e-6
 _MAX_TEMPLATE_CHARACTERS: Final = 20_000
 
@@ -160,11 +163,14 @@ class InstructionSet:
         """How often one record of a domain is drawn, relative to the mean over the domains that have a share.
 
         alpha_g / N_g for those, times all of their records; so records of other domains are drawn as the mean one is.
+        From 1 / MOST_DRAWN to MOST_DRAWN, whatever the shares and weights say.
         """
         own = next((share for share in self.shares if share.domain == domain), None)
         if own is not None:
-            return own.share * sum(share.records for share in self.shares) / own.records
-        return next((weight.weight for weight in self.domain_weights if weight.domain == domain), 1.0)
+            drawn = own.share * sum(share.records for share in self.shares) / own.records
+        else:
+            drawn = next((weight.weight for weight in self.domain_weights if weight.domain == domain), 1.0)
+        return min(MOST_DRAWN, max(1.0 / MOST_DRAWN, drawn))
 
     @property
     def heaviest(self) -> float:

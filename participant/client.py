@@ -6,7 +6,7 @@ Raises the errors that the coordinator raised (common.errors), and Unavailable w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -22,7 +22,7 @@ from accord.v1 import (
     secure_aggregation_pb2_grpc,
 )
 from common.assignments import Assignment
-from common.errors import UploadIncomplete
+from common.errors import ProtocolViolation, UploadIncomplete
 from common.rpc import assignments as wire
 from common.rpc.status import raised_as_errors
 
@@ -30,6 +30,9 @@ CALL_SECONDS: Final = 30.0
 STREAM_SECONDS: Final = 24 * 3600.0
 # Added to the wait of a long poll, for the way there and back.
 POLL_MARGIN_SECONDS: Final = 15.0
+# Of one roster, and of one site's shares: a thousand members' are an eighth of it. More would only fill the memory.
+MOST_KEY_SETUP_BYTES: Final = 32 << 20
+_PART_BYTES: Final = 64
 # Pauses between tries while the coordinator is away; the last one goes on and on.
 BACKOFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 
@@ -185,7 +188,8 @@ class CoordinatorClient:
         """The key roster's canonical bytes."""
         request = secure_aggregation_pb2.GetRosterRequest(run=run, epoch=epoch)
         with raised_as_errors():
-            return b"".join(m.chunk for m in self._secagg.GetRoster(request, timeout=STREAM_SECONDS))
+            stream = self._secagg.GetRoster(request, timeout=STREAM_SECONDS)
+            return b"".join(_no_more_than(MOST_KEY_SETUP_BYTES, (message.chunk for message in stream), "roster"))
 
     def deposit_shares(self, run: str, epoch: int, deposit: bytes) -> None:
         request = secure_aggregation_pb2.DepositSharesRequest(run=run, epoch=epoch, deposit=deposit)
@@ -196,7 +200,8 @@ class CoordinatorClient:
         """The sealed shares for this participant."""
         request = secure_aggregation_pb2.GetSharesRequest(run=run, epoch=epoch)
         with raised_as_errors():
-            return tuple(m.sealed_share for m in self._secagg.GetShares(request, timeout=STREAM_SECONDS))
+            stream = self._secagg.GetShares(request, timeout=STREAM_SECONDS)
+            return tuple(_no_more_than(MOST_KEY_SETUP_BYTES, (message.sealed_share for message in stream), "shares"))
 
     def confirm_shares(self, run: str, epoch: int, confirmation: bytes) -> None:
         request = secure_aggregation_pb2.ConfirmSharesRequest(run=run, epoch=epoch, confirmation=confirmation)
@@ -296,6 +301,18 @@ class CoordinatorClient:
                     part = message.chunk if message is not None else None
 
         return _exhibits(shown), follow()
+
+
+def _no_more_than(most: int, parts: Iterable[bytes], what: str) -> Iterator[bytes]:
+    """The parts as they come, of which even an empty one counts. Raises ProtocolViolation once they are over `most`."""
+    received = 0
+    for part in parts:
+        received += _PART_BYTES + len(part)
+        if received > most:
+            raise ProtocolViolation(
+                f"the coordinator sends more than {most >> 20} MiB of {what}; the rest was not read"
+            )
+        yield part
 
 
 def _exhibits(shown: Sequence[secure_aggregation_pb2.AuditChunksResponse]) -> RoundExhibits:

@@ -247,6 +247,11 @@ def _adapter_objections(plan: Plan, bounds: AdapterBounds) -> list[Objection]:
             "adapter.target_modules",
             f"{_names(others)} may not be adapted, allowed are {_names(bounds.modules or ())}",
         ),
+        (
+            bounds.may_be_of_a_domain or not plan.domain,
+            "domain",
+            f"is {_shown(plan.domain)}, and this site trains adapters that all sites share, not those of a domain",
+        ),
     ]
     if bounds.most_parameters is not None:
         try:

@@ -15,11 +15,14 @@ PLACEHOLDERS: Final = ("instruction", "input", "output", "domain")
 
 @dataclass(frozen=True, slots=True)
 class AdapterBounds:
-    """modules: last parts of module paths that may be adapted, None for any."""
+    """modules: last parts of module paths that may be adapted, None for any. may_be_of_a_domain: whether this site
+    trains domain adapters, whose sums are of the domain's sites alone.
+    """
 
     most_rank: int
     modules: frozenset[str] | None = None
     most_parameters: int | None = None
+    may_be_of_a_domain: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ class _AdapterPolicy(StrictModel):
     most_rank: PositiveInt
     modules: Literal["any"] | Annotated[tuple[str, ...], Field(min_length=1)] = "any"
     most_parameters: PositiveInt | None = None
+    domain_adapters: bool = True
 
 
 class _MaskingPolicy(StrictModel):
@@ -161,6 +162,7 @@ class PolicyFile(StrictModel):
                 most_rank=self.adapter.most_rank,
                 modules=_set_or_any(self.adapter.modules),
                 most_parameters=self.adapter.most_parameters,
+                may_be_of_a_domain=self.adapter.domain_adapters,
             ),
             masking=MaskingBounds(
                 least_cohort=self.masking.least_cohort,

@@ -18,6 +18,7 @@ import numpy as np
 from common import jsonform
 from common.adapters import AdapterLayout, FlatFile, FlatVector, square_norm
 from common.errors import TrainingFailed, UpdateNotFinite
+from common.instructions import LEAST_WEIGHT
 from common.methods.sent import Stretch, Stretches
 from common.secagg import Clipping
 
@@ -30,8 +31,8 @@ class Contribution:
     """What a prepared round gives to the sum beside the delta itself.
 
     records: training records at this site, which weigh its update. metrics: the plan's metric words, those too that
-    masking will keep back; but not every member's `clipped_elements`, which masking counts. share: the weight in
-    (0, 1] where the domains' shares make it, and not the records.
+    masking will keep back; but not every member's `clipped_elements`, which masking counts. share: the weight,
+    LEAST_WEIGHT to 1, where the domains' shares make it, and not the records.
     """
 
     records: int
@@ -47,11 +48,13 @@ class Contribution:
         return jsonform.decode(text, cls, what="the journal's contribution")
 
     def weight(self, cap: int) -> float:
-        """alpha in (0, 1]: the share, or records / cap, at most 1. A site without records still takes part in
-        evaluations."""
+        """alpha, LEAST_WEIGHT to 1: the share, or records / cap; also of a site without records, in evaluations.
+
+        So whatever cap a coordinator sets, no site's update is over 16 times another's in a sum.
+        """
         if self.share is not None:
             return self.share
-        return min(max(self.records, 1), cap) / cap
+        return min(1.0, max(LEAST_WEIGHT, self.records / cap))
 
 
 @dataclass(frozen=True, slots=True)

@@ -292,7 +292,7 @@ def test_domains_without_updates_are_measured_and_change_nothing(federation: Fed
     first, second = (figures_of(federation.play(number)) for number in (1, 2))
     assert first["record_loss/clinic"] == pytest.approx(2.99, abs=1e-4)
     assert not [name for name in second if name.startswith(("share/", "records/", "template_loss/"))]
-    assert first["weight"] == pytest.approx(3 * 0.02 + 3 * 0.4, abs=1e-6)
+    assert first["weight"] == pytest.approx(3 / 16 + 3 * 0.4, abs=1e-6)
     used = trainer(federation, "site-0").used
     assert used[1] == used[2]
     assert all(manifest.next_round is None for manifest in manifests(federation).values())

@@ -294,6 +294,13 @@ def test_7_8_9_11_18_a_roster_that_is_not_the_members_own_gets_no_share_of_anyth
     assert epoch_phase(site, epoch) is EpochPhase.ADVERTISING
 
 
+def test_a_roster_without_end_is_not_read_to_its_end(at_the_roster: LyingFederation) -> None:
+    site = at_the_roster.sites[VICTIM]
+    chunk = pb.GetRosterResponse(chunk=bytes(1 << 20))
+    at_the_roster.liar.tell("GetRoster", lambda call, truth: [chunk] * 33, to=[VICTIM])
+    assert_refuses(site, ProtocolViolation, "more than 32 MiB of roster")
+
+
 # --- shares: 10 and 17 --------------------------------------------------------------------------------------------
 
 

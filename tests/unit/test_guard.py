@@ -130,6 +130,13 @@ def test_a_plan_exactly_at_every_bound_is_accepted():
     review(PLAN)
 
 
+def test_a_site_may_keep_away_from_domain_adapters_and_share_in_all_others():
+    policy = changed(POLICY, "adapter.may_be_of_a_domain", False)
+    review(PLAN, policy=policy)
+    assert "domain" in refused_fields(replace(PLAN, domain="clinic"), policy=policy)
+    assert "domain" not in refused_fields(replace(PLAN, domain="clinic"))
+
+
 # --- a plan looser than the policy in any one field ----------------------------------------------------------------
 
 
@@ -174,6 +181,7 @@ CASES = [
 
 # Bounds that a plan alone cannot break by one field; each has a test of its own below, privacy's beside its parts.
 ELSEWHERE = {
+    "adapter.may_be_of_a_domain",
     "masking.least_cohort",
     "masking.least_colluders",
     "instruction_set.most_template_characters",

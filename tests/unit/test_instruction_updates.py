@@ -385,4 +385,11 @@ def test_the_heaviest_weight_is_over_all_domains_and_not_those_of_a_sites_record
     assert replace(plain, domain_weights=(DomainWeight("law", 0.5),)).heaviest == 1.0
     assert replace(plain, domain_weights=(DomainWeight("law", 3.0), DomainWeight("bank", 2.0))).heaviest == 3.0
     said = weighed(DomainShare("rare", 0.5, 10.0), DomainShare("desk", 0.5, 990.0))
-    assert said.heaviest == said.weight_of("rare") == pytest.approx(50.0)
+    assert said.heaviest == said.weight_of("rare") == 16.0
+
+
+def test_no_records_are_drawn_over_sixteen_times_as_often_or_as_seldom_as_the_mean_ones():
+    shares = weighed(DomainShare("rare", 0.999, 1.0), DomainShare("desk", 0.001, 1e12))
+    assert (shares.weight_of("rare"), shares.weight_of("desk")) == (16.0, 1 / 16)
+    weights = replace(chat_instruction_set(), domain_weights=(DomainWeight("law", 1e6), DomainWeight("bank", 1e-9)))
+    assert (weights.weight_of("law"), weights.weight_of("bank")) == (16.0, 1 / 16)

@@ -427,7 +427,9 @@ class PlanSettings(_message.Message):
     max_update_norm: _builtins.float
     """Bound on the L2 norm of a delta; longer ones are scaled down. Default: element_clip * sqrt(parameters)."""
     weight_cap: _builtins.int
-    """Number of training records that counts as full weight; a site with more counts as this many. Default 1000."""
+    """Number of training records that counts as full weight; a site with more counts as this many, and one with less than
+    a sixteenth as a sixteenth. Default 1000.
+    """
     least_cohort: _builtins.int
     """Least cohort. Default and floor: 3, or the charter's."""
     most_participants: _builtins.int

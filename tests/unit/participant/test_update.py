@@ -93,8 +93,8 @@ def test_a_file_in_another_layout_is_refused(tmp_path: Path, base: Path):
         open_update(adapter(tmp_path / "other", 0, other), base, LAYOUT, max_norm=1.0)
 
 
-@pytest.mark.parametrize(("records", "weight"), [(0, 0.001), (1, 0.001), (500, 0.5), (1000, 1.0), (10**9, 1.0)])
-def test_the_weight_is_the_share_of_the_cap_and_never_none(records, weight):
+@pytest.mark.parametrize(("records", "weight"), [(0, 1 / 16), (1, 1 / 16), (500, 0.5), (1000, 1.0), (10**9, 1.0)])
+def test_the_weight_is_the_share_of_the_cap_and_never_below_a_sixteenth(records, weight):
     assert Contribution(records, {}).weight(1000) == pytest.approx(weight)
 
 

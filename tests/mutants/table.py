@@ -461,23 +461,19 @@ MUTANTS: Final = (
     mutant(
         "shares make the others' weights next to nothing",
         Edit("common/instructions.py", "max(LEAST_WEIGHT, mass", "max(2.0**-20, mass"),
-        killers=("tests/unit/test_instruction_updates.py::test_no_shares_make_a_sum_one_sites_own",),
+        killers=(UPDATES + "test_no_shares_make_a_sum_one_sites_own",),
     ),
     mutant(
         "a cap of records makes the others' weights next to nothing",
         Edit("participant/update.py", "max(LEAST_WEIGHT, self.records / cap)", "max(2.0**-20, self.records / cap)"),
         killers=(
-            "tests/unit/participant/test_update.py::"
-            "test_the_weight_is_the_share_of_the_cap_and_never_below_a_sixteenth",
+            "tests/unit/participant/test_update.py::test_the_weight_is_the_share_of_the_cap_and_never_below_a_sixteenth",
         ),
     ),
     mutant(
         "a handful of records is drawn again and again",
         Edit("common/instructions.py", "return min(MOST_DRAWN, max(1.0 / MOST_DRAWN, drawn))", "return drawn"),
-        killers=(
-            "tests/unit/test_instruction_updates.py::"
-            "test_no_records_are_drawn_over_sixteen_times_as_often_or_as_seldom_as_the_mean_ones",
-        ),
+        killers=(UPDATES + "test_no_records_are_drawn_over_sixteen_times_as_often_or_as_seldom_as_the_mean_ones",),
     ),
     mutant(
         "a path passes for a run's name",

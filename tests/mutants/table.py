@@ -15,6 +15,7 @@ UNIT: Final = "tests/unit/secagg/"
 GRAPH: Final = UNIT + "test_graph.py::"
 DESK: Final = "tests/unit/participant/test_desk_deaths.py::"
 MASKING_DESK: Final = "tests/unit/participant/test_masking_desk.py::"
+UPDATES: Final = "tests/unit/test_instruction_updates.py::"
 GUARD: Final = "tests/unit/test_guard.py::"
 VECTORS: Final = "tests/vectors/"
 

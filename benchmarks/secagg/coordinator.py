@@ -146,13 +146,13 @@ def measure_coordinator(case: Case, folder: Path) -> dict[str, Any]:
 
 
 def _median(case: Case, folder: Path, blobs: FileBlobStore, *, meanwhile: Callable[[], None]) -> Opened:
-    """The median round by CPU time of as many as the case is worth; each one's uploads are deleted before the next."""
+    """The median round by CPU time of as many as the case is worth; one's uploads are deleted before the next."""
     stored = len(case.uploaders) * case.context().layout.bytes
     played: list[Opened] = []
     for round_ in range(2, 2 + (REPEATS if stored <= REPEATED_BYTES else 1)):
-        played.append(_play(case, folder, blobs, round_, meanwhile=meanwhile))
         for index in case.uploaders:
-            blobs.delete(_prefix(round_, index))
+            blobs.delete(_prefix(round_ - 1, index))
+        played.append(_play(case, folder, blobs, round_, meanwhile=meanwhile))
     return sorted(played, key=lambda one: one.spent)[len(played) // 2]
 
 

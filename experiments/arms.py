@@ -9,14 +9,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
 import numpy as np
 
+from common import jsonform
 from common.adapters import ADAPTER_FILE, AdapterSpec, file_digest, initial_tensors, write_adapter_folder
 from common.basemodel import BaseModel
+from common.instruction_updates import Reference, Updates
 from common.instructions import chat_instruction_set
 from common.methods import Method
 from coordinator.planning import all_linear
@@ -25,7 +27,7 @@ from experiments.federation import ADAPTER_FOLDER, FederatedResult, add_adapters
 from experiments.judging import JudgeJob, Judgement, TestFile
 from experiments.pool import Pool
 from experiments.presets import FederatedMethod, Preset
-from experiments.sites import Site
+from experiments.sites import Site, domains_of, with_rare
 from participant.training.job import (
     DataSettings,
     EvaluationSettings,
@@ -40,6 +42,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 POOLED_FILE: Final = "pooled.jsonl"
+# As the product does by default, but that regret is against what each site has found that it reaches alone.
+UPDATES: Final = Updates(reference=Reference.LOCAL)
 # More than there are slots: a job that waits for its turn costs nothing, and a federation's sites come in between.
 _AT_ONCE: Final = 8
 
@@ -210,6 +214,24 @@ class Arms:
             **dict(method.settings),
         }
         return self.place / f"seed-{seed}" / f"federated-{method.name}-{rate:g}", settings
+
+    def with_rare(self, domain: str, *, share: float) -> Arms:
+        """The same arms, in a folder of their own, where a domain has that share of all training records."""
+        place = self.place / "rare"
+        return replace(self, place=place, sites=with_rare(self.sites, domain, share=share, place=place / "sites"))
+
+    def by_rows(self) -> FederatedMethod:
+        """The first method, in which a site weighs by its records."""
+        return replace(self.preset.methods[0], name="by-rows")
+
+    def by_updates(self) -> FederatedMethod:
+        """The first method, in which a site weighs by its domain's share, and the masked sums update the shares."""
+        first, domains = self.preset.methods[0], domains_of(self.sites)
+        measured = [
+            {"name": name, "tasks": sorted({site.task.value for site in members})} for name, members in domains.items()
+        ]
+        updates = (("domains", measured), ("updates_json", jsonform.encode(UPDATES, Updates)))
+        return replace(first, name="by-updates", settings=(*first.settings, *updates))
 
     # --- judging --------------------------------------------------------------------------------------------------
 

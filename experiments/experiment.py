@@ -11,9 +11,9 @@ from typing import Final
 from experiments.arms import Arms, best_rate, side_by_side
 from experiments.federation import FederatedResult
 from experiments.judging import Judgement
-from experiments.outcome import Goal, SeedJudgements, SeedOutcome, goals_of, outcome_of
+from experiments.outcome import Goal, RareJudgements, SeedJudgements, SeedOutcome, goals_of, outcome_of
 from experiments.presets import FederatedMethod
-from experiments.sites import Site
+from experiments.sites import Site, rare_domain_of
 from experiments.statistics import macro
 
 CENTRAL: Final = "central"
@@ -134,6 +134,12 @@ def _judge_seed(arms: Arms, seed: int, rates: Mapping[str, float]) -> SeedJudgem
         arms.say(f"seed {seed}: an adapter for each domain, and one for each site, on top of {first.name}'s")
         models = arms.with_adapters(first, beneath=result.digest, seed=seed, rate=rate)
         own_models = _by_site(sites, side_by_side(lambda site: arms.tested_at_home(models[site.name], site), sites))
+    rare: RareJudgements | None = None
+    if preset.rare_share is not None:
+        rare = _judge_rare(arms, seed, rates[preset.methods[0].name], share=preset.rare_share)
+    runs = [result for _, _, result in methods.values()]
+    if rare is not None:
+        runs += [rare.by_rows[1], rare.by_updates[1]]
     return SeedJudgements(
         zero_shot=zero_shot,
         alone=own,
@@ -142,7 +148,23 @@ def _judge_seed(arms: Arms, seed: int, rates: Mapping[str, float]) -> SeedJudgem
         central_wide=together[1],
         methods=methods,
         with_adapters=own_models,
-        worst_masking_error=max(result.masking_error for _, _, result in methods.values()),
+        rare=rare,
+        worst_masking_error=max(run.masking_error for run in runs),
+    )
+
+
+def _judge_rare(arms: Arms, seed: int, rate: float, *, share: float) -> RareJudgements:
+    """Two federations in which one domain has few records: sites weigh by their rows, or by updated shares."""
+    domain = rare_domain_of(arms.sites)
+    own = arms.with_rare(domain, share=share)
+
+    def judged(method: FederatedMethod) -> tuple[Judgement, FederatedResult]:
+        arms.say(f"seed {seed}: federation with {share:.0%} of all records in {domain}, weights {method.name}")
+        trained, result = own.federated(method, seed=seed, rate=rate)
+        return own.tested(trained, is_answered=False), result
+
+    return RareJudgements(
+        domain=domain, sites=own.sites, by_rows=judged(own.by_rows()), by_updates=judged(own.by_updates())
     )
 
 

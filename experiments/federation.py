@@ -24,7 +24,7 @@ from demo.federation import Call, LocalFederation
 from demo.sites import BaseModelFolder
 from demo.watch import round_reports
 from experiments.masking import TRAINED_FOLDER, masking_error
-from experiments.sites import Site, domains_of
+from experiments.sites import LEAST_SITES, Site, domains_of
 from participant.config import load_config
 from participant.journal import Journal
 from participant.training.result import DomainScores, JobResult
@@ -33,7 +33,6 @@ RUN: Final = "experiment"
 LOOK_SECONDS: Final = 0.5
 JOIN_SECONDS: Final = 180.0
 NO_IMPROVEMENT: Final = "NO_IMPROVEMENT"
-LEAST_SITES: Final = 3
 COLLUDERS: Final = 1
 ALL_ROWS: Final = 100_000
 AT_ONCE: Final = 2

@@ -64,7 +64,8 @@ class Preset:
     """One size of the experiment. sites: of each domain, at most so many; the first domains have the most.
 
     patience: of a site alone with the full budget: so many own shares without a better validation loss, and it stops.
-    resamples: of the bootstrap.
+    resamples: of the bootstrap. rare_share: of all training records, what one domain is left with where two ways of
+    weighting sites are compared; None where they are not.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Preset:
     alone_learning_rates: tuple[float, ...]
     has_full_budget_alone: bool
     has_adapters: bool
+    rare_share: float | None = None
     patience: int = 2
     resamples: int = 2000
 
@@ -88,6 +90,8 @@ class Preset:
             raise InvalidArgument("the first method of a preset is fedit: the others are compared with it")
         if max(self.sites) < 3:
             raise InvalidArgument("a domain that gets an adapter needs at least 3 sites")
+        if self.rare_share is not None and not 0.0 < self.rare_share < 1.0:
+            raise InvalidArgument("rare_share must be over 0 and below 1")
 
 
 _JUDGING: Final = Judging(ner_records=16, instruction_records=8, max_new_tokens=40)
@@ -106,6 +110,7 @@ TINY: Final = Preset(
     alone_learning_rates=(5e-3,),
     has_full_budget_alone=True,
     has_adapters=True,
+    rare_share=0.05,
     patience=1,
     resamples=200,
 )
@@ -147,6 +152,7 @@ FULL: Final = Preset(
     alone_learning_rates=(5e-4, 1e-3, 2e-3),
     has_full_budget_alone=True,
     has_adapters=True,
+    rare_share=0.05,
 )
 
 PRESETS: Final = {preset.name: preset for preset in (TINY, SMALL, FULL)}

@@ -67,6 +67,8 @@ def _parts(outcome: Outcome) -> Iterator[_Part]:
     yield _differences(outcome)
     yield _methods(outcome)
     yield _sites(outcome)
+    if any(seed.rare is not None for seed in outcome.seeds):
+        yield _rare(outcome)
     yield (
         "What was to be reached",
         ["goal", "wanted", "found", ""],
@@ -153,6 +155,28 @@ def _sites(outcome: Outcome) -> _Part:
     ]
     header = ["site", "seed", "alone", "global adapter", "with domain and site adapters"]
     return "Is joining worth it: loss on each site's own test records", header, rows
+
+
+def _rare(outcome: Outcome) -> _Part:
+    rows = [
+        [
+            rare.domain,
+            str(seed.seed),
+            f"{rare.records:.1%}",
+            "-" if rare.last_share is None else f"{rare.last_share:.1%}",
+            f"{rare.by_rows.loss[rare.domain]:.3f}",
+            f"{rare.by_updates.loss[rare.domain]:.3f}",
+            f"{rare.loss_ratio:.3f}",
+            f"{rare.by_rows.macro_loss:.3f}",
+            f"{rare.by_updates.macro_loss:.3f}",
+            f"{rare.macro_ratio:.3f}",
+        ]
+        for seed in outcome.seeds
+        if (rare := seed.rare) is not None
+    ]
+    header = ["domain", "seed", "of all records", "last share", "loss by rows", "by shares", "ratio"]
+    header += ["macro loss by rows", "by shares", "ratio"]
+    return "A domain with few records: sites weighted by their rows, and by updated shares", header, rows
 
 
 def _mean(values: Sequence[float], *, digits: int = 3) -> str:

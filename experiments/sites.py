@@ -7,6 +7,7 @@ demo takes its records from. A shard is chosen by digests of the text: every mac
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,9 @@ TRAIN: Final = "train.jsonl"
 VALIDATION: Final = "validation.jsonl"
 TEST: Final = "test.jsonl"
 _PARTS: Final = (TRAIN, VALIDATION, TEST)
+# Of fewer sites a domain's sums stay closed.
+LEAST_SITES: Final = 3
+LEAST_RECORDS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,31 @@ def domains_of(sites: Sequence[Site]) -> dict[str, tuple[Site, ...]]:
     return {
         name: tuple(site for site in sites if site.domain == name) for name in dict.fromkeys(s.domain for s in sites)
     }
+
+
+def rare_domain_of(sites: Sequence[Site]) -> str:
+    """The domain that `with_rare` is to cut down: the last one whose sums may be opened."""
+    return [name for name, members in domains_of(sites).items() if len(members) >= LEAST_SITES][-1]
+
+
+def with_rare(sites: Sequence[Site], domain: str, *, share: float, place: Path) -> tuple[Site, ...]:
+    """The sites, with `domain` cut down to about `share` of all training records, but no site below `LEAST_RECORDS`.
+
+    Its sites are written below `place`; what they validate and are tested on stays whole. The others are the same.
+    """
+    others = sum(site.train_records for site in sites if site.domain != domain)
+    most = max(LEAST_RECORDS, round(others * share / (1.0 - share) / len(domains_of(sites)[domain])))
+    return tuple(_cut(site, place / site.name, most) if site.domain == domain else site for site in sites)
+
+
+def _cut(site: Site, folder: Path, most: int) -> Site:
+    """A site's copy that trains on the first `most` records: their order is that of a digest, so any are as good."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in (VALIDATION, TEST):
+        shutil.copyfile(site.folder / part, folder / part)
+    lines = site.train.read_bytes().splitlines(keepends=True)[:most]
+    (folder / TRAIN).write_bytes(b"".join(lines))
+    return replace(site, folder=folder, train_records=len(lines))
 
 
 _Drawn = Iterator[tuple[_Share, str, tuple[Sequence[Record], Sequence[Record], Sequence[Record]]]]

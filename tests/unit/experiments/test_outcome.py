@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from demo.sources.records import Task
+from experiments.experiment import Outcome
 from experiments.federation import FederatedResult, RoundFigures
 from experiments.judging import Judgement, SiteScores
-from experiments.outcome import SeedJudgements, goals_of, outcome_of
+from experiments.outcome import RareJudgements, SeedJudgements, goals_of, outcome_of
+from experiments.report import tables
 from experiments.sites import Site
 from participant.training.result import DomainScores
 
@@ -52,7 +54,20 @@ def result(uploaded_bytes=1000):
     return FederatedResult(settings="", digest="", rounds=rounds, masking_error=0.4, seconds=1.0)
 
 
-def seed_of(*, federated=1.0, alone=2.0, central=0.8, methods=(), adapters=None, masking_error=0.4):
+def rare(*, domain_loss, macro_loss, last_share=0.3):
+    """Domain b has one of 31 records; by rows all losses are 1, and by updated shares as given."""
+    shares = {"share/b": last_share} if last_share is not None else {}
+    updated = replace(result(), rounds=(ROUND, replace(ROUND, number=2, metrics=shares)))
+    others = dict.fromkeys(("a1", "a2", "a3"), 2 * macro_loss - domain_loss)
+    return RareJudgements(
+        domain="b",
+        sites=tuple(replace(site, train_records=1) if site.domain == "b" else site for site in SITES),
+        by_rows=(judged(1.0), result()),
+        by_updates=(judged(domain_loss, **others), updated),
+    )
+
+
+def seed_of(*, federated=1.0, alone=2.0, central=0.8, methods=(), adapters=None, rare=None, masking_error=0.4):
     others = {name: (1e-3, judged(loss), result(size)) for name, loss, size in methods}
     return outcome_of(
         1,
@@ -64,6 +79,7 @@ def seed_of(*, federated=1.0, alone=2.0, central=0.8, methods=(), adapters=None,
             central_wide=judged(central),
             methods={"fedit": (1e-3, judged(federated), result()), **others},
             with_adapters={site.name: judged(adapters) for site in SITES} if adapters is not None else {},
+            rare=rare,
             worst_masking_error=masking_error,
         ),
         SITES,
@@ -76,7 +92,8 @@ def goal(seeds, start):
 
 
 def test_a_federation_that_beats_all_and_closes_the_gap_reaches_its_goals():
-    seeds = [seed_of(methods=(("ffa_lora", 1.0, 500), ("rolora", 1.005, 500), ("core", 1.0, 80)), adapters=0.9)]
+    cheaper = (("ffa_lora", 1.0, 500), ("rolora", 1.005, 500), ("core", 1.0, 80))
+    seeds = [seed_of(methods=cheaper, adapters=0.9, rare=rare(domain_loss=0.9, macro_loss=1.0))]
 
     assert all(one.is_reached for one in goals_of(seeds))
 
@@ -112,6 +129,54 @@ def test_masking_that_errs_beyond_its_bound_is_told():
 @pytest.mark.parametrize(("loss", "size", "is_reached"), [(1.0, 510, True), (1.02, 510, False), (1.0, 520, False)])
 def test_a_cheaper_method_must_be_as_good_and_as_cheap_as_it_says(loss, size, is_reached):
     assert goal([seed_of(methods=(("ffa_lora", loss, size),))], "(iv) ffa").is_reached is is_reached
+
+
+@pytest.mark.parametrize(
+    ("domain_loss", "macro_loss", "is_reached"),
+    [(0.94, 1.009, True), (0.96, 0.9, False), (0.94, 1.011, False)],
+)
+def test_a_rare_domain_must_gain_and_the_others_may_pay_no_more_than_a_hundredth(domain_loss, macro_loss, is_reached):
+    seed = seed_of(rare=rare(domain_loss=domain_loss, macro_loss=macro_loss))
+
+    assert goal([seed], "(v)").is_reached is is_reached
+    assert goal([seed], "(v)").found == f"b: loss {domain_loss:.3f}, macro loss {macro_loss:.3f}"
+
+
+def test_one_seed_in_which_the_rare_domain_gains_nothing_spoils_the_claim():
+    good, bad = (seed_of(rare=rare(domain_loss=loss, macro_loss=1.0)) for loss in (0.9, 1.0))
+
+    assert goal([good], "(v)").is_reached
+    assert not goal([good, bad], "(v)").is_reached
+
+
+def test_a_rare_domain_is_told_with_its_records_and_what_the_updates_made_of_its_share():
+    seeds = tuple(seed_of(rare=rare(domain_loss=0.9, macro_loss=1.0, last_share=share)) for share in (0.25, None))
+
+    assert (seeds[0].rare.records, seeds[0].rare.last_share) == (pytest.approx(1 / 31), 0.25)
+    assert rows_of(seeds, "A domain with few records") == [
+        ["b", "1", "3.2%", share, "1.095", "0.986", "0.900", "1.095", "1.095", "1.000"] for share in ("25.0%", "-")
+    ]
+
+
+def test_where_no_domain_was_made_rare_the_report_has_no_table_of_one():
+    assert rows_of((seed_of(),), "A domain with few records") is None
+    assert goal([seed_of()], "(v)").is_reached is None
+
+
+def rows_of(seeds, title):
+    """The rows of a table of the report, None if there is no such table."""
+    outcome = Outcome(
+        preset="tiny",
+        base_model="model",
+        base_model_digest="0",
+        sites=(),
+        rates={},
+        seeds=seeds,
+        goals=(),
+        seconds=1.0,
+    )
+    found = [table for table in tables(outcome) if str(table.title).startswith(title)]
+    return [list(row) for row in zip(*(column.cells for column in found[0].columns), strict=True)] if found else None
 
 
 def test_what_was_not_run_is_not_called_reached_or_missed():

@@ -38,6 +38,7 @@ from benchmarks.secagg.coordinator import measure_coordinator, small_case, small
 from benchmarks.secagg.participant import measure_masking, measure_spooling
 from common.adapters import FLOAT32_BYTES, create_adapter_file
 from common.cores import usable_cores
+from common.log import LogForm, configure
 from common.memory import share_one_pool
 from common.secagg import RoundKind
 
@@ -206,6 +207,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.role:
         share_one_pool()  # as both services do before anything else
+        configure(form=LogForm.JSON)  # on stderr: what a long round logs is no part of the figures
         print(json.dumps(ROLES[options.role](Case(*options.case), options.folder) or {}))
         return
     asked = (options.parameters, options.participants, options.dropouts)

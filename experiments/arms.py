@@ -275,9 +275,15 @@ class Arms:
 
 
 def side_by_side(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """`work` on each, several at once; the pool's slots are what bounds them. Raises the first failure."""
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
+    """`work` on each, several at once; the pool's slots are what bounds them. Raises the first failure.
+
+    It and an interrupt wait for no other item: what is at work ends with the pool.
+    """
+    threads = ThreadPoolExecutor(_AT_ONCE)
+    try:
         return list(threads.map(work, items))
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 def best_rate(losses: Mapping[float, float]) -> float:

@@ -9,14 +9,11 @@ import torch
 from common import basemodel
 from common.adapters import LinearLayer
 from common.errors import TrainingStopped
-from common.instructions import Task, chat_instruction_set
 from common.methods import Method, adapter_method, tensor_name
-from participant.training.data import Exchange, Record
 from participant.training.job import Hyperparameters, Resources
 from participant.training.loop import TrainingTask, train
 from participant.training.methods import client_method
 from participant.training.model import load_model
-from participant.training.tokens import Encoder
 from tests.tiny_model import TINY_SPEC
 
 SETTINGS = Hyperparameters(learning_rate=5e-3, batch_size=4, steps=6, max_length=96, seed=11)
@@ -25,18 +22,6 @@ SETTINGS = Hyperparameters(learning_rate=5e-3, batch_size=4, steps=6, max_length
 @pytest.fixture(scope="module")
 def layers(tiny_folder) -> tuple[LinearLayer, ...]:
     return basemodel.describe(tiny_folder).layers
-
-
-@pytest.fixture
-def records(tokenizer):
-    encoder = Encoder(tokenizer, chat_instruction_set(), max_length=96)
-    colours = [("sky", "blue"), ("grass", "green"), ("blood", "red"), ("leaf", "green"), ("sea", "deep blue")]
-    return [
-        encoder.encode(
-            Record(n, "g", Task.INSTRUCTION, Exchange("Name the colour.", f"{thing} {n}", colour), f"{n:02x}")
-        )
-        for n, (thing, colour) in enumerate(colours * 3)
-    ]
 
 
 @pytest.fixture

@@ -14,32 +14,17 @@ from opacus.optimizers import DPOptimizer
 
 from common import basemodel
 from common.errors import InvalidArgument, TrainingStopped
-from common.instructions import Task, chat_instruction_set
 from common.methods import Method, adapter_method
-from participant.training.data import Exchange, Record
 from participant.training.dp_sgd import PrivateRecords, SecretNoise, clipped_sum, record_losses
 from participant.training.job import Hyperparameters, PrivateSettings, Resources
 from participant.training.loop import TrainingTask, train
 from participant.training.methods import client_method
 from participant.training.model import load_model
 from participant.training.per_record import per_record_gradients
-from participant.training.tokens import Encoder
 from tests.tiny_model import TINY_SPEC
 
 SETTINGS = PrivateSettings(sample_rate=0.3, noise_multiplier=1.0, clip=0.5, records=12)
 KEY = bytes(range(32))
-
-
-@pytest.fixture
-def records(tokenizer):
-    encoder = Encoder(tokenizer, chat_instruction_set(), max_length=96)
-    colours = [("sky", "blue"), ("grass", "green"), ("blood", "red"), ("sea", "deep blue")]
-    return [
-        encoder.encode(
-            Record(n, "g", Task.INSTRUCTION, Exchange("Name the colour.", f"{thing} {n}", colour), f"{n:02x}")
-        )
-        for n, (thing, colour) in enumerate(colours * 3)
-    ]
 
 
 @pytest.fixture

@@ -11,16 +11,13 @@ from transformers import AutoModelForCausalLM
 
 from common.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, open_flat
 from common.errors import TrainingFailed, TrainingStopped
-from common.instructions import Task, chat_instruction_set
 from common.methods import Method
 from participant.training import answers
 from participant.training.answers import answer_flags, answer_losses
-from participant.training.data import Exchange, Record
 from participant.training.job import Hyperparameters, Resources
 from participant.training.loop import TrainingTask, train
 from participant.training.methods import LocalMethod, client_method
 from participant.training.model import AfterHead, load_model, save_adapter
-from participant.training.tokens import Encoder
 from tests.tiny_model import TINY_SPEC
 
 SETTINGS = Hyperparameters(learning_rate=5e-3, batch_size=4, steps=6, max_length=96, seed=11)
@@ -28,18 +25,6 @@ SETTINGS = Hyperparameters(learning_rate=5e-3, batch_size=4, steps=6, max_length
 
 def flat_of(model):
     return model.flat().copy()
-
-
-@pytest.fixture
-def records(tokenizer):
-    encoder = Encoder(tokenizer, chat_instruction_set(), max_length=96)
-    colours = [("sky", "blue"), ("grass", "green"), ("blood", "red"), ("leaf", "green"), ("sea", "deep blue")]
-    return [
-        encoder.encode(
-            Record(n, "g", Task.INSTRUCTION, Exchange("Name the colour.", f"{thing} {n}", colour), f"{n:02x}")
-        )
-        for n, (thing, colour) in enumerate(colours * 3)
-    ]
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from common.errors import DataInvalid, TrainingStopped
-from common.instructions import chat_instruction_set
 from common.methods import Method
 from common.plan import HELD_OUT_GROUP, PREFERENCE_GROUP
 from participant.trainer import metric_groups_of
@@ -22,7 +21,7 @@ from participant.training.loop import TrainingTask, train
 from participant.training.methods import client_method
 from participant.training.preferences import dpo_losses, margins, without_adapter
 from participant.training.states import PlainStates, quick_states
-from participant.training.tokens import Encoder, encode_all
+from participant.training.tokens import encode_all
 from tests.tiny_model import TINY_SPEC
 
 BETA = 0.3
@@ -37,11 +36,6 @@ PAIRS = [
 def write(path, rows):
     path.write_text("\n".join(json.dumps(row) for row in rows))
     return path
-
-
-@pytest.fixture
-def encoder(tokenizer):
-    return Encoder(tokenizer, chat_instruction_set(), max_length=96)
 
 
 @pytest.fixture
@@ -68,15 +62,6 @@ def task(pairs):
         job_digest="job",
         checkpoint=None,
     )
-
-
-@pytest.fixture
-def moved(adapted):
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for factor in adapted.factors.values():
-            factor.add_(0.2 * torch.randn(factor.shape, generator=generator))
-    return adapted
 
 
 def run(model, task, *, stop_after=None):

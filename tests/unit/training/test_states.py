@@ -22,16 +22,6 @@ from tests.tiny_model import TINY_SPEC, make_tiny_adapter, make_tiny_tokenizer
 ROWS = ((5, 6, 7, 8, 9, 10), (5, 6, 7, 11), (12,), (5, 6, 7, 8, 13, 14, 15, 16, 17))
 
 
-@pytest.fixture
-def moved(adapted):
-    """A model whose adapter does something: as it is first, its B factors are zero."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for factor in adapted.factors.values():
-            factor.add_(0.2 * torch.randn(factor.shape, generator=generator))
-    return adapted
-
-
 def gradients(model, states):
     """Of an uneven sum over the rows' states, by factor."""
     for factor in model.factors.values():

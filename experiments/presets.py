@@ -142,14 +142,14 @@ FULL: Final = Preset(
     alpha=16.0,
     server_learning_rate=2.0,
     methods=(
-        FederatedMethod(name="fedit", learning_rates=(1e-3, 2e-3)),
-        FederatedMethod(name="ffa_lora", learning_rates=(4e-3, 8e-3), settings=(("method", "ffa_lora"),)),
-        FederatedMethod(name="rolora", learning_rates=(4e-3, 8e-3), settings=(("method", "rolora"),)),
+        FederatedMethod(name="fedit", learning_rates=(1e-3, 2e-3, 4e-3)),
+        FederatedMethod(name="ffa_lora", learning_rates=(2e-3, 4e-3, 8e-3), settings=(("method", "ffa_lora"),)),
+        FederatedMethod(name="rolora", learning_rates=(2e-3, 4e-3, 8e-3), settings=(("method", "rolora"),)),
         FederatedMethod(
-            name="core", learning_rates=(4e-3, 1e-2), settings=(("method", "core"), ("rank", 32), ("alpha", 64.0))
+            name="core", learning_rates=(3e-3, 6e-3, 1e-2), settings=(("method", "core"), ("rank", 32), ("alpha", 64.0))
         ),
     ),
-    alone_learning_rates=(1e-3, 2e-3),
+    alone_learning_rates=(5e-4, 1e-3, 2e-3),
     has_full_budget_alone=True,
     has_adapters=True,
     rare_share=0.05,

@@ -19,6 +19,7 @@ from common.basemodel import BaseModel
 from common.errors import AccordError, NotFound
 from common.plan import Plan
 from coordinator.config import load_config as load_coordinator_config
+from coordinator.driver.ending import NO_IMPROVEMENT
 from coordinator.store.opening import open_blobs
 from demo.federation import Call, LocalFederation
 from demo.sites import BaseModelFolder
@@ -32,7 +33,6 @@ from participant.training.result import DomainScores, JobResult
 RUN: Final = "experiment"
 LOOK_SECONDS: Final = 0.5
 JOIN_SECONDS: Final = 180.0
-NO_IMPROVEMENT: Final = "NO_IMPROVEMENT"
 COLLUDERS: Final = 1
 ALL_ROWS: Final = 100_000
 AT_ONCE: Final = 2

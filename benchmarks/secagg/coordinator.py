@@ -127,7 +127,7 @@ def measure_coordinator(case: Case, folder: Path) -> dict[str, Any]:
     context, streams = case.context(), len(played.unmasking.added) + len(played.unmasking.subtracted)
     terms = _model_terms(case, context, played.unmasking.unmasker(), streams, rate)
     bare = terms["add"] + terms["hash"] + terms["streams"]
-    small = [_play(small_case(case), small_folder(folder), blobs, 100 + at).spent for at in range(SMALL_ROUNDS)]
+    small = [_play(small_case(case), small_folder(folder), blobs, 2 + REPEATS + at).spent for at in range(SMALL_ROUNDS)]
     terms["fixed"] = sum(small) / SMALL_ROUNDS
     return {
         "coordinator_cpu_seconds": played.spent,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +11,10 @@ import pytest
 
 from common import basemodel
 from common.adapters import ADAPTER_FILE, open_flat
-from common.errors import InvalidArgument, TrainingFailed, TrainingStopped
-from participant.training.checkpoint import CHECKPOINT_FILE
+from common.errors import InvalidArgument, TrainingFailed
 from participant.training.job import JobKind, PrivateSettings, Sharding
 from participant.training.result import ADAPTER_FOLDER, Phase, Progress
-from tests.system.test_training_worker import Site, make_site, running
+from tests.system.test_training_worker import Site, make_site, running, stopped_at_four
 from tests.tiny_model import TINY_SPEC, make_tiny_model
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
@@ -115,19 +113,7 @@ def test_the_other_process_ends_with_a_first_one_that_is_killed(site):
 
 
 def test_processes_that_are_asked_to_stop_do_so_at_one_step_and_leave_a_checkpoint(site):
-    stop = threading.Event()
-
-    def stop_at_four(progress: Progress) -> None:
-        if progress.phase is Phase.TRAIN and progress.step == 4:
-            stop.set()
-
-    changes = {
-        "hyperparameters": replace(site.job.hyperparameters, steps=120),
-        "resources": replace(several(site), checkpoint_every_steps=100),
-    }
-    with pytest.raises(TrainingStopped, match="of 120"):
-        site.run(on_progress=stop_at_four, stop=stop, **changes)
-    assert (site.folder / "job" / CHECKPOINT_FILE).is_file()
+    stopped_at_four(site, several(site))
 
 
 def test_a_training_that_diverges_in_two_processes_fails_with_the_same_reason(site):

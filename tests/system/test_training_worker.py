@@ -12,6 +12,7 @@ import sys
 import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -119,6 +120,24 @@ def make_site(folder: Path, model: Path) -> Site:
             resources=Resources(checkpoint_every_steps=3, device=Device.CPU, precision=Precision.FLOAT32),
         ),
     )
+
+
+def stopped_at_four(site: Site, resources: Resources) -> dict[str, Any]:
+    """Ask a job of 120 steps to stop at its fourth: it does, and leaves a checkpoint. Returns its changes."""
+    stop = threading.Event()
+
+    def stop_at_four(progress: Progress) -> None:
+        if progress.phase is Phase.TRAIN and progress.step == 4:
+            stop.set()
+
+    changes = {
+        "hyperparameters": replace(site.job.hyperparameters, steps=120),
+        "resources": replace(resources, checkpoint_every_steps=100),
+    }
+    with pytest.raises(TrainingStopped, match="of 120"):
+        site.run(on_progress=stop_at_four, stop=stop, **changes)
+    assert (site.folder / "job" / CHECKPOINT_FILE).is_file()
+    return changes
 
 
 @pytest.fixture
@@ -246,19 +265,7 @@ def test_another_job_in_the_same_folder_is_not_taken_for_the_finished_one(site, 
 
 
 def test_a_job_that_is_asked_to_stop_leaves_a_checkpoint_and_goes_on_from_it(site):
-    stop = threading.Event()
-
-    def stop_at_four(progress: Progress) -> None:
-        if progress.phase is Phase.TRAIN and progress.step == 4:
-            stop.set()
-
-    changes = {
-        "hyperparameters": replace(site.job.hyperparameters, steps=120),
-        "resources": replace(site.job.resources, checkpoint_every_steps=100),
-    }
-    with pytest.raises(TrainingStopped, match="of 120"):
-        site.run(on_progress=stop_at_four, stop=stop, **changes)
-    assert (site.folder / "job" / CHECKPOINT_FILE).is_file()
+    changes = stopped_at_four(site, site.job.resources)
     result = site.run(**changes)
     assert result.training is not None
     assert result.training.resumed_at_step >= 4

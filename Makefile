@@ -10,7 +10,8 @@ BIN := $(VENV)/bin
 PYTEST_WORKERS ?= 2
 ROUNDS ?= 3
 PRESET ?= small
-PROTOGEN := .tools/protogen
+TOOLS := .tools
+PROTOGEN := $(TOOLS)/protogen
 
 # One thread a process: two spinning OpenMP pools on two cores are five times slower than one thread each.
 export OMP_NUM_THREADS ?= 1
@@ -24,7 +25,6 @@ export PIP_NO_INPUT := 1
 
 # An environment is as good as the files it was made from: the stamp's name carries their digest.
 STAMP := $(VENV)/.stamp-$(shell cat pyproject.toml constraints/cpu.txt | sha256sum | cut -c1-16)
-PROTOGEN_STAMP := $(PROTOGEN)/.stamp-$(shell sha256sum < constraints/protogen.txt | cut -c1-16)
 
 .PHONY: help
 help:  ## this list
@@ -58,7 +58,7 @@ freeze: venv  ## print the versions in .venv, in the form of constraints/cpu.txt
 
 .PHONY: clean
 clean:  ## remove the environment, caches and the demo's state
-	rm -rf $(VENV) .tools .demo .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(TOOLS) .demo .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 # --- demo -------------------------------------------------------------------------------------------------------------
 .PHONY: demo
@@ -72,7 +72,7 @@ experiment: venv  ## is tuning together worth it? make experiment PRESET=small|f
 # --- checks -----------------------------------------------------------------------------------------------------------
 # Every check runs even when an earlier one failed: one visit to CI shows everything that is wrong.
 .PHONY: test
-test: venv  ## everything that CI runs
+test: venv tools  ## everything that CI runs
 	@failed=(); \
 	for check in lint types imports check-protos; do \
 	  echo "== $$check"; $(MAKE) --no-print-directory $$check || failed+=("$$check"); \
@@ -112,13 +112,19 @@ system: venv  ## real processes, killed on purpose
 mutants: venv  ## wrong changes of the masking, one at a time: prints which test kills each, fails if one survives (two minutes)
 	@$(BIN)/python -m tests.mutants $(ARGS)
 
-# --- API --------------------------------------------------------------------------------------------------------------
-$(PROTOGEN_STAMP):
-	@rm -rf $(PROTOGEN)
-	@$(PYTHON) -m venv $(PROTOGEN)
-	@PIP_CONSTRAINT= PIP_BUILD_CONSTRAINT= $(PROTOGEN)/bin/python -m pip install --quiet --no-deps -r constraints/protogen.txt
+# --- tools ------------------------------------------------------------------------------------------------------------
+# Programs that the checks need and that would not get on with our own packages: an environment each, from pins each.
+$(TOOLS)/%/.installed: constraints/tools/%.txt
+	@echo "tools: installing $*"
+	@rm -rf $(TOOLS)/$*
+	@$(PYTHON) -m venv $(TOOLS)/$*
+	@PIP_CONSTRAINT= PIP_BUILD_CONSTRAINT= $(TOOLS)/$*/bin/python -m pip install --quiet --no-deps -r $<
 	@touch $@
 
+.PHONY: tools
+tools: $(patsubst constraints/tools/%.txt,$(TOOLS)/%/.installed,$(wildcard constraints/tools/*.txt))  ## programs that the checks use, below .tools
+
+# --- API --------------------------------------------------------------------------------------------------------------
 # $(call generate,FOLDER): stubs and their types for every proto, under FOLDER/accord/v1
 define generate
 	find protos -name '*.proto' | LC_ALL=C sort | PATH="$(CURDIR)/$(PROTOGEN)/bin:$$PATH" xargs $(PROTOGEN)/bin/python -m grpc_tools.protoc \
@@ -126,12 +132,12 @@ define generate
 endef
 
 .PHONY: protos
-protos: $(PROTOGEN_STAMP)  ## write the generated code anew
+protos: $(PROTOGEN)/.installed  ## write the generated code anew
 	@find protos -name '*_pb2*.py*' -delete
 	@$(call generate,protos)
 
 .PHONY: check-protos
-check-protos: venv $(PROTOGEN_STAMP)  ## buf lint and format, and: is the committed generated code what the protos say?
+check-protos: venv $(PROTOGEN)/.installed  ## buf lint and format, and: is the committed generated code what the protos say?
 	@$(BIN)/buf lint
 	@$(BIN)/buf format --diff --exit-code
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT; \

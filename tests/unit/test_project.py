@@ -74,7 +74,7 @@ def test_the_environment_has_the_pinned_versions():
     assert installed == pins("cpu.txt")
 
 
-@pytest.mark.parametrize("name", ["cpu.txt", "protogen.txt"])
+@pytest.mark.parametrize("name", ["cpu.txt", *sorted(f"tools/{path.name}" for path in (ROOT / "constraints" / "tools").iterdir())])
 def test_constraints_name_packages_and_versions_and_no_place_to_get_them_from(name):
     lines = (ROOT / "constraints" / name).read_text(encoding="utf-8").splitlines()
     strange = [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line)]

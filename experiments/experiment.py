@@ -75,18 +75,26 @@ def _chosen_rates(arms: Arms) -> dict[str, float]:
     def federated(method: FederatedMethod, rate: float) -> float:
         return _macro(arms.validated(arms.federated(method, seed=seed, rate=rate)[0], arms.sites))
 
-    grid = preset.alone_learning_rates
-    chosen = {
-        "alone": _chosen(arms, "alone", alone, grid),
-        CENTRAL: _chosen(arms, CENTRAL, partial(central, is_wide=False), grid),
-        CENTRAL_WIDE: _chosen(arms, CENTRAL_WIDE, partial(central, is_wide=True), grid),
+    trials: dict[str, Callable[[float], float]] = {
+        "alone": alone,
+        CENTRAL: partial(central, is_wide=False),
+        CENTRAL_WIDE: partial(central, is_wide=True),
     }
+    grid = preset.alone_learning_rates
+    # All at once: the last job of one rate would leave cores without work.
+    pairs = [(arm, rate) for arm in trials for rate in grid] if len(grid) > 1 else []
+    losses = dict(zip(pairs, side_by_side(lambda pair: trials[pair[0]](pair[1]), pairs), strict=True))
+
+    def found(arm: str, rate: float) -> float:
+        return losses[arm, rate]
+
+    chosen = {arm: _chosen(arms, arm, grid, partial(found, arm)) for arm in trials}
     for method in preset.methods:
-        chosen[method.name] = _chosen(arms, method.name, partial(federated, method), method.learning_rates)
+        chosen[method.name] = _chosen(arms, method.name, method.learning_rates, partial(federated, method))
     return chosen
 
 
-def _chosen(arms: Arms, arm: str, loss_at: Callable[[float], float], grid: Sequence[float]) -> float:
+def _chosen(arms: Arms, arm: str, grid: Sequence[float], loss_at: Callable[[float], float]) -> float:
     if len(grid) == 1:
         return grid[0]
     losses = {rate: loss_at(rate) for rate in grid}

@@ -1,7 +1,8 @@
-"""Side by side with TRL's SFTTrainer: the same model, adapter, records, batches and steps, in one run on one machine.
+"""Side by side with TRL's SFTTrainer or DPOTrainer: the same model, adapter, records, batches and steps, in one run.
 
     python -m benchmarks.training
     python -m benchmarks.training --data FOLDER --steps 20 --repetitions 3
+    python -m benchmarks.training --objective dpo
 
 Each side runs in a process of its own, one after the other, as often as asked; figures are medians. Accord's side is
 its training process on a job as the daemon writes it. TRL is handed the same token rows in the same batches, which
@@ -12,6 +13,9 @@ tokens_per_second: tokens of prompts and answers, padding apart, by wall time; c
 holds on a busy machine too. peak_mib: of the whole process; a ratio over 1 is in Accord's favour. losses: of every
 step, and held_out_loss after the last one, so that it shows if one side did less. Records are the demo's; --data takes
 a folder with train.jsonl and test.jsonl. With a GPU (--device cuda) it has not been tried.
+
+With --objective dpo the demo's records become pairs: the rejected answer is another record's. Losses are DPO's then,
+and tokens those of both answers, each with its prompt.
 
 TRL gets a venv of its own, below .tools, that shares this one's packages; --python takes another one. Prints one JSON
 line. Exit code 3: TRL is not to be had here.
@@ -81,6 +85,8 @@ SPEC: Final = AdapterSpec(
     target_modules=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
 )
 SEED: Final = 1
+DPO: Final = "dpo"
+DPO_BETA: Final = 0.1
 HELD_OUT_RECORDS: Final = 60
 
 
@@ -92,13 +98,18 @@ class TrlMissing(AccordError):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What TRL's side is told. rows: of all batches, one after the other; answers: 1 where the loss counts."""
+    """What TRL's side is told. rows: of all batches, one after the other; answers: 1 where the loss counts.
+
+    rejected_rows: of preference pairs, the rejected answers with their prompts; else none.
+    """
 
     base_model: str
     adapter: str
     output: str
     rows: list[list[int]]
     answers: list[list[int]]
+    rejected_rows: list[list[int]]
+    dpo_beta: float
     batch_size: int
     steps: int
     learning_rate: float
@@ -154,15 +165,32 @@ def _run(command: list[str], *, threads: int = 1) -> str:
     return ran.stdout
 
 
-def write_records(folder: Path, source: Path | None) -> tuple[Path, Path]:
-    """train.jsonl and test.jsonl: of a data folder, or of the demo's three sites one after the other."""
+def write_records(folder: Path, source: Path | None, *, is_paired: bool) -> tuple[Path, Path]:
+    """train.jsonl and test.jsonl: of a data folder, or of the demo's three sites one after the other.
+
+    is_paired: as preference pairs; a data folder's are taken for such.
+    """
     if source is not None:
         return source / "train.jsonl", source / "test.jsonl"
     sites = domains.built_in(CACHE / "records")
     train, held_out = folder / "train.jsonl", folder / "test.jsonl"
-    train.write_text("".join(site.train_path.read_text() for site in sites))
-    held_out.write_text("".join(site.held_out_path.read_text() for site in sites))
+    form = paired if is_paired else "".join
+    train.write_text("".join(form(site.train_path.read_text().splitlines(keepends=True)) for site in sites))
+    held_out.write_text("".join(form(site.held_out_path.read_text().splitlines(keepends=True)) for site in sites))
     return train, held_out
+
+
+def paired(lines: Sequence[str]) -> str:
+    """Records of one task as pairs: rejected is the answer of the next record that has another one."""
+    records = [json.loads(line) for line in lines]
+    answers = [record["output"] for record in records]
+    pairs: list[str] = []
+    for place, record in enumerate(records):
+        others = (other for other in answers[place + 1 :] + answers[:place] if other != record["output"])
+        if (rejected := next(others, None)) is not None:
+            question = {name: record[name] for name in ("instruction", "input") if name in record}
+            pairs.append(json.dumps({**question, "chosen": record["output"], "rejected": rejected}) + "\n")
+    return "".join(pairs)
 
 
 def job_of(options: argparse.Namespace, folder: Path) -> TrainingJob:
@@ -171,7 +199,7 @@ def job_of(options: argparse.Namespace, folder: Path) -> TrainingJob:
     layout = SPEC.layout(model.layers)
     tensors = {slot.name: tensor.reshape(slot.shape) for slot, tensor in initial_tensors(layout, seed=SEED)}
     digest = write_adapter_folder(folder / "first", flatten(tensors, layout), layout, SPEC.peft_config(model.name))
-    train, held_out = write_records(folder, options.data)
+    train, held_out = write_records(folder, options.data, is_paired=options.objective == DPO)
     return TrainingJob(
         kind=JobKind.TRAIN,
         base_model=base.folder.resolve(),
@@ -186,6 +214,7 @@ def job_of(options: argparse.Namespace, folder: Path) -> TrainingJob:
             steps=options.steps,
             max_length=options.max_length,
             seed=SEED,
+            dpo_beta=DPO_BETA if options.objective == DPO else 0.0,
         ),
         instruction_set=chat_instruction_set(),
         data=DataSettings(
@@ -196,7 +225,8 @@ def job_of(options: argparse.Namespace, folder: Path) -> TrainingJob:
             threads=options.threads,
             device=Device(options.device),
             precision=Precision(options.precision),
-            micro_batch_size=options.batch_size,
+            # As TRL has it: all rows of a batch at once, and a pair is two.
+            micro_batch_size=options.batch_size * (2 if options.objective == DPO else 1),
             checkpoint_every_steps=0,
         ),
     )
@@ -213,6 +243,11 @@ def batches_of(job: TrainingJob) -> list[list[Encoded]]:
     return [[encoded[index] for index in indices] for indices in itertools.islice(drawn, hyper.steps)]
 
 
+def tokens_of(record: Encoded) -> int:
+    """Of prompt and answer; of a pair's both answers, each with its prompt."""
+    return len(record.ids) + (len(record.rejected.ids) if record.rejected is not None else 0)
+
+
 def case_of(job: TrainingJob, drawn: Sequence[Sequence[Encoded]], *, precision: str, output: Path) -> Case:
     hyper = job.hyperparameters
     records = [record for batch in drawn for record in batch]
@@ -222,6 +257,8 @@ def case_of(job: TrainingJob, drawn: Sequence[Sequence[Encoded]], *, precision: 
         output=str(output),
         rows=[list(record.ids) for record in records],
         answers=[[int(flag) for flag in record.is_answer] for record in records],
+        rejected_rows=[list(record.rejected.ids) for record in records if record.rejected is not None],
+        dpo_beta=hyper.dpo_beta,
         batch_size=len(drawn[0]),
         steps=hyper.steps,
         learning_rate=hyper.learning_rate,
@@ -266,7 +303,7 @@ def measure(options: argparse.Namespace, python: Path, folder: Path) -> dict[str
     """Both sides, as often as asked, one after the other; medians, ratios and what they were measured at."""
     job = job_of(options, folder)
     drawn = batches_of(job)
-    tokens = [sum(len(record.ids) for record in batch) for batch in drawn]
+    tokens = [sum(tokens_of(record) for record in batch) for batch in drawn]
     accord: list[Outcome] = []
     trl: list[Outcome] = []
     precision = ""
@@ -294,6 +331,7 @@ def measure(options: argparse.Namespace, python: Path, folder: Path) -> dict[str
         "steps": options.steps,
         "batch_size": options.batch_size,
         "repetitions": options.repetitions,
+        "objective": options.objective,
         "precision": precision,
         "threads": options.threads,
         "device": options.device,
@@ -322,6 +360,7 @@ def compared(accord: Sequence[Outcome], trl: Sequence[Outcome]) -> dict[str, flo
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--objective", choices=["sft", DPO], default="sft")
     parser.add_argument("--data", type=Path, help="a folder with train.jsonl and test.jsonl; without it, the demo's")
     parser.add_argument("--base-model", type=Path, help="a safetensors folder or GGUF file; without it, the demo's")
     parser.add_argument("--steps", type=int, default=20)

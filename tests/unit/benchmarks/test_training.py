@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -44,8 +46,21 @@ def job(tmp_path):
         threads=1,
         device="cpu",
         precision="float32",
+        objective="sft",
     )
     return training.job_of(options, tmp_path)
+
+
+@pytest.fixture
+def pair_job(tmp_path, job):
+    lines = [json.dumps({"instruction": f"Name {n}.", "output": ("sky", "sea")[n % 2]}) for n in range(24)]
+    job.data.train_path.write_text(training.paired(lines))
+    job.data.held_out_path.write_text(training.paired([line.replace("Name", "Say") for line in lines[:2]]))
+    return replace(
+        job,
+        hyperparameters=replace(job.hyperparameters, dpo_beta=0.1),
+        resources=replace(job.resources, micro_batch_size=8),
+    )
 
 
 def run(monkeypatch, *arguments):
@@ -87,6 +102,26 @@ def test_trl_is_handed_the_batches_that_accords_process_trains_on(job, tmp_path,
     assert precision == "float32"
     assert outcome.losses == result.training.losses
     assert min(outcome.tokens_per_second, outcome.cpu_tokens_per_second, outcome.peak_mib) > 0
+
+
+def test_trl_is_handed_the_pairs_that_accords_process_trains_on(pair_job, tmp_path, capsys):
+    drawn = batches_of(pair_job)
+    write_job(tmp_path / "job", pair_job)
+    accord_training.main(tmp_path / "job")
+    result = JobResult.from_json((tmp_path / "job" / RESULT_FILE).read_bytes())
+    case = case_of(pair_job, drawn, precision="float32", output=tmp_path)
+    assert result.training is not None
+    assert len(case.rows) == len(case.rejected_rows) == result.training.records
+    for row, flags, rejected in zip(case.rows, case.answers, case.rejected_rows, strict=True):
+        prompt = flags.index(1)
+        assert row[:prompt] == rejected[:prompt]
+        assert row[prompt:] != rejected[prompt:]
+    assert result.training.losses[0] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_of_records_with_one_answer_there_are_no_pairs():
+    line = json.dumps({"instruction": "Name it.", "output": "sky"})
+    assert training.paired([line, line]) == ""
 
 
 def test_an_adapter_of_either_side_is_judged_by_the_same_records(job, tmp_path):

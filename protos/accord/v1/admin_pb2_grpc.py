@@ -161,6 +161,21 @@ class AdminServiceStub(object):
                 request_serializer=accord_dot_v1_dot_admin__pb2.VerifyAuditLogRequest.SerializeToString,
                 response_deserializer=accord_dot_v1_dot_admin__pb2.VerifyAuditLogResponse.FromString,
                 _registered_method=True)
+        self.CreateWebToken = channel.unary_unary(
+                '/accord.v1.AdminService/CreateWebToken',
+                request_serializer=accord_dot_v1_dot_admin__pb2.CreateWebTokenRequest.SerializeToString,
+                response_deserializer=accord_dot_v1_dot_admin__pb2.CreateWebTokenResponse.FromString,
+                _registered_method=True)
+        self.ListWebTokens = channel.unary_unary(
+                '/accord.v1.AdminService/ListWebTokens',
+                request_serializer=accord_dot_v1_dot_admin__pb2.ListWebTokensRequest.SerializeToString,
+                response_deserializer=accord_dot_v1_dot_admin__pb2.ListWebTokensResponse.FromString,
+                _registered_method=True)
+        self.RevokeWebToken = channel.unary_unary(
+                '/accord.v1.AdminService/RevokeWebToken',
+                request_serializer=accord_dot_v1_dot_admin__pb2.RevokeWebTokenRequest.SerializeToString,
+                response_deserializer=accord_dot_v1_dot_admin__pb2.RevokeWebTokenResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -343,7 +358,7 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListRounds(self, request, context):
-        """Lists the rounds of a run, newest first.
+        """Lists the rounds of a run, newest first. Long lists of large rounds are better asked for with ROUND_VIEW_BASIC.
 
         Caller: viewer, operator, security officer. State: any. Retry: safe.
         """
@@ -381,7 +396,7 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListAuditEvents(self, request, context):
-        """Lists audit events, oldest first.
+        """Lists audit events, oldest first unless asked otherwise, all or those about one resource.
 
         Caller: viewer, operator, security officer. State: any. Retry: safe.
         """
@@ -393,6 +408,34 @@ class AdminServiceServicer(object):
         """Recomputes the audit log's hash chain.
 
         Caller: viewer, operator, security officer. State: any. Retry: safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateWebToken(self, request, context):
+        """Makes a token that opens the web page, for reading alone. The answer is the only place where its secret appears.
+
+        Caller: operator, security officer. State: any.
+        Retry: safe with the same request_id, but the secret is not shown again: revoke and make another.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListWebTokens(self, request, context):
+        """Lists web tokens, newest first; never their secrets.
+
+        Caller: viewer, operator, security officer. State: any. Retry: safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeWebToken(self, request, context):
+        """Makes a web token useless; pages that are open with it end within seconds.
+
+        Caller: operator, security officer. State: any. Retry: safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -525,6 +568,21 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.VerifyAuditLog,
                     request_deserializer=accord_dot_v1_dot_admin__pb2.VerifyAuditLogRequest.FromString,
                     response_serializer=accord_dot_v1_dot_admin__pb2.VerifyAuditLogResponse.SerializeToString,
+            ),
+            'CreateWebToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateWebToken,
+                    request_deserializer=accord_dot_v1_dot_admin__pb2.CreateWebTokenRequest.FromString,
+                    response_serializer=accord_dot_v1_dot_admin__pb2.CreateWebTokenResponse.SerializeToString,
+            ),
+            'ListWebTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWebTokens,
+                    request_deserializer=accord_dot_v1_dot_admin__pb2.ListWebTokensRequest.FromString,
+                    response_serializer=accord_dot_v1_dot_admin__pb2.ListWebTokensResponse.SerializeToString,
+            ),
+            'RevokeWebToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeWebToken,
+                    request_deserializer=accord_dot_v1_dot_admin__pb2.RevokeWebTokenRequest.FromString,
+                    response_serializer=accord_dot_v1_dot_admin__pb2.RevokeWebTokenResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1204,6 +1262,87 @@ class AdminService(object):
             '/accord.v1.AdminService/VerifyAuditLog',
             accord_dot_v1_dot_admin__pb2.VerifyAuditLogRequest.SerializeToString,
             accord_dot_v1_dot_admin__pb2.VerifyAuditLogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateWebToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/accord.v1.AdminService/CreateWebToken',
+            accord_dot_v1_dot_admin__pb2.CreateWebTokenRequest.SerializeToString,
+            accord_dot_v1_dot_admin__pb2.CreateWebTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWebTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/accord.v1.AdminService/ListWebTokens',
+            accord_dot_v1_dot_admin__pb2.ListWebTokensRequest.SerializeToString,
+            accord_dot_v1_dot_admin__pb2.ListWebTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeWebToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/accord.v1.AdminService/RevokeWebToken',
+            accord_dot_v1_dot_admin__pb2.RevokeWebTokenRequest.SerializeToString,
+            accord_dot_v1_dot_admin__pb2.RevokeWebTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -134,7 +134,7 @@ class AdminServiceStub:
     Caller: viewer, operator, security officer. State: any. Retry: safe.
     """
     ListRounds: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListRoundsRequest, _admin_pb2.ListRoundsResponse]
-    """Lists the rounds of a run, newest first.
+    """Lists the rounds of a run, newest first. Long lists of large rounds are better asked for with ROUND_VIEW_BASIC.
 
     Caller: viewer, operator, security officer. State: any. Retry: safe.
     """
@@ -156,7 +156,7 @@ class AdminServiceStub:
     Caller: operator. State: any. Retry: safe; the same bytes have the same digest.
     """
     ListAuditEvents: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListAuditEventsRequest, _admin_pb2.ListAuditEventsResponse]
-    """Lists audit events, oldest first.
+    """Lists audit events, oldest first unless asked otherwise, all or those about one resource.
 
     Caller: viewer, operator, security officer. State: any. Retry: safe.
     """
@@ -164,6 +164,22 @@ class AdminServiceStub:
     """Recomputes the audit log's hash chain.
 
     Caller: viewer, operator, security officer. State: any. Retry: safe.
+    """
+    CreateWebToken: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CreateWebTokenRequest, _admin_pb2.CreateWebTokenResponse]
+    """Makes a token that opens the web page, for reading alone. The answer is the only place where its secret appears.
+
+    Caller: operator, security officer. State: any.
+    Retry: safe with the same request_id, but the secret is not shown again: revoke and make another.
+    """
+    ListWebTokens: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListWebTokensRequest, _admin_pb2.ListWebTokensResponse]
+    """Lists web tokens, newest first; never their secrets.
+
+    Caller: viewer, operator, security officer. State: any. Retry: safe.
+    """
+    RevokeWebToken: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RevokeWebTokenRequest, _admin_pb2.RevokeWebTokenResponse]
+    """Makes a web token useless; pages that are open with it end within seconds.
+
+    Caller: operator, security officer. State: any. Retry: safe.
     """
 
 @_typing.type_check_only
@@ -272,7 +288,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     Caller: viewer, operator, security officer. State: any. Retry: safe.
     """
     ListRounds: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListRoundsRequest, _admin_pb2.ListRoundsResponse]  # type: ignore[assignment]
-    """Lists the rounds of a run, newest first.
+    """Lists the rounds of a run, newest first. Long lists of large rounds are better asked for with ROUND_VIEW_BASIC.
 
     Caller: viewer, operator, security officer. State: any. Retry: safe.
     """
@@ -294,7 +310,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     Caller: operator. State: any. Retry: safe; the same bytes have the same digest.
     """
     ListAuditEvents: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListAuditEventsRequest, _admin_pb2.ListAuditEventsResponse]  # type: ignore[assignment]
-    """Lists audit events, oldest first.
+    """Lists audit events, oldest first unless asked otherwise, all or those about one resource.
 
     Caller: viewer, operator, security officer. State: any. Retry: safe.
     """
@@ -302,6 +318,22 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Recomputes the audit log's hash chain.
 
     Caller: viewer, operator, security officer. State: any. Retry: safe.
+    """
+    CreateWebToken: _aio.UnaryUnaryMultiCallable[_admin_pb2.CreateWebTokenRequest, _admin_pb2.CreateWebTokenResponse]  # type: ignore[assignment]
+    """Makes a token that opens the web page, for reading alone. The answer is the only place where its secret appears.
+
+    Caller: operator, security officer. State: any.
+    Retry: safe with the same request_id, but the secret is not shown again: revoke and make another.
+    """
+    ListWebTokens: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListWebTokensRequest, _admin_pb2.ListWebTokensResponse]  # type: ignore[assignment]
+    """Lists web tokens, newest first; never their secrets.
+
+    Caller: viewer, operator, security officer. State: any. Retry: safe.
+    """
+    RevokeWebToken: _aio.UnaryUnaryMultiCallable[_admin_pb2.RevokeWebTokenRequest, _admin_pb2.RevokeWebTokenResponse]  # type: ignore[assignment]
+    """Makes a web token useless; pages that are open with it end within seconds.
+
+    Caller: operator, security officer. State: any. Retry: safe.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -527,7 +559,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.ListRoundsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ListRoundsResponse, _abc.Awaitable[_admin_pb2.ListRoundsResponse]]:
-        """Lists the rounds of a run, newest first.
+        """Lists the rounds of a run, newest first. Long lists of large rounds are better asked for with ROUND_VIEW_BASIC.
 
         Caller: viewer, operator, security officer. State: any. Retry: safe.
         """
@@ -573,7 +605,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.ListAuditEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ListAuditEventsResponse, _abc.Awaitable[_admin_pb2.ListAuditEventsResponse]]:
-        """Lists audit events, oldest first.
+        """Lists audit events, oldest first unless asked otherwise, all or those about one resource.
 
         Caller: viewer, operator, security officer. State: any. Retry: safe.
         """
@@ -587,6 +619,40 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Recomputes the audit log's hash chain.
 
         Caller: viewer, operator, security officer. State: any. Retry: safe.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateWebToken(
+        self,
+        request: _admin_pb2.CreateWebTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.CreateWebTokenResponse, _abc.Awaitable[_admin_pb2.CreateWebTokenResponse]]:
+        """Makes a token that opens the web page, for reading alone. The answer is the only place where its secret appears.
+
+        Caller: operator, security officer. State: any.
+        Retry: safe with the same request_id, but the secret is not shown again: revoke and make another.
+        """
+
+    @_abc_1.abstractmethod
+    def ListWebTokens(
+        self,
+        request: _admin_pb2.ListWebTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListWebTokensResponse, _abc.Awaitable[_admin_pb2.ListWebTokensResponse]]:
+        """Lists web tokens, newest first; never their secrets.
+
+        Caller: viewer, operator, security officer. State: any. Retry: safe.
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeWebToken(
+        self,
+        request: _admin_pb2.RevokeWebTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RevokeWebTokenResponse, _abc.Awaitable[_admin_pb2.RevokeWebTokenResponse]]:
+        """Makes a web token useless; pages that are open with it end within seconds.
+
+        Caller: operator, security officer. State: any. Retry: safe.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

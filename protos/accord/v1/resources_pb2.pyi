@@ -250,6 +250,48 @@ JOIN_TOKEN_STATE_EXPIRED: JoinTokenState.ValueType  # 3
 JOIN_TOKEN_STATE_REVOKED: JoinTokenState.ValueType  # 4
 Global___JoinTokenState: _TypeAlias = JoinTokenState  # noqa: Y015
 
+class _WebTokenState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WebTokenStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WebTokenState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WEB_TOKEN_STATE_UNSPECIFIED: _WebTokenState.ValueType  # 0
+    WEB_TOKEN_STATE_OPEN: _WebTokenState.ValueType  # 1
+    WEB_TOKEN_STATE_EXPIRED: _WebTokenState.ValueType  # 2
+    WEB_TOKEN_STATE_REVOKED: _WebTokenState.ValueType  # 3
+
+class WebTokenState(_WebTokenState, metaclass=_WebTokenStateEnumTypeWrapper):
+    """Whether a web token still opens the page."""
+
+WEB_TOKEN_STATE_UNSPECIFIED: WebTokenState.ValueType  # 0
+WEB_TOKEN_STATE_OPEN: WebTokenState.ValueType  # 1
+WEB_TOKEN_STATE_EXPIRED: WebTokenState.ValueType  # 2
+WEB_TOKEN_STATE_REVOKED: WebTokenState.ValueType  # 3
+Global___WebTokenState: _TypeAlias = WebTokenState  # noqa: Y015
+
+class _RoundView:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RoundViewEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RoundView.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROUND_VIEW_UNSPECIFIED: _RoundView.ValueType  # 0
+    """The same as ROUND_VIEW_FULL."""
+    ROUND_VIEW_BASIC: _RoundView.ValueType  # 1
+    """Without the names in it: how many there were, and the figures."""
+    ROUND_VIEW_FULL: _RoundView.ValueType  # 2
+
+class RoundView(_RoundView, metaclass=_RoundViewEnumTypeWrapper):
+    """How much of a round a listing tells."""
+
+ROUND_VIEW_UNSPECIFIED: RoundView.ValueType  # 0
+"""The same as ROUND_VIEW_FULL."""
+ROUND_VIEW_BASIC: RoundView.ValueType  # 1
+"""Without the names in it: how many there were, and the figures."""
+ROUND_VIEW_FULL: RoundView.ValueType  # 2
+Global___RoundView: _TypeAlias = RoundView  # noqa: Y015
+
 @_typing.final
 class PhaseLimits(_message.Message):
     """The one timeout model: a phase closes early when everybody is done; at the end of its window it closes with the
@@ -786,6 +828,8 @@ class Round(_message.Message):
     PARTICIPATIONS_FIELD_NUMBER: _builtins.int
     EPOCH_STATE_FIELD_NUMBER: _builtins.int
     CLOSED_METRIC_GROUPS_FIELD_NUMBER: _builtins.int
+    COHORT_SIZE_FIELD_NUMBER: _builtins.int
+    SURVIVOR_COUNT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """runs/{run}/rounds/{number}"""
     number: _builtins.int
@@ -801,6 +845,8 @@ class Round(_message.Message):
     message: _builtins.str
     epoch_state: Global___EpochState.ValueType
     """State of the key epoch, while the round waits for it."""
+    cohort_size: _builtins.int
+    survivor_count: _builtins.int
     @_builtins.property
     def phase_start_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -845,10 +891,12 @@ class Round(_message.Message):
         participations: _abc.Iterable[Global___Participation] | None = ...,
         epoch_state: Global___EpochState.ValueType = ...,
         closed_metric_groups: _abc.Iterable[Global___ClosedMetricGroup] | None = ...,
+        cohort_size: _builtins.int = ...,
+        survivor_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "phase_start_time", b"phase_start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_digest", b"adapter_digest", "base_adapter_digest", b"base_adapter_digest", "closed_metric_groups", b"closed_metric_groups", "cohort", b"cohort", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "epoch", b"epoch", "epoch_state", b"epoch_state", "kind", b"kind", "message", b"message", "metrics", b"metrics", "name", b"name", "number", b"number", "participations", b"participations", "phase_start_time", b"phase_start_time", "reason", b"reason", "state", b"state", "survivors", b"survivors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_digest", b"adapter_digest", "base_adapter_digest", b"base_adapter_digest", "closed_metric_groups", b"closed_metric_groups", "cohort", b"cohort", "cohort_size", b"cohort_size", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "epoch", b"epoch", "epoch_state", b"epoch_state", "kind", b"kind", "message", b"message", "metrics", b"metrics", "name", b"name", "number", b"number", "participations", b"participations", "phase_start_time", b"phase_start_time", "reason", b"reason", "state", b"state", "survivor_count", b"survivor_count", "survivors", b"survivors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -997,6 +1045,47 @@ class JoinToken(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JoinToken: _TypeAlias = JoinToken  # noqa: Y015
+
+@_typing.final
+class WebToken(_message.Message):
+    """A secret that opens the web page, for reading alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CREATOR_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """webTokens/{token}"""
+    label: _builtins.str
+    """Whom it is for."""
+    state: Global___WebTokenState.ValueType
+    creator: _builtins.str
+    """Who made it: "operators/alice"."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        label: _builtins.str = ...,
+        state: Global___WebTokenState.ValueType = ...,
+        creator: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "expire_time", b"expire_time", "label", b"label", "name", b"name", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WebToken: _TypeAlias = WebToken  # noqa: Y015
 
 @_typing.final
 class Adapter(_message.Message):

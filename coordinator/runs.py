@@ -26,8 +26,8 @@ from common.states import RunState
 from coordinator.domain_planning import beneath_of
 from coordinator.manifests import build_manifest, public_key_hex, sign_manifest
 from coordinator.planning import PlanSettings, RunIdentity, make_plan
-from coordinator.rounds.events import EpochClosed, RoundCancelled, RunCancelled, RunEvent, RunRolledBack
-from coordinator.rounds.lifecycle import advance_epoch, advance_round, advance_run
+from coordinator.rounds.events import RoundCancelled, RunCancelled, RunEvent, RunRolledBack
+from coordinator.rounds.lifecycle import advance_round, advance_run
 from coordinator.rounds.model import Adapter, AdapterState, Round, Run
 from coordinator.store.blobs import BlobStore
 from coordinator.store.interface import Reader, Writer
@@ -47,9 +47,14 @@ def import_key(digest: str) -> str:
     return f"imports/{digest}"
 
 
-def optimizer_state_key(digest: str, name: str) -> str:
-    """Where a vector of the server optimiser's state lies that belongs to an adapter."""
-    return f"optimizer/{digest}/{name}"
+def optimizer_prefix(run: str) -> str:
+    """Below it lies all state of a run's server optimiser."""
+    return f"optimizer/{run}"
+
+
+def optimizer_state_key(run: str, digest: str, name: str) -> str:
+    """Where a vector of the server optimiser's state lies that belongs to an adapter of a run."""
+    return f"{optimizer_prefix(run)}/{digest}/{name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,15 +222,11 @@ def change(writer: Writer, name: str, event: RunEvent) -> Run:
 
 
 def cancel(writer: Writer, name: str, *, at: datetime, message: str) -> Run:
-    """End a run with its open round and key epoch; what was published stays."""
+    """End a run and its open round; what was published stays. The driver clears up what else there is."""
     run = change(writer, name, RunCancelled(at, message))
     open_round = _open_round(writer, run)
     if open_round is not None:
         writer.update_round(advance_round(open_round, RoundCancelled(at, message)))
-    if run.latest_epoch:
-        epoch = writer.epoch(run.name, run.latest_epoch)
-        if not epoch.state.is_over:
-            writer.update_epoch(advance_epoch(epoch, EpochClosed(at, "the run was cancelled")))
     return run
 
 

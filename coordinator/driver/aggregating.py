@@ -134,7 +134,7 @@ def _make_adapter(
         size = made.path.stat().st_size
         if made.digest != round_.base_adapter:  # that one has its state
             for name, path in made.state.items():
-                work.blobs.put_file(optimizer_state_key(made.digest, name), path)
+                work.blobs.put_file(optimizer_state_key(round_.run, made.digest, name), path)
         work.blobs.put_file(adapter_key(made.digest), made.path)
     except AccordError as error:
         # These say nothing of the round: what is there so far is what the next try goes on with.
@@ -160,7 +160,9 @@ def _starting_point(work: Work, plan: Plan, round_: Round, scratch: Path) -> Sta
         is_first = reader.adapter(round_.base_adapter).round == 0
     if is_first or not names:
         return StartingPoint(plan.layout(), base, layout)
-    state = {name: fetched(optimizer_state_key(round_.base_adapter, name), state_file(name)) for name in names}
+    state = {
+        name: fetched(optimizer_state_key(round_.run, round_.base_adapter, name), state_file(name)) for name in names
+    }
     return StartingPoint(plan.layout(), base, layout, state)
 
 

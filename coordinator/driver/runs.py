@@ -14,6 +14,7 @@ from coordinator.rounds.decisions import deadline_of, may_open_round, next_round
 from coordinator.rounds.events import EpochClosed, RoundCancelled, RunFailed
 from coordinator.rounds.lifecycle import advance_epoch, advance_round, advance_run
 from coordinator.rounds.model import MessageKind, Round
+from coordinator.runs import optimizer_prefix
 from coordinator.store.interface import Writer
 from coordinator.uploads import MOST_KEPT_ROUNDS, round_prefix
 
@@ -82,11 +83,12 @@ def _fail(work: Work, view: View) -> bool:
 
 
 def _clear_up(work: Work, view: View) -> bool:
-    """A run that is over has no open round and no keys."""
+    """A run that is over has no open round, no keys, and no state of a server optimiser, as no round begins from it."""
     has_epoch = view.epoch is not None and not view.epoch.state.is_over
     if view.round is None and not has_epoch:
         return False
     shutil.rmtree(work.scratch / view.run.name, ignore_errors=True)
+    work.blobs.delete(optimizer_prefix(view.run.name))
     with work.store.write() as writer:
         if view.round is not None:
             cancelled = advance_round(view.round, RoundCancelled(view.now, f"the run is {view.run.state.value}"))

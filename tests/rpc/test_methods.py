@@ -287,10 +287,27 @@ def test_adaptive_state_goes_on_from_the_adapter_that_it_belongs_to_also_after_a
         assert federation.round(4)["base_adapter_digest"] == first
         stepped(one, 4)
 
-        kept = federation.blobs(f"optimizer/{first}")
+        kept = federation.blobs(f"optimizer/run/{first}")
         assert [key.rsplit("/", 1)[-1] for key in kept] == ["momentum", "squares"]
         layout = moving_layout(federation.plan())
         assert layout.parameters < size
+
+
+@pytest.mark.parametrize("end", ["succeeded", "cancelled"])
+def test_a_run_that_is_over_keeps_no_state_of_its_server_optimiser(tmp_path: Path, end: str):
+    with federation_in(tmp_path) as federation:
+        for index, name in enumerate(SITES):
+            federation.add_site(name, MadeUpTrainer(related(index), records=RECORDS[index]))
+        federation.create_run(rounds=3, element_clip=CLIP, weight_cap=100, server_optimizer="fedadam")
+        federation.play(1)
+        assert federation.blobs("optimizer/run")
+        if end == "cancelled":
+            federation.admin.cancel_run("runs/run", reason="enough")
+        federation.turn_until(lambda: federation.state() == end)
+        federation.turn()
+
+        assert federation.blobs("optimizer") == []
+        assert federation.blobs(f"adapters/{federation.round(1)['adapter_digest']}")
 
 
 def test_an_audit_recomputes_a_stateful_step_where_it_can_and_says_where_it_cannot(tmp_path: Path):

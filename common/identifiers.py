@@ -121,6 +121,10 @@ def join_token_name(token: str) -> str:
     return f"joinTokens/{token}"
 
 
+def web_token_name(token: str) -> str:
+    return f"webTokens/{token}"
+
+
 def parse_run_name(name: str, *, field: str = "name") -> RunId:
     """The id in "runs/{run}". Raises InvalidArgument that names the field and shows the form."""
     (run,) = _parts(name, form="runs/{run}", field=field)
@@ -144,6 +148,12 @@ def parse_participant_name(name: str, *, field: str = "name") -> ParticipantId:
 def parse_join_token_name(name: str, *, field: str = "name") -> TokenId:
     """The id in "joinTokens/{token}". Raises InvalidArgument."""
     (token,) = _parts(name, form="joinTokens/{token}", field=field)
+    return TokenId(parse_id(token, field=field))
+
+
+def parse_web_token_name(name: str, *, field: str = "name") -> TokenId:
+    """The id in "webTokens/{token}". Raises InvalidArgument."""
+    (token,) = _parts(name, form="webTokens/{token}", field=field)
     return TokenId(parse_id(token, field=field))
 
 

@@ -76,6 +76,9 @@ RULES: Final[Rules] = {
     "accord.v1.AdminService/ImportAdapter": OPERATORS,
     "accord.v1.AdminService/ListAuditEvents": READERS,
     "accord.v1.AdminService/VerifyAuditLog": READERS,
+    "accord.v1.AdminService/CreateWebToken": MEMBERSHIP,
+    "accord.v1.AdminService/ListWebTokens": READERS,
+    "accord.v1.AdminService/RevokeWebToken": MEMBERSHIP,
     # Whether a server is up is no secret; what it can do is shown on the admin listener, to operators.
     "grpc.health.v1.Health/Check": ANYONE,
     "grpc.health.v1.Health/Watch": ANYONE,

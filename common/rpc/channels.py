@@ -66,6 +66,7 @@ RETRIED_METHODS: Final[frozenset[str]] = frozenset(
         "accord.v1.AdminService/ListAdapters",
         "accord.v1.AdminService/ListAuditEvents",
         "accord.v1.AdminService/VerifyAuditLog",
+        "accord.v1.AdminService/ListWebTokens",
     }
 )
 

@@ -14,6 +14,13 @@ OPERATOR_KEY: Final = "operator.key"
 OPERATOR_CA: Final = "ca.pem"
 
 
+def write_secret(path: Path, text: str) -> None:
+    """Write one line, readable for its owner alone."""
+    from common.durable import OWNER_ONLY, write_durably
+
+    write_durably(path, text.encode() + b"\n", mode=OWNER_ONLY)
+
+
 def find_config(given: Path | None) -> Path:
     """The configuration that a command means. Raises NotFound if none is named and none is in the usual places."""
     if given is not None:

@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_operator(commands)
     _add_status(commands)
     _add_token(commands)
+    _add_web_token(commands)
     _add_participant(commands)
     _add_charter(commands)
     _add_run(commands)
@@ -177,6 +178,30 @@ examples:
         actions, "revoke", "make an open token useless", "Harmless to repeat.", command="tokens", action="revoke"
     )
     revoke.add_argument("token", metavar="TOKEN", help="its name, as `token list` shows it")
+
+
+def _add_web_token(commands: Commands[Parser]) -> None:
+    actions = _group(commands, "web-token", "secrets that open the web page", "Web tokens: for reading alone.")
+    create = _remote(
+        actions,
+        "create",
+        "make one",
+        """Print a web token: it opens the web page for reading until it ends, and is shown only now.
+
+examples:
+  accord-coordinator web-token create "bank's manager"
+  accord-coordinator web-token create wallboard --ttl 30d --out web.token""",
+        command="web_tokens",
+        action="create",
+    )
+    create.add_argument("label", metavar="FOR", help="whom it is for; lists and the audit log show it")
+    create.add_argument("--ttl", default="7d", metavar="TIME", help="12h, 7d, at most 90d (default: 7d)")
+    create.add_argument("--out", type=Path, metavar="FILE", help="write the token there, readable for you alone")
+    _remote(actions, "list", "list web tokens", "Newest first; never the secrets.", command="web_tokens", action="list")
+    revoke = _remote(
+        actions, "revoke", "make one useless", "Open pages end within seconds.", command="web_tokens", action="revoke"
+    )
+    revoke.add_argument("token", metavar="TOKEN", help="its name, as `web-token list` shows it")
 
 
 def _add_participant(commands: Commands[Parser]) -> None:

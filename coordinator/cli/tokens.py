@@ -11,6 +11,7 @@ from common.identifiers import join_token_name
 from coordinator.cli.connection import open_client
 from coordinator.cli.exits import Exit
 from coordinator.cli.facts import bare, moment
+from coordinator.cli.files import write_secret
 from coordinator.services.admin_client import AdminClient
 
 _LIFE = re.compile(r"(\d+)([smhd])")
@@ -45,7 +46,7 @@ def _create(client: AdminClient, options: argparse.Namespace) -> Exit:
             f"{bare(token['name'])}`) and make another"
         )
     if options.out is not None:
-        _write(options, answer["token"])
+        write_secret(options.out, answer["token"])
     if options.json:
         print_json(answer)
     elif options.out is None:
@@ -55,12 +56,6 @@ def _create(client: AdminClient, options: argparse.Namespace) -> Exit:
         "operator runs:\n  accord-participant enroll --token-file FILE"
     )
     return Exit.OK
-
-
-def _write(options: argparse.Namespace, token: str) -> None:
-    from common.durable import OWNER_ONLY, write_durably
-
-    write_durably(options.out, token.encode() + b"\n", mode=OWNER_ONLY)
 
 
 def _list(client: AdminClient, options: argparse.Namespace) -> Exit:

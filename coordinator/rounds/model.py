@@ -227,6 +227,19 @@ class JoinToken:
 
 
 @dataclass(frozen=True, slots=True)
+class WebToken:
+    """A secret that opens the web page, for reading alone; only its digest is kept. `creator` is an actor's name."""
+
+    name: str
+    label: str
+    creator: str
+    secret_sha256: str = field(repr=False)
+    created_at: datetime
+    expires_at: datetime
+    revoked_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Upload:
     """A masked update on its way: chunks before `durable_chunks` are on durable storage.
 

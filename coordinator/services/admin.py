@@ -31,6 +31,8 @@ from coordinator.services import convert
 from coordinator.services.adapter_files import AdapterFiles
 from coordinator.services.admin_parts import FederationFacts, Inviter, Notices
 from coordinator.services.answers import Answers
+from coordinator.services.fields import page_size, reason
+from coordinator.services.web_tokens import WebTokens
 from coordinator.standing import parse_charter, parse_plan
 from coordinator.store import audit
 from coordinator.store.blobs import BlobStore
@@ -39,11 +41,8 @@ from coordinator.store.interface import Reader, Store, Writer
 Answer = TypeVar("Answer")
 StateAnswer = TypeVar("StateAnswer", pb.StartRunResponse, pb.PauseRunResponse, pb.ResumeRunResponse)
 
-DEFAULT_PAGE: Final = 50
-MOST_IN_A_PAGE: Final = 500
 DEFAULT_TOKEN_LIFE: Final = timedelta(days=1)
 MOST_TOKEN_LIFE: Final = timedelta(days=30)
-MOST_REASON: Final = 1000
 OPEN_RUNS: Final = tuple(state for state in RunState if not state.is_over)
 
 
@@ -69,6 +68,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self._inviter = inviter
         self._notices = notices
         self._answers = Answers(store, clock)
+        self._web_tokens = WebTokens(store, clock, self._answers)
 
     # --- the federation -------------------------------------------------------------------------------------------
 
@@ -132,7 +132,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def ListJoinTokens(self, request: pb.ListJoinTokensRequest, context: Context) -> pb.ListJoinTokensResponse:
         page = await self._read(
-            lambda reader: reader.join_tokens(page_size=_page_size(request.page_size), page_token=request.page_token)
+            lambda reader: reader.join_tokens(page_size=page_size(request.page_size), page_token=request.page_token)
         )
         now = self._clock.now()
         return pb.ListJoinTokensResponse(
@@ -165,7 +165,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self, request: pb.ListParticipantsRequest, context: Context
     ) -> pb.ListParticipantsResponse:
         page = await self._read(
-            lambda reader: reader.participants(page_size=_page_size(request.page_size), page_token=request.page_token)
+            lambda reader: reader.participants(page_size=page_size(request.page_size), page_token=request.page_token)
         )
         return pb.ListParticipantsResponse(
             participants=[convert.participant(row) for row in page.rows], next_page_token=page.next_token
@@ -186,16 +186,16 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     def _revoke_participant(self, request: pb.RevokeParticipantRequest, actor: str) -> pb.RevokeParticipantResponse:
         name = identifiers.parse_participant_name(request.name)
-        reason = _reason(request.reason)
+        why = reason(request.reason)
 
         def act(writer: Writer) -> pb.RevokeParticipantResponse:
             now = self._clock.now()
             if writer.participant(name).state is not ParticipantState.REVOKED:
-                writer.revoke_participant(name, at=now, reason=reason)
+                writer.revoke_participant(name, at=now, reason=why)
                 for token in writer.join_tokens().rows:
                     if token.participant == name and token.used_at is None and token.revoked_at is None:
                         writer.update_join_token(replace(token, revoked_at=now))
-                self._audit(writer, actor, "participant_revoked", request.name, reason=reason)
+                self._audit(writer, actor, "participant_revoked", request.name, reason=why)
             return pb.RevokeParticipantResponse(participant=convert.participant(writer.participant(name)))
 
         return self._answers.once(actor, request, pb.RevokeParticipantResponse, act)
@@ -306,7 +306,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         states = convert.run_states(request)
         page = await self._read(
             lambda reader: reader.runs(
-                states=states, page_size=_page_size(request.page_size), page_token=request.page_token
+                states=states, page_size=page_size(request.page_size), page_token=request.page_token
             )
         )
         return pb.ListRunsResponse(
@@ -343,12 +343,12 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def CancelRun(self, request: pb.CancelRunRequest, context: Context) -> pb.CancelRunResponse:
         name = identifiers.parse_run_name(request.name)
-        reason = _reason(request.reason)
+        why = reason(request.reason)
         actor = current_caller().actor
 
         def act(writer: Writer) -> pb.CancelRunResponse:
-            run = runs.cancel(writer, name, at=self._clock.now(), message=reason)
-            self._audit(writer, actor, "run_cancelled", request.name, reason=reason)
+            run = runs.cancel(writer, name, at=self._clock.now(), message=why)
+            self._audit(writer, actor, "run_cancelled", request.name, reason=why)
             return pb.CancelRunResponse(run=_run_message(writer, run))
 
         result = await asyncio.to_thread(self._answers.once, actor, request, pb.CancelRunResponse, act)
@@ -389,8 +389,11 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
         def read(reader: Reader) -> pb.ListRoundsResponse:
             reader.run(run)
-            page = reader.rounds(run, page_size=_page_size(request.page_size), page_token=request.page_token)
-            rounds = [convert.round_(row, reader.participations(run, row.number)) for row in page.rows]
+            page = reader.rounds(run, page_size=page_size(request.page_size), page_token=request.page_token)
+            if request.view == resources_pb2.ROUND_VIEW_BASIC:
+                rounds = [convert.basic_round(row) for row in page.rows]
+            else:
+                rounds = [convert.round_(row, reader.participations(run, row.number)) for row in page.rows]
             return pb.ListRoundsResponse(rounds=rounds, next_page_token=page.next_token)
 
         return await self._read(read)
@@ -400,7 +403,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
         def read(reader: Reader) -> pb.ListAdaptersResponse:
             reader.run(run)
-            page = reader.adapters(run, page_size=_page_size(request.page_size), page_token=request.page_token)
+            page = reader.adapters(run, page_size=page_size(request.page_size), page_token=request.page_token)
             return pb.ListAdaptersResponse(
                 adapters=[convert.adapter(row) for row in page.rows], next_page_token=page.next_token
             )
@@ -428,7 +431,12 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def ListAuditEvents(self, request: pb.ListAuditEventsRequest, context: Context) -> pb.ListAuditEventsResponse:
         page = await self._read(
-            lambda reader: reader.audit_events(page_size=_page_size(request.page_size), page_token=request.page_token)
+            lambda reader: reader.audit_events(
+                subject=request.subject,
+                newest_first=request.newest_first,
+                page_size=page_size(request.page_size),
+                page_token=request.page_token,
+            )
         )
         return pb.ListAuditEventsResponse(
             events=[convert.audit_event(row) for row in page.rows], next_page_token=page.next_token
@@ -442,6 +450,17 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             first_broken_sequence=verdict.first_broken_sequence,
             chain_digest=verdict.chain_digest,
         )
+
+    # --- web tokens -----------------------------------------------------------------------------------------------
+
+    async def CreateWebToken(self, request: pb.CreateWebTokenRequest, context: Context) -> pb.CreateWebTokenResponse:
+        return await asyncio.to_thread(self._web_tokens.create, request, current_caller().actor)
+
+    async def ListWebTokens(self, request: pb.ListWebTokensRequest, context: Context) -> pb.ListWebTokensResponse:
+        return await asyncio.to_thread(self._web_tokens.list, request)
+
+    async def RevokeWebToken(self, request: pb.RevokeWebTokenRequest, context: Context) -> pb.RevokeWebTokenResponse:
+        return await asyncio.to_thread(self._web_tokens.revoke, request, current_caller().actor)
 
     async def _read(self, ask: Callable[[Reader], Answer]) -> Answer:
         def read() -> Answer:
@@ -479,13 +498,3 @@ def _is_revoked(reader: Reader, participant: str) -> bool:
         return reader.participant(participant).state is ParticipantState.REVOKED
     except NotFound:
         return False
-
-
-def _page_size(wanted: int) -> int:
-    return min(wanted or DEFAULT_PAGE, MOST_IN_A_PAGE)
-
-
-def _reason(text: str) -> str:
-    if len(text) > MOST_REASON:
-        raise InvalidArgument(f"reason: at most {MOST_REASON} characters")
-    return text

@@ -212,6 +212,20 @@ class AdminClient:
     def verify_audit_log(self) -> Plain:
         return self._ask(self._stub.VerifyAuditLog, pb.VerifyAuditLogRequest(), seconds=LONG_CALL_SECONDS)
 
+    # --- web tokens -----------------------------------------------------------------------------------------------
+
+    def create_web_token(self, label: str, *, ttl_seconds: int) -> Plain:
+        """The row, and the text under "token", which is shown only once."""
+        request = pb.CreateWebTokenRequest(request_id=_request_id(), label=label, ttl_seconds=ttl_seconds)
+        return self._ask(self._stub.CreateWebToken, request, attempts=ATTEMPTS)
+
+    def web_tokens(self) -> Iterator[Plain]:
+        return self._pages(self._stub.ListWebTokens, pb.ListWebTokensRequest(page_size=PAGE), "web_tokens")
+
+    def revoke_web_token(self, name: str) -> Plain:
+        request = pb.RevokeWebTokenRequest(request_id=_request_id(), name=name)
+        return _only(self._ask(self._stub.RevokeWebToken, request, attempts=ATTEMPTS), "web_token")
+
     # --- calls ----------------------------------------------------------------------------------------------------
 
     def _ask(

@@ -30,6 +30,7 @@ from coordinator.rounds.model import (
     RunMember,
     ShareEnvelope,
     Upload,
+    WebToken,
 )
 from coordinator.store.audit import AuditHead
 
@@ -105,6 +106,11 @@ class Reader(Protocol):
     def join_tokens(self, *, page_size: int = 0, page_token: str = "") -> Page[JoinToken]:
         """Newest first."""
 
+    def web_token(self, name: str) -> WebToken: ...
+    def web_token_by_secret(self, secret_sha256: str) -> WebToken: ...
+    def web_tokens(self, *, page_size: int = 0, page_token: str = "") -> Page[WebToken]:
+        """Newest first."""
+
     # charter, answers, audit
     def charter(self) -> bytes:
         """The charter published last, byte for byte."""
@@ -113,8 +119,10 @@ class Reader(Protocol):
     def answer(self, caller: str, request_id: str) -> bytes | None:
         """What this caller's request of that id was answered with; None if it is new."""
 
-    def audit_events(self, *, page_size: int = 0, page_token: str = "") -> Page[AuditEvent]:
-        """Oldest first."""
+    def audit_events(
+        self, *, subject: str = "", newest_first: bool = False, page_size: int = 0, page_token: str = ""
+    ) -> Page[AuditEvent]:
+        """Oldest first, or newest first. subject: only what is about this resource, if not empty."""
 
     def audit_chain(self) -> Iterator[AuditEvent]:
         """All events, oldest first, without holding them in memory."""
@@ -172,6 +180,10 @@ class Writer(Reader, Protocol):
     def add_join_token(self, token: JoinToken) -> None: ...
     def update_join_token(self, token: JoinToken) -> None:
         """Raises VersionConflict if the token was used or revoked otherwise meanwhile: a token is used once."""
+
+    def add_web_token(self, token: WebToken) -> None: ...
+    def revoke_web_token(self, name: str, *, at: datetime) -> None:
+        """The first time stays. Raises NotFound."""
 
     def publish_charter(self, charter: bytes, digest: str, *, at: datetime) -> None:
         """Puts a charter in force; publishing an earlier one again puts that in force again."""

@@ -26,6 +26,7 @@ from coordinator.rounds.model import (
     RunMember,
     ShareEnvelope,
     Upload,
+    WebToken,
 )
 from coordinator.store import rows, tables
 from coordinator.store.audit import AuditHead
@@ -44,7 +45,9 @@ _ADAPTERS: Final = Listing(rows.ADAPTERS, ("round",), newest_first=True)
 _PARTICIPANTS: Final = Listing(rows.PARTICIPANTS, ("name",), newest_first=False)
 _ALL_PARTICIPANTS: Final = _PARTICIPANTS.statement(page_size=0, where=())
 _JOIN_TOKENS: Final = Listing(rows.JOIN_TOKENS, ("created_at", "name"), newest_first=True)
+_WEB_TOKENS: Final = Listing(rows.WEB_TOKENS, ("created_at", "name"), newest_first=True)
 _AUDIT_EVENTS: Final = Listing(rows.AUDIT_EVENTS, ("sequence",), newest_first=False)
+_NEWEST_AUDIT_EVENTS: Final = Listing(rows.AUDIT_EVENTS, ("sequence",), newest_first=True)
 
 _CHAIN_BATCH: Final = 500
 # Rows of up to a few hundred kilobytes that are in memory at once where rows are read one after the other.
@@ -74,6 +77,7 @@ _SHARE_ENVELOPES: Final = rows.SHARE_ENVELOPES.all.where(
     *_by(tables.SHARE_ENVELOPES, "run", "epoch", "holder"), tables.SHARE_ENVELOPES.c.owner > bindparam("after")
 ).order_by("owner")
 _JOIN_TOKEN_BY_SECRET: Final = rows.JOIN_TOKENS.all.where(*_by(tables.JOIN_TOKENS, "secret_sha256"))
+_WEB_TOKEN_BY_SECRET: Final = rows.WEB_TOKENS.all.where(*_by(tables.WEB_TOKENS, "secret_sha256"))
 _IS_REVOKED: Final = select(
     or_(
         exists().where(
@@ -222,6 +226,18 @@ class SqlReader:
     def join_tokens(self, *, page_size: int = 0, page_token: str = "") -> Page[JoinToken]:
         return _JOIN_TOKENS.page(self.connection, page_size=page_size, page_token=page_token)
 
+    def web_token(self, name: str) -> WebToken:
+        return self._one(rows.WEB_TOKENS, {"name": name}, f"web token {name!r}")
+
+    def web_token_by_secret(self, secret_sha256: str) -> WebToken:
+        found = self._many(rows.WEB_TOKENS, _WEB_TOKEN_BY_SECRET, {"secret_sha256": secret_sha256})
+        if not found:
+            raise NotFound("there is no web token with this secret")
+        return found[0]
+
+    def web_tokens(self, *, page_size: int = 0, page_token: str = "") -> Page[WebToken]:
+        return _WEB_TOKENS.page(self.connection, page_size=page_size, page_token=page_token)
+
     # charter, answers, audit
 
     def charter(self) -> bytes:
@@ -240,8 +256,13 @@ class SqlReader:
         found: bytes | None = self.connection.execute(_ANSWER, {"caller": caller, "request_id": request_id}).scalar()
         return found
 
-    def audit_events(self, *, page_size: int = 0, page_token: str = "") -> Page[AuditEvent]:
-        return _AUDIT_EVENTS.page(self.connection, page_size=page_size, page_token=page_token)
+    def audit_events(
+        self, *, subject: str = "", newest_first: bool = False, page_size: int = 0, page_token: str = ""
+    ) -> Page[AuditEvent]:
+        listing = _NEWEST_AUDIT_EVENTS if newest_first else _AUDIT_EVENTS
+        where = [tables.AUDIT_EVENTS.c.subject == subject] if subject else []
+        scope = (subject, "newest first" if newest_first else "oldest first")
+        return listing.page(self.connection, page_size=page_size, page_token=page_token, where=where, scope=scope)
 
     def audit_chain(self) -> Iterator[AuditEvent]:
         last = 0

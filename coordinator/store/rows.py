@@ -28,6 +28,7 @@ from coordinator.rounds.model import (
     RunMember,
     ShareEnvelope,
     Upload,
+    WebToken,
 )
 from coordinator.store import tables
 
@@ -118,4 +119,5 @@ ADAPTERS: Final = RowTable(Adapter, tables.ADAPTERS)
 PARTICIPANTS: Final = RowTable(Participant, tables.PARTICIPANTS)
 CERTIFICATES: Final = RowTable(Certificate, tables.CERTIFICATES)
 JOIN_TOKENS: Final = RowTable(JoinToken, tables.JOIN_TOKENS)
+WEB_TOKENS: Final = RowTable(WebToken, tables.WEB_TOKENS)
 AUDIT_EVENTS: Final = RowTable(AuditEvent, tables.AUDIT_EVENTS)

@@ -261,6 +261,20 @@ JOIN_TOKENS: Final = Table(
     Index(None, "created_at", "name"),
 )
 
+WEB_TOKENS: Final = Table(
+    "web_tokens",
+    METADATA,
+    _key("name", Text(), "id of the token"),
+    _must("label", Text(), "whom it is for"),
+    _must("creator", Text(), "who made it"),
+    _must("secret_sha256", Text(), "SHA-256 of the secret, hex; the secret itself is nowhere"),
+    _must("created_at", UtcTime(), "UTC"),
+    _must("expires_at", UtcTime(), "UTC"),
+    _may("revoked_at", UtcTime(), "UTC; NULL unless revoked"),
+    UniqueConstraint("secret_sha256"),
+    Index(None, "created_at", "name"),
+)
+
 CHARTERS: Final = Table(
     "charters",
     METADATA,
@@ -290,6 +304,7 @@ AUDIT_EVENTS: Final = Table(
     _must("subject", Text(), "to what it was done"),
     _must("details", Text(), "canonical JSON"),
     _must("chain_digest", Text(), "SHA-256 over the digest before and this line, hex (coordinator/store/audit.py)"),
+    Index(None, "subject", "sequence"),
 )
 
 # One row. Without it, nobody could tell that the log's last lines were taken away.

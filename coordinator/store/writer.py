@@ -27,6 +27,7 @@ from coordinator.rounds.model import (
     RunMember,
     ShareEnvelope,
     Upload,
+    WebToken,
 )
 from coordinator.store import rows, tables
 from coordinator.store.audit import chain_digest
@@ -76,6 +77,11 @@ _REVOKE_CERTIFICATES: Final = (
     .where(
         tables.CERTIFICATES.c.participant == bindparam("key_participant"), tables.CERTIFICATES.c.revoked_at.is_(None)
     )
+    .values(revoked_at=bindparam("at"))
+)
+_REVOKE_WEB_TOKEN: Final = (
+    update(tables.WEB_TOKENS)
+    .where(tables.WEB_TOKENS.c.name == bindparam("key_name"), tables.WEB_TOKENS.c.revoked_at.is_(None))
     .values(revoked_at=bindparam("at"))
 )
 _LAST_PUBLICATION: Final = select(func.coalesce(func.max(tables.CHARTERS.c.publication), 0))
@@ -198,6 +204,13 @@ class SqlWriter(SqlReader):
         if self.connection.execute(_UPDATE_TOKEN, values).rowcount != 1:
             self.join_token(token.name)
             raise VersionConflict(f"join token {token.name!r} was used or revoked meanwhile; read it again")
+
+    def add_web_token(self, token: WebToken) -> None:
+        self._add(rows.WEB_TOKENS, token, f"web token {token.name!r}, or one with the same secret,")
+
+    def revoke_web_token(self, name: str, *, at: datetime) -> None:
+        self.web_token(name)
+        self.connection.execute(_REVOKE_WEB_TOKEN, {"key_name": name, "at": at})
 
     # charter, answers, audit
 

@@ -25,6 +25,7 @@ from coordinator.rounds.model import (
     RunMember,
     ShareEnvelope,
     Upload,
+    WebToken,
 )
 
 NOW = datetime(2026, 3, 1, 12, 30, 15, 123456, tzinfo=UTC)
@@ -140,6 +141,7 @@ TOKEN = JoinToken(
     used_certificate="77",
     revoked_at=LATER,
 )
+WEB_TOKEN = WebToken("web-1", AWKWARD, "operators/alice", "9" * 64, NOW, LATER, revoked_at=LATER)
 
 
 def run(name: str = "run-1", *, age_hours: int = 0, state: RunState = RunState.RUNNING) -> Run:
@@ -164,3 +166,7 @@ def certificate(serial: str, participant: str) -> Certificate:
 
 def token(name: str, *, age_hours: int = 0) -> JoinToken:
     return JoinToken(name, "bank", f"secret of {name}", NOW - timedelta(hours=age_hours), LATER)
+
+
+def web_token(name: str, *, age_hours: int = 0) -> WebToken:
+    return WebToken(name, "wallboard", "operators/alice", f"secret of {name}", NOW - timedelta(hours=age_hours), LATER)

@@ -36,6 +36,7 @@ def full(store):
         writer.add_adapter(samples.ADAPTER)
         writer.put_participant(samples.PARTICIPANT)
         writer.add_join_token(samples.TOKEN)
+        writer.add_web_token(samples.WEB_TOKEN)
         writer.add_run(samples.RUN)
     return store
 
@@ -59,6 +60,8 @@ def test_every_row_comes_back_as_it_was_written(full):
         assert reader.certificate("77") == samples.CERTIFICATE
         assert reader.join_token("token-1") == samples.TOKEN
         assert reader.join_token_by_secret("8" * 64) == samples.TOKEN
+        assert reader.web_token("web-1") == samples.WEB_TOKEN
+        assert reader.web_token_by_secret("9" * 64) == samples.WEB_TOKEN
 
 
 def test_rows_are_still_there_for_the_next_process_to_open_the_store(full, stores):
@@ -157,6 +160,7 @@ def test_a_metric_that_is_not_finite_is_refused_by_its_name(store):
         (lambda reader: reader.participant("gone"), "participant 'gone'"),
         (lambda reader: reader.certificate("99"), "certificate '99'"),
         (lambda reader: reader.join_token("gone"), "join token 'gone'"),
+        (lambda reader: reader.web_token("gone"), "web token 'gone'"),
         (lambda reader: reader.charter(), "no charter"),
         (lambda reader: reader.charter_by_digest("beef"), "charter 'beef'"),
     ],
@@ -192,8 +196,19 @@ def test_lists_and_optional_rows_are_empty_where_nothing_is(store):
         lambda writer: writer.add_certificate(samples.CERTIFICATE),
         lambda writer: writer.add_join_token(samples.TOKEN),
         lambda writer: writer.add_join_token(replace(samples.TOKEN, name="same-secret")),
+        lambda writer: writer.add_web_token(samples.WEB_TOKEN),
+        lambda writer: writer.add_web_token(replace(samples.WEB_TOKEN, name="same-secret")),
     ],
-    ids=["run", "round", "epoch", "certificate", "join token", "secret of a join token"],
+    ids=[
+        "run",
+        "round",
+        "epoch",
+        "certificate",
+        "join token",
+        "secret of a join token",
+        "web token",
+        "secret of a web token",
+    ],
 )
 def test_adding_what_is_there_is_refused_and_the_transaction_goes_on(full, add):
     with full.write() as writer:
@@ -571,9 +586,21 @@ def test_a_revoked_join_token_stays_revoked(store):
             writer.update_join_token(samples.token("gone"))
 
 
-def test_a_wrong_secret_is_not_repeated_in_the_answer(store):
+def test_a_web_token_stays_revoked_since_the_first_time(store):
+    with store.write() as writer:
+        writer.add_web_token(samples.web_token("t"))
+        writer.revoke_web_token("t", at=NOW)
+        writer.revoke_web_token("t", at=LATER)
+        with pytest.raises(NotFound):
+            writer.revoke_web_token("gone", at=NOW)
+    with store.read() as reader:
+        assert reader.web_token("t").revoked_at == NOW
+
+
+@pytest.mark.parametrize("kind", ["join_token", "web_token"])
+def test_a_wrong_secret_is_not_repeated_in_the_answer(store, kind):
     with store.read() as reader, pytest.raises(NotFound) as unknown:
-        reader.join_token_by_secret("abc123")
+        getattr(reader, f"{kind}_by_secret")("abc123")
     assert "abc123" not in str(unknown.value)
 
 

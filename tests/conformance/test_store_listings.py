@@ -25,22 +25,40 @@ def filled(store):
         for index, age in enumerate(ages):
             writer.add_run(samples.run(f"run-{index}", age_hours=age))
             writer.add_join_token(samples.token(f"t{index}", age_hours=age))
+            writer.add_web_token(samples.web_token(f"t{index}", age_hours=age))
             writer.put_participant(samples.participant(f"site-{index}"))
             writer.add_round(samples.round_(index + 1, run="run-0"))
             writer.add_adapter(samples.adapter(f"digest{index}", index, run="run-0"))
             writer.append_audit(time=NOW, actor="a", action="b", subject=str(index), details="{}")
         writer.add_round(samples.round_(1, run="run-1"))
         writer.add_adapter(samples.adapter("other", 1, run="run-1"))
+        for index in range(COUNT):
+            writer.append_audit(time=NOW, actor="a", action="b", subject="one", details=str(index))
     return store
 
 
 LISTINGS = {
     "runs": (lambda reader, **page: reader.runs(**page), lambda row: row.name, "0 2 1 3 4 5 6"),
     "tokens": (lambda reader, **page: reader.join_tokens(**page), lambda row: row.name, "0 2 1 3 4 5 6"),
+    "web tokens": (lambda reader, **page: reader.web_tokens(**page), lambda row: row.name, "0 2 1 3 4 5 6"),
     "rounds": (lambda reader, **page: reader.rounds("run-0", **page), lambda row: row.number, "7 6 5 4 3 2 1"),
     "adapters": (lambda reader, **page: reader.adapters("run-0", **page), lambda row: row.digest, "6 5 4 3 2 1 0"),
     "participants": (lambda reader, **page: reader.participants(**page), lambda row: row.name, "0 1 2 3 4 5 6"),
-    "audit": (lambda reader, **page: reader.audit_events(**page), lambda row: row.subject, "0 1 2 3 4 5 6"),
+    "audit": (
+        lambda reader, **page: reader.audit_events(**page),
+        lambda row: row.sequence % 10,
+        "1 2 3 4 5 6 7 8 9 0 1 2 3 4",
+    ),
+    "audit of one": (
+        lambda reader, **page: reader.audit_events(subject="one", **page),
+        lambda row: row.details,
+        "0 1 2 3 4 5 6",
+    ),
+    "newest audit of one": (
+        lambda reader, **page: reader.audit_events(subject="one", newest_first=True, **page),
+        lambda row: row.details,
+        "6 5 4 3 2 1 0",
+    ),
 }
 EVERY_LISTING = pytest.mark.parametrize(("listing", "name", "order"), LISTINGS.values(), ids=LISTINGS)
 

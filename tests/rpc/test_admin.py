@@ -26,6 +26,7 @@ from common.errors import (
     PermissionDenied,
     PlanInvalid,
     TransitionNotAllowed,
+    Unauthenticated,
 )
 from common.identifiers import Role
 from common.join_token import from_text
@@ -33,6 +34,7 @@ from common.manifest import verify_manifest
 from common.plan import Plan
 from common.rpc.status import raised_as_errors
 from common.states import RoundKind, RoundState
+from coordinator import web_tokens
 from coordinator.keystore import PkiFolder
 from coordinator.pki import key_pem
 from coordinator.rounds.events import Opened, RunPaused, RunStarted
@@ -124,7 +126,10 @@ def refusal(call: object) -> grpc.StatusCode | None:
 
 
 CHANGES_RUNS = {"CreateRun", "StartRun", "PauseRun", "ResumeRun", "CancelRun", "RollBackRun"}
-CHANGES_MEMBERS = {"CreateJoinToken", "RevokeJoinToken", "RevokeParticipant", "DraftCharter", "PublishCharter"}
+CHANGES_MEMBERS = {
+    *("CreateJoinToken", "RevokeJoinToken", "RevokeParticipant", "DraftCharter", "PublishCharter"),
+    *("CreateWebToken", "RevokeWebToken"),
+}
 
 
 @pytest.mark.parametrize(
@@ -138,7 +143,7 @@ CHANGES_MEMBERS = {"CreateJoinToken", "RevokeJoinToken", "RevokeParticipant", "D
 def test_every_call_is_open_to_its_roles_and_to_no_other(coordinator, role, forbidden):
     stub = coordinator.admin(f"a-{role.value}", role)
     every = calls(stub)
-    assert len(every) == 24
+    assert len(every) == 27
     refused = {name for name, call in every.items() if refusal(call) is grpc.StatusCode.PERMISSION_DENIED}
     assert refused == forbidden
 
@@ -204,6 +209,64 @@ def test_a_revoked_join_token_stays_revoked_and_a_used_one_cannot_be(coordinator
         writer.update_join_token(replace(row, used_at=datetime.now(UTC), used_certificate="ab"))
     with pytest.raises(OutOfTurn, match="participants/quick"), raised_as_errors():
         admin.RevokeJoinToken(pb.RevokeJoinTokenRequest(name=used.name))
+
+
+def test_a_web_token_shows_its_secret_once_and_is_kept_as_a_digest(coordinator):
+    request = pb.CreateWebTokenRequest(request_id="web-once", label="wallboard", ttl_seconds=600)
+    first = coordinator.admin().CreateWebToken(request)
+    again = coordinator.admin().CreateWebToken(request)
+    assert first.token.startswith(web_tokens.PREFIX)
+    assert again == pb.CreateWebTokenResponse(web_token=first.web_token)
+    assert first.web_token.creator == "operators/alice"
+    assert first.web_token.expire_time.seconds - first.web_token.create_time.seconds == 600
+    with coordinator.store.read() as reader:
+        row = reader.web_token(first.web_token.name.removeprefix("webTokens/"))
+        stored = reader.answer("operators/alice", "web-once")
+        assert web_tokens.admit(reader, first.token, now=datetime.now(UTC)) == row
+    assert row.secret_sha256 == hashlib.sha256(first.token.encode()).hexdigest()
+    assert first.token.encode() not in stored
+    listed = coordinator.admin("a-viewer", Role.VIEWER).ListWebTokens(pb.ListWebTokensRequest())
+    assert first.web_token in listed.web_tokens
+    assert row.secret_sha256 not in str(listed)
+
+
+def test_a_web_token_that_is_over_or_revoked_or_made_up_admits_nobody_and_says_why(coordinator):
+    made = coordinator.admin().CreateWebToken(pb.CreateWebTokenRequest(label="short", ttl_seconds=60))
+    with coordinator.store.read() as reader:
+        with pytest.raises(Unauthenticated, match="has ended"):
+            web_tokens.admit(reader, made.token, now=datetime.now(UTC) + timedelta(seconds=61))
+        with pytest.raises(Unauthenticated, match="nobody here knows"):
+            web_tokens.admit(reader, made.token[:-4] + "AAAA", now=datetime.now(UTC))
+        with pytest.raises(Unauthenticated, match="begins with accord-web-") as refused:
+            web_tokens.admit(reader, "my-password", now=datetime.now(UTC))
+    assert "my-password" not in str(refused.value)
+    for _ in range(2):
+        revoked = coordinator.admin().RevokeWebToken(pb.RevokeWebTokenRequest(name=made.web_token.name)).web_token
+        assert revoked.state == resources_pb2.WEB_TOKEN_STATE_REVOKED
+    with coordinator.store.read() as reader, pytest.raises(Unauthenticated, match="was revoked"):
+        web_tokens.admit(reader, made.token, now=datetime.now(UTC))
+    lines = [
+        event.action
+        for event in coordinator.admin()
+        .ListAuditEvents(pb.ListAuditEventsRequest(subject=made.web_token.name, newest_first=True))
+        .events
+    ]
+    assert lines == ["web_token_revoked", "web_token_created"]
+
+
+@pytest.mark.parametrize(
+    ("label", "life", "message"),
+    [
+        ("", 60, "label"),
+        (" ", 60, "label"),
+        ("x" * 81, 60, "label"),
+        ("a\nb", 60, "label"),
+        ("x", 7_776_001, "90 days"),
+    ],
+)
+def test_a_web_token_says_whom_it_is_for_and_ends_within_ninety_days(coordinator, label, life, message):
+    with pytest.raises(InvalidArgument, match=message), raised_as_errors():
+        coordinator.admin().CreateWebToken(pb.CreateWebTokenRequest(label=label, ttl_seconds=life))
 
 
 def test_a_revoked_participant_is_refused_at_its_next_call_and_cannot_be_invited_again(coordinator):
@@ -491,6 +554,26 @@ def test_a_round_shows_who_is_in_and_who_is_out_and_why(coordinator):
     assert shown.HasField("deadline_time")
     listed = coordinator.admin().ListRounds(pb.ListRoundsRequest(run=run.name)).rounds
     assert [entry.name for entry in listed] == [round_.name]
+
+
+def test_a_basic_view_of_rounds_counts_those_whom_the_full_one_names(coordinator):
+    run = create_run(coordinator)
+    round_ = open_round(coordinator, run.name)
+    with coordinator.store.write() as writer:
+        known = writer.round(round_.run, 1)
+        writer.update_round(
+            replace(known, cohort=SITES, survivors=SITES[:2], metrics=(("loss", 1.5),), version=known.version + 1)
+        )
+        writer.put_participation(Participation(round_.run, 1, "bank", ParticipationState.UPLOADED, datetime.now(UTC)))
+    request = pb.ListRoundsRequest(run=run.name, view=resources_pb2.ROUND_VIEW_BASIC)
+    (basic,) = coordinator.admin().ListRounds(request).rounds
+    (full,) = coordinator.admin().ListRounds(pb.ListRoundsRequest(run=run.name)).rounds
+    assert (basic.cohort_size, basic.survivor_count) == (len(full.cohort), len(full.survivors)) == (3, 2)
+    assert not basic.cohort
+    assert not basic.survivors
+    assert not basic.participations
+    assert (basic.metrics, basic.number) == (full.metrics, full.number)
+    assert len(full.participations) == 1
 
 
 # --- pages and names --------------------------------------------------------------------------------------------------

@@ -154,9 +154,9 @@ def test_an_empty_database_wants_to_be_migrated(url, path):
 
 
 def test_an_older_database_wants_to_be_migrated(url, path, monkeypatch):
-    migrate(url)
-    monkeypatch.setattr("coordinator.store.schema._history", lambda: ("0002", "0001"))
-    assert "older version (0001): back it up, then run accord-coordinator migrate" in refusal(url)
+    revision = migrate(url)
+    monkeypatch.setattr("coordinator.store.schema._history", lambda: ("9999", revision))
+    assert f"older version ({revision}): back it up, then run accord-coordinator migrate" in refusal(url)
 
 
 def test_a_newer_database_wants_a_newer_coordinator_and_is_not_migrated_back(url, path):

@@ -51,11 +51,8 @@ class DescribedModel:
 class MadeUpTrainer:
     """Adds a delta that follows from the site's name and the round."""
 
-    def check(self) -> None:
-        """There are no records."""
-
-    def check_domain(self, domain: str) -> None:
-        """There are none of any domain, and it takes part all the same."""
+    def check(self, plan: Plan) -> None:
+        """There are no records, of any domain, and it takes part all the same."""
 
     def metric_groups(self) -> frozenset[str]:
         return frozenset((HELD_OUT_GROUP,))

@@ -44,7 +44,9 @@ from common.errors import (
 )
 from common.log import bound, get_logger
 from common.plan import Plan
+from common.service_manager import ServiceManager
 from common.states import RoundState
+from common.version import software_version
 from participant import guard
 from participant.base_models import BaseModels
 from participant.client import BACKOFF_SECONDS, CoordinatorClient
@@ -61,6 +63,12 @@ from participant.workbench import Workbench
 log = get_logger(__name__)
 
 POLL_SECONDS: Final = 40
+# Nothing is said to the service manager during a poll, and more than one must fit its watchdog.
+POLLS_PER_WATCHDOG: Final = 3
+# How long one task may take without a sign of life: a first look at a base model hashes or fetches all of it, and a
+# large update is masked in one go.
+_MOST_TASK_SECONDS: Final = 15 * 60.0
+_MOST_REVIEW_SECONDS: Final = 2 * 3600.0
 
 # The state has moved on, or what was sent is there already: nothing is lost, and the next answer says what is next.
 _MOVED_ON: Final = (OutOfTurn, NotFound, NotInCohort, AlreadyExists)
@@ -73,6 +81,17 @@ _PHASES: Final[Mapping[type[Assignment], WorkPhase]] = {
     ConfirmShares: WorkPhase.KEY_SETUP,
     UploadUpdate: WorkPhase.UPLOAD,
     CloseRound: WorkPhase.CLOSE,
+}
+# For the service manager's status line. A round that is prepared tells its own progress.
+_DOING: Final[Mapping[type[Assignment], str]] = {
+    ReviewRun: "looking at its plan",
+    AdvertiseKeys: "setting up keys",
+    DepositShares: "setting up keys",
+    ConfirmShares: "setting up keys",
+    UploadUpdate: "masking and uploading",
+    CloseRound: "closing the round",
+    FinishRound: "clearing up",
+    FinishRun: "fetching the final adapter",
 }
 
 
@@ -104,6 +123,7 @@ class Daemon:
         clock: Clock,
         before_turn: Callable[[], None] = lambda: None,
         interrupt: Callable[[], None] = lambda: None,
+        manager: ServiceManager | None = None,
     ) -> None:
         self._site = site
         self._client = client
@@ -118,6 +138,7 @@ class Daemon:
         self._clock = clock
         self._before_turn = before_turn
         self._interrupt = interrupt
+        self._manager = manager or ServiceManager()
         self._tag = ""
 
     # --- the loop -------------------------------------------------------------------------------------------------
@@ -125,15 +146,20 @@ class Daemon:
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set. Raises CertificateRevoked when the federation has put this site out."""
         failures = 0
+        poll_seconds = self._poll_seconds()
         threading.Thread(target=self._interrupt_when, args=(stop,), name="stop-watch", daemon=True).start()
         try:
             while not stop.is_set():
+                self._manager.alive()
                 try:
-                    is_done = self.turn(POLL_SECONDS)
+                    is_done = self.turn(poll_seconds)
                 except CertificateRevoked:
                     raise
                 except AccordError as error:
+                    if stop.is_set():
+                        break  # what failed is the poll that was interrupted
                     log.warning("coordinator_unreachable", reason=error.reason, message=error.message)
+                    self._tell(f"cannot reach the coordinator, trying again: {error.message}")
                     self._metrics.failed(error)
                     is_done = False
                 except Exception as error:
@@ -144,9 +170,27 @@ class Daemon:
                 if failures:
                     # What is unfinished is asked for again at once, not when something has changed.
                     self._tag = ""
-                    stop.wait(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS)) - 1])
+                    self._pause(stop, BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS)) - 1])
         finally:
-            self._workbench.stop()
+            with self._manager.slow(_MOST_TASK_SECONDS):
+                self._workbench.stop()
+
+    def _poll_seconds(self) -> int:
+        watchdog = self._manager.watchdog_seconds
+        return POLL_SECONDS if watchdog is None else max(1, min(POLL_SECONDS, int(watchdog / POLLS_PER_WATCHDOG)))
+
+    def _pause(self, stop: threading.Event, seconds: float) -> None:
+        """Wait between two tries, by pieces that the watchdog does not take for a standstill."""
+        piece = self._poll_seconds()
+        while seconds > 0 and not stop.wait(min(seconds, piece)):
+            seconds -= piece
+            self._manager.alive()
+
+    def _tell(self, status: str) -> None:
+        """What is going on. That the first try is over, whatever came of it, is what makes a start complete: a site
+        whose coordinator is away has started well."""
+        self._manager.ready(status)
+        self._manager.status(status)
 
     def _interrupt_when(self, stop: threading.Event) -> None:
         """End the long poll that the loop may be waiting in."""
@@ -159,6 +203,10 @@ class Daemon:
         answer = self._client().assignments(self._tag, wait_seconds=wait_seconds)
         self._metrics.last_contact_seconds.set(self._clock.now().timestamp())
         self._tag = answer.tag
+        self._tell("in touch with the coordinator" if answer.tasks else "in touch with the coordinator; nothing to do")
+        if answer.not_understood:
+            log.error("assignment_not_understood", count=answer.not_understood, software_version=software_version())
+            self._tell("the coordinator asks for something that this version does not know: upgrade accord here")
         done = [self._do(task) for task in answer.tasks]
         return all(done)
 
@@ -172,8 +220,12 @@ class Daemon:
 
     def _do(self, task: Assignment) -> bool:
         """True when the task is done, or not to be done at all."""
-        name = type(task).__name__
-        with bound(run=task.run, round=getattr(task, "round", None), task=name):
+        name, number = type(task).__name__, getattr(task, "round", None)
+        if type(task) in _DOING:
+            where = f"run {task.run}" if number is None else f"run {task.run}, round {number}"
+            self._manager.status(f"{where}: {_DOING[type(task)]}")
+        most_seconds = _MOST_REVIEW_SECONDS if isinstance(task, ReviewRun) else _MOST_TASK_SECONDS
+        with bound(run=task.run, round=number, task=name), self._manager.slow(most_seconds):
             try:
                 self._metrics.assignments.labels(task=name).inc()
                 with self._metrics.timed(_PHASES[type(task)]) if type(task) in _PHASES else nullcontext():
@@ -281,9 +333,7 @@ class Daemon:
             )
         guard.review(plan, policy=self._site.policy, charter=charter, participant=self._site.participant)
         self._privacy.review(plan)
-        self._trainer.check()
-        if plan.domain:
-            self._trainer.check_domain(plan.domain)
+        self._trainer.check(plan)
         return guard.check_base_model(plan, self._base_models.own()).digest
 
     def _terms(self, run: str) -> RunTerms:

@@ -27,7 +27,7 @@ from common.domains import (
 from common.errors import DataInvalid
 from common.instruction_updates import Reference
 from common.instructions import InstructionSet, Task
-from common.plan import HELD_OUT_GROUP, PREFERENCE_GROUP, Plan
+from common.plan import DPO, HELD_OUT_GROUP, PREFERENCE_GROUP, Plan
 from common.states import RoundKind
 from participant.reference import REFERENCE_FOLDER, LocalLosses, local_reference
 from participant.training import data
@@ -97,12 +97,12 @@ class Prepared:
 class Trainer(Protocol):
     """Prepares rounds. Called again for the same job after a kill, it goes on where it was."""
 
-    def check(self) -> None:
-        """Raises DataInvalid if this site's records cannot be trained on: better said before a run than in a round."""
-        ...
+    def check(self, plan: Plan) -> None:
+        """Better said before a run than in a round.
 
-    def check_domain(self, domain: str) -> None:
-        """Raises DataInvalid if this site has no records of a domain, or none of them held out."""
+        Raises DataInvalid if this site's records are none that the plan trains on (of its objective, of its domain, and
+        some of that held out), InvalidArgument if its settings do not go with the plan.
+        """
         ...
 
     def metric_groups(self) -> frozenset[str]:
@@ -127,13 +127,15 @@ class WorkerTrainer:
     resources: Resources
     run_job: RunJob = run_worker
 
-    def check(self) -> None:
-        data.load(self.data)
-
-    def check_domain(self, domain: str) -> None:
-        records = data.load(replace(self.data, only_domain=domain))
-        if not records.held_out:
-            raise DataInvalid(f"this site holds out no record of domain {domain}, so it could not measure its adapter")
+    def check(self, plan: Plan) -> None:
+        is_preference = plan.training.objective == DPO
+        self.resources.check(is_private=plan.privacy.training is not None, is_preference=is_preference)
+        records = data.load(replace(self.data, only_domain=plan.domain))
+        data.require_objective(records, is_preference=is_preference)
+        if plan.domain and not records.held_out:
+            raise DataInvalid(
+                f"this site holds out no record of domain {plan.domain}, so it could not measure its adapter"
+            )
 
     def metric_groups(self) -> frozenset[str]:
         records = data.load(self.data)

@@ -133,6 +133,23 @@ def load(settings: DataSettings) -> Dataset:
     return Dataset(kept, held_out, report, held_out_report)
 
 
+def require_objective(records: Dataset, *, is_preference: bool) -> None:
+    """Raises DataInvalid where a plan's objective and the site's records do not fit together."""
+    for report, usable in ((records.train_report, records.train), (records.held_out_report, records.held_out)):
+        odd = next((record for record in usable if record.is_pair != is_preference), None)
+        if odd is None:
+            continue
+        if is_preference:
+            raise DataInvalid(
+                f"{report.path}: line {odd.line} has one answer, and this plan's objective (dpo) asks for pairs: "
+                "records with chosen and rejected in place of the answer"
+            )
+        raise DataInvalid(
+            f"{report.path}: line {odd.line} has chosen and rejected answers, and this plan's objective (sft) asks "
+            "for records with one answer; pairs are for runs whose objective is dpo"
+        )
+
+
 def read_records(
     path: Path, data_format: DataFormat = DataFormat.AUTO, *, default_domain: str = "general"
 ) -> tuple[tuple[Record, ...], DataReport]:

@@ -24,7 +24,7 @@ from participant.training.asked import asked_of
 from participant.training.cells import CellSums, measure_candidates
 from participant.training.checkpoint import CHECKPOINT_FILE
 from participant.training.child import write_atomically
-from participant.training.data import MAX_BAD_EXAMPLES, Dataset, Record
+from participant.training.data import MAX_BAD_EXAMPLES, Dataset, Record, require_objective
 from participant.training.dp_sgd import PrivateRecords, SecretNoise
 from participant.training.evaluate import evaluate, questions
 from participant.training.job import NOISE_KEY_FILE, EvaluationSettings, JobKind, PrivateSettings, TrainingJob
@@ -103,8 +103,7 @@ class Execution:
         """
         job = self._job
         torch.set_num_threads(job.resources.threads)
-        for report, usable in ((records.train_report, records.train), (records.held_out_report, records.held_out)):
-            _check_objective(report, usable, is_preference=job.hyperparameters.dpo_beta > 0.0)
+        require_objective(records, is_preference=job.hyperparameters.dpo_beta > 0.0)
         tokenizer, most = load_tokenizer(job.base_model), job.hyperparameters.max_length
         encoder = Encoder(tokenizer, job.instruction_set, max_length=most)
         drawing = Encoder(tokenizer, job.instruction_set, max_length=most, draw_seed=job.hyperparameters.seed)
@@ -260,22 +259,6 @@ class Execution:
             noise=SecretNoise.read(self._folder / NOISE_KEY_FILE),
             micro_batch_size=self._job.resources.micro_batch_size,
         )
-
-
-def _check_objective(report: DataReport, records: Sequence[Record], *, is_preference: bool) -> None:
-    """Raises DataInvalid where the plan's objective and the site's records do not fit together."""
-    odd = next((record for record in records if record.is_pair != is_preference), None)
-    if odd is None:
-        return
-    if is_preference:
-        raise DataInvalid(
-            f"{report.path}: line {odd.line} has one answer, and this plan's objective (dpo) asks for pairs: "
-            "records with chosen and rejected in place of the answer"
-        )
-    raise DataInvalid(
-        f"{report.path}: line {odd.line} has chosen and rejected answers, and this plan's objective (sft) asks for "
-        "records with one answer; pairs are for runs whose objective is dpo"
-    )
 
 
 def _correction(job: TrainingJob, adapted: AdaptedModel) -> dict[str, Tensor]:

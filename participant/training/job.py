@@ -180,6 +180,15 @@ class Resources:
         if self.checkpoint_every_steps < 0:
             raise InvalidArgument("checkpoint_every_steps must not be negative")
 
+    def check(self, *, is_private: bool, is_preference: bool) -> None:
+        """Raises InvalidArgument for more processes than training of this kind takes."""
+        if self.processes > 1 and (is_private or is_preference):
+            what = "private steps (DP-SGD) take" if is_private else "preference tuning (DPO) takes"
+            raise InvalidArgument(
+                f"this site trains with [training] processes = {self.processes}, and {what} one process; set "
+                'processes = 1 and sharding = "none" for this run'
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrivateSettings:
@@ -253,12 +262,7 @@ class TrainingJob:
     def __post_init__(self) -> None:
         if self.round < 1:
             raise InvalidArgument("round must be at least 1")
-        if self.resources.processes > 1 and (self.private is not None or self.hyperparameters.dpo_beta):
-            what = "private steps (DP-SGD) take" if self.private is not None else "preference tuning (DPO) takes"
-            raise InvalidArgument(
-                f"this site trains with [training] processes = {self.resources.processes}, and {what} one "
-                'process; set processes = 1 and sharding = "none" for this run'
-            )
+        self.resources.check(is_private=self.private is not None, is_preference=self.hyperparameters.dpo_beta > 0.0)
 
     def layout(self, layers: Iterable[LinearLayer]) -> AdapterLayout:
         """Of the adapter's stored tensors. Raises InvalidArgument or PlanInvalid where the method does not fit."""

@@ -143,11 +143,8 @@ class MadeUpTrainer:
     spoil: Callable[[Preparation], None] = lambda work: None
     prepared: list[int] = field(default_factory=list)
 
-    def check(self) -> None:
-        """There are no records."""
-
-    def check_domain(self, domain: str) -> None:
-        """There are none of any domain, and it takes part all the same."""
+    def check(self, plan: Plan) -> None:
+        """There are no records, of any domain, and it takes part all the same."""
 
     def metric_groups(self) -> frozenset[str]:
         return self.groups

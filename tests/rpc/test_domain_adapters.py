@@ -10,7 +10,7 @@ import pytest
 from common.errors import DataInvalid, NotFound, PlanInvalid
 from common.manifest import Manifest, read_manifest
 from common.methods import Method
-from common.plan import Beneath
+from common.plan import Beneath, Plan
 from participant.trainer import OnProgress, Preparation, Prepared
 from tests.rpc.federation import Federation, delta_of
 from tests.rpc.test_domains import DomainTrainer, figures_of
@@ -25,9 +25,9 @@ class AdaptingTrainer(DomainTrainer):
         super().__init__(**settings)
         self.given: list[Preparation] = []
 
-    def check_domain(self, domain: str) -> None:
-        if domain != self.domain:
-            raise DataInvalid(f"no record of domain {domain}; there are {self.domain}")
+    def check(self, plan: Plan) -> None:
+        if plan.domain not in ("", self.domain):
+            raise DataInvalid(f"no record of domain {plan.domain}; there are {self.domain}")
 
     def prepare(self, work: Preparation, *, on_progress: OnProgress, stop: threading.Event) -> Prepared:
         self.given.append(work)

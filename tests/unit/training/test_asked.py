@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from common import jsonform
 from common.domains import PlanDomain
-from common.errors import DataInvalid
+from common.errors import DataInvalid, InvalidArgument
 from common.instruction_updates import Updates
 from common.instructions import DomainShare, InstructionSet, Task
-from common.plan import HELD_OUT_GROUP, METRIC_GROUPS, Plan
+from common.plan import DPO, HELD_OUT_GROUP, METRIC_GROUPS, SFT, Plan
 from common.secagg import MetricGroup
 from coordinator.domain_planning import with_domains
 from participant.trainer import WorkerTrainer, contribution_of, metric_groups_of
@@ -121,6 +121,47 @@ def test_files_that_cannot_be_read_are_said(tmp_path):
     trainer = trainer_over(tmp_path, [])
     with pytest.raises(DataInvalid):
         trainer.metric_groups()
+
+
+# --- whether a plan fits ---------------------------------------------------------------------------------------------
+
+
+def wanting(objective: str) -> Plan:
+    plan = made.plan()
+    return replace(plan, training=replace(plan.training, objective=objective))
+
+
+PAIRED = [{"instruction": f"Which is {n}?", "chosen": "one", "rejected": "two"} for n in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "objective", "reason"),
+    [
+        (rows_of(8), DPO, r"has one answer, and this plan's objective \(dpo\) asks for pairs"),
+        (PAIRED, SFT, r"this plan's objective \(sft\) asks for records with one answer"),
+    ],
+)
+def test_a_site_whose_records_are_of_another_objective_says_so_before_the_run(tmp_path, rows, objective, reason):
+    trainer = trainer_over(tmp_path, rows)
+    with pytest.raises(DataInvalid, match=reason):
+        trainer.check(wanting(objective))
+    trainer.check(wanting(SFT if objective == DPO else DPO))
+
+
+def test_a_site_that_trains_in_several_processes_declines_preference_tuning_before_the_run(tmp_path):
+    trainer = replace(trainer_over(tmp_path, PAIRED), resources=Resources(processes=2))
+    with pytest.raises(InvalidArgument, match=r"preference tuning \(DPO\) takes one process; set processes = 1"):
+        trainer.check(wanting(DPO))
+
+
+def test_a_site_without_records_of_the_runs_domain_declines(tmp_path):
+    trainer = trainer_over(tmp_path, rows_of(8, domain="bank"))
+    trainer.check(replace(made.plan(), domain="bank"))
+    with pytest.raises(DataInvalid, match="no record of domain desk"):
+        trainer.check(replace(made.plan(), domain="desk"))
+    none_held_out = replace(trainer, data=replace(trainer.data, held_out_fraction=0.0))
+    with pytest.raises(DataInvalid, match="holds out no record of domain bank"):
+        none_held_out.check(replace(made.plan(), domain="bank"))
 
 
 # --- the words themselves --------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, NoReturn, Protocol
 
 import grpc
@@ -45,6 +46,28 @@ class NobodyRevoked:
 
     async def check(self, caller: Caller) -> None:
         return None
+
+
+def check_rule(rules: Rules, method: str, caller: Caller) -> None:
+    """Raises Unauthenticated or PermissionDenied unless a rule lets the caller's role call the method."""
+    allowed = rules.get(method, frozenset())
+    if caller.role in allowed:
+        return
+    if caller.role is Role.ANONYMOUS:
+        raise Unauthenticated("this call needs a client certificate")
+    if not allowed:
+        raise PermissionDenied(f"nobody may call {method}: there is no rule for it")
+    may = ", ".join(sorted(role.value for role in allowed))
+    raise PermissionDenied(f"{caller.actor} has role {caller.role.value}; {method} is for: {may}")
+
+
+def check_not_over(caller: Caller, *, now: datetime) -> None:
+    """Raises Unauthenticated at the end of the certificate's life.
+
+    The handshake checked it once; a connection may outlive the certificate by months.
+    """
+    if caller.not_after is not None and now >= caller.not_after:
+        raise Unauthenticated(f"the certificate of {caller.actor} expired at {caller.not_after.isoformat()}; renew it")
 
 
 def _not_measured(method: str, code: grpc.StatusCode, seconds: float) -> None:
@@ -157,7 +180,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
         caller = ANONYMOUS
         try:
             caller = self._callers.read(context.auth_context())
-            self._check_rule(method, caller)
+            check_rule(self._rules, method, caller)
             await self._check_caller(caller)
             set_current_caller(caller)
             with bound(caller=caller.actor), self._opened(caller) as call:
@@ -178,25 +201,10 @@ class CallGuard(grpc.aio.ServerInterceptor):
     async def _refuse(self, context: Context, error: AccordError) -> NoReturn:
         await context.abort_with_status(to_status(error))
 
-    def _check_rule(self, method: str, caller: Caller) -> None:
-        allowed = self._rules.get(method, frozenset())
-        if caller.role in allowed:
-            return
-        if caller.role is Role.ANONYMOUS:
-            raise Unauthenticated("this call needs a client certificate")
-        if not allowed:
-            raise PermissionDenied(f"nobody may call {method}: there is no rule for it")
-        may = ", ".join(sorted(role.value for role in allowed))
-        raise PermissionDenied(f"{caller.actor} has role {caller.role.value}; {method} is for: {may}")
-
     async def _check_caller(self, caller: Caller) -> None:
         if caller.role is Role.ANONYMOUS:
             return
-        # The handshake checked this once; a connection may outlive the certificate by months.
-        if caller.not_after is not None and self._clock.now() >= caller.not_after:
-            raise Unauthenticated(
-                f"the certificate of {caller.actor} expired at {caller.not_after.isoformat()}; renew it"
-            )
+        check_not_over(caller, now=self._clock.now())
         await self._revocations.check(caller)
 
     # --- open calls --------------------------------------------------------------------------------------------

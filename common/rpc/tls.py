@@ -6,11 +6,12 @@ connections live on (who they are is checked with every call). Knows nothing of 
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, cast
+from typing import Final, Generic, TypeVar, cast
 
 import grpc
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -55,6 +56,39 @@ def server_tls(files: ServerTls) -> grpc.ServerCredentials:
     return _reloading(files, require_client_certificate=False)
 
 
+def browser_tls(files: ServerTls, *, requires_certificate: bool) -> ssl.SSLContext:
+    """The TLS of a listener for browsers: files that change are read again at the next handshake, as for the others.
+
+    requires_certificate: whether a client without a certificate is turned away; one that comes with a certificate is
+    always verified by `client_authorities`. Raises ConfigInvalid as `mutual_tls` does.
+    """
+
+    def build(_chain: bytes, _key: bytes, authorities: bytes) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
+        context.verify_mode = ssl.CERT_REQUIRED if requires_certificate else ssl.CERT_OPTIONAL
+        # As gRPC does it: an organisation's issuing CA may be all that is named.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        try:
+            context.load_cert_chain(files.certificate, files.key)
+            context.load_verify_locations(cadata=authorities.decode("ascii", "replace"))
+        except (ssl.SSLError, OSError) as error:
+            raise ConfigInvalid(f"cannot use {files.certificate} and {files.key}: {error}") from error
+        return context
+
+    reader = _ReloadingFiles(files, build)
+    newest = first = reader.first()
+
+    def choose(connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _context: ssl.SSLContext) -> None:
+        nonlocal newest
+        newest = reader.changed() or newest
+        connection.context = newest
+
+    first.sni_callback = choose
+    return first
+
+
 def channel_credentials(
     *, trust_bundle: bytes, certificate_chain: bytes | None = None, key: bytes | None = None
 ) -> grpc.ChannelCredentials:
@@ -65,7 +99,7 @@ def channel_credentials(
 
 
 def _reloading(files: ServerTls, *, require_client_certificate: bool) -> grpc.ServerCredentials:
-    reader = _ReloadingFiles(files)
+    reader = _ReloadingFiles(files, _grpc_configuration)
     return grpc.dynamic_ssl_server_credentials(
         reader.first(),
         # The library takes None for "no change"; the stubs leave that out.
@@ -74,22 +108,31 @@ def _reloading(files: ServerTls, *, require_client_certificate: bool) -> grpc.Se
     )
 
 
+def _grpc_configuration(chain: bytes, key: bytes, authorities: bytes) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=authorities or None)
+
+
+Built = TypeVar("Built")
 _Stamp = tuple[tuple[str, int, int, int], ...]
 
 
-class _ReloadingFiles:
-    """Reads a listener's files, and again when one of them has changed. Called by the transport's own threads."""
+class _ReloadingFiles(Generic[Built]):
+    """Reads a listener's files, and again when one of them has changed. Called by the transport's own threads.
 
-    def __init__(self, files: ServerTls) -> None:
+    build: makes of chain, key and client CAs what the transport takes.
+    """
+
+    def __init__(self, files: ServerTls, build: Callable[[bytes, bytes, bytes], Built]) -> None:
         self._files = files
+        self._build = build
         self._lock = threading.Lock()
         self._seen: _Stamp | None = None
 
-    def first(self) -> grpc.ServerCertificateConfiguration:
+    def first(self) -> Built:
         self._seen = self._stamp()
         return self._read()
 
-    def changed(self) -> grpc.ServerCertificateConfiguration | None:
+    def changed(self) -> Built | None:
         """What to use from now on; None while the files are as they were, or are not usable."""
         with self._lock:
             try:
@@ -118,7 +161,7 @@ class _ReloadingFiles:
             raise ConfigInvalid(f"cannot read TLS file: {error}") from error
         return tuple((str(path), state.st_mtime_ns, state.st_size, state.st_ino) for path, state in states)
 
-    def _read(self) -> grpc.ServerCertificateConfiguration:
+    def _read(self) -> Built:
         try:
             chain = self._files.certificate.read_bytes()
             key = self._files.key.read_bytes()
@@ -126,7 +169,7 @@ class _ReloadingFiles:
         except OSError as error:
             raise ConfigInvalid(f"cannot read TLS file: {error}") from error
         self._check(chain, key, authorities)
-        return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=authorities or None)
+        return self._build(chain, key, authorities)
 
     def _check(self, chain: bytes, key: bytes, authorities: bytes) -> None:
         """gRPC takes any bytes and fails at the handshake, without a word why."""

@@ -36,5 +36,7 @@ def test_every_link_and_every_path_leads_somewhere(page):
         found = (page.parent / path).resolve() if path else page
         if not found.exists() or (anchor and found.suffix == ".md" and anchor not in anchors(found)):
             broken.append(target)
-    broken += [path for path in TREE_PATH.findall(text) if not (ROOT / path).exists()]
+    # A part in capitals stands for something: experiments/out/PRESET.
+    named = [path for path in TREE_PATH.findall(text) if not any(part.isupper() for part in path.split("/"))]
+    broken += [path for path in named if not (ROOT / path).exists()]
     assert broken == []

@@ -7,8 +7,9 @@ import os
 import secrets
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -17,9 +18,10 @@ from prometheus_client import CollectorRegistry
 from common import log
 from common.charter import Charter
 from common.clock import Clock, SystemClock
-from common.errors import ConfigInvalid
+from common.errors import AccordError, ConfigInvalid
 from common.memory import share_one_pool
 from common.secagg import identity_signer
+from common.service_manager import ServiceManager
 from participant.base_models import BaseModels, BaseModelSource, ConfiguredBaseModels
 from participant.client import CoordinatorClient
 from participant.config import CharterConfig, CharterMode, ParticipantConfig
@@ -46,24 +48,53 @@ logger = log.get_logger(__name__)
 MEBIBYTE = 1024 * 1024
 
 
-def run(config: ParticipantConfig) -> None:
-    """Work until SIGTERM or SIGINT. Raises what makes a start impossible, and CertificateRevoked when put out."""
-    log.configure(form=config.log.form, level=config.log.level_number)
+def run(config: ParticipantConfig, *, read_again: Callable[[], ParticipantConfig]) -> None:
+    """Work until SIGTERM or SIGINT; after SIGHUP go on with what the files say then.
+
+    read_again: the configuration as the files say now. Files with mistakes change nothing. Raises what makes a start
+    impossible, and CertificateRevoked when put out.
+    """
+    manager = ServiceManager.from_environment(os.environ)
+    signals = _Signals.caught(manager)
     os.nice(config.training.nice)
     policy = load_policy(config.policy_file)
-    stop = _stop_on_signals()
+    while True:
+        _work(config, policy, stop=signals.wake, manager=manager)
+        # In this order: an end that is signalled in between is seen.
+        signals.wake.clear()
+        if signals.is_end:
+            return
+        manager.reloading()
+        try:
+            fresh = read_again()
+            config, policy = fresh, load_policy(fresh.policy_file)
+        except AccordError as error:
+            logger.error("configuration_not_read_again", reason=error.reason, message=error.message)
+
+
+def _work(config: ParticipantConfig, policy: Policy, *, stop: threading.Event, manager: ServiceManager) -> None:
+    log.configure(form=config.log.form, level=config.log.level_number)
     trainer = WorkerTrainer(config.data.settings(policy), config.evaluation.settings(), config.training.resources())
     sources = tuple(BaseModelSource(model.source, model.digest) for model in config.base_models)
-    base_models = ConfiguredBaseModels(sources, cache=config.cache_directory, stop=stop)
-    with serving(config, policy=policy, trainer=trainer, base_models=base_models, clock=SystemClock()) as daemon:
+    base_models = ConfiguredBaseModels(sources, cache=config.cache_directory, stop=stop, on_step=manager.alive)
+    with serving(
+        config, policy=policy, trainer=trainer, base_models=base_models, clock=SystemClock(), manager=manager
+    ) as daemon:
         daemon.run(stop)
 
 
 @contextmanager
 def serving(
-    config: ParticipantConfig, *, policy: Policy, trainer: Trainer, base_models: BaseModels, clock: Clock
+    config: ParticipantConfig,
+    *,
+    policy: Policy,
+    trainer: Trainer,
+    base_models: BaseModels,
+    clock: Clock,
+    manager: ServiceManager | None = None,
 ) -> Iterator[Daemon]:
     """A daemon with all its parts, closed at the end of the block. Training and models are the caller's choice."""
+    manager = manager or ServiceManager()
     share_one_pool()
     state = config.state_directory
     registry = CollectorRegistry()
@@ -77,6 +108,7 @@ def serving(
             address=config.coordinator.address,
             clock=clock,
             on_expiry=lambda at: metrics.certificate_expiry_seconds.set(at.timestamp()),
+            on_chunk=manager.alive,
         )
         parts.callback(connection.close)
         if config.metrics.is_served:
@@ -114,6 +146,7 @@ def serving(
             privacy=privacy,
             metrics=metrics,
             clock=clock,
+            tell=manager.status,
         )
         daemon = Daemon(
             site=Site(
@@ -133,6 +166,7 @@ def serving(
             clock=clock,
             before_turn=connection.keep_valid,
             interrupt=connection.close,
+            manager=manager,
         )
         logger.info("participant_started", participant=connection.identity.participant, pid=os.getpid())
         yield daemon
@@ -156,16 +190,29 @@ def _signing_identity(connection: Connection) -> Identity:
     )
 
 
-def _stop_on_signals() -> threading.Event:
-    stop = threading.Event()
+@dataclass(slots=True)
+class _Signals:
+    """What this process was told: `wake` is set by every signal, `is_end` by those that mean the end."""
 
-    def on_signal(number: int, frame: object) -> None:
-        logger.info("participant_stopping", signal=signal.Signals(number).name)
-        stop.set()
+    manager: ServiceManager
+    wake: threading.Event
+    is_end: bool = False
 
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
-    return stop
+    @classmethod
+    def caught(cls, manager: ServiceManager) -> _Signals:
+        signals = cls(manager, threading.Event())
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signals._on_signal)
+        return signals
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if number == signal.SIGHUP:
+            logger.info("configuration_to_be_read_again")
+        else:
+            self.is_end = True
+            self.manager.stopping()
+            logger.info("participant_stopping", signal=signal.Signals(number).name)
+        self.wake.set()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -37,12 +38,23 @@ class BaseModelSource:
 
 
 class ConfiguredBaseModels:
-    """The models of participant.toml. The first look makes them ready, which takes a while for a GGUF file."""
+    """The models of participant.toml. The first look makes them ready, which takes a while for a GGUF file.
 
-    def __init__(self, sources: tuple[BaseModelSource, ...], *, cache: Path, stop: threading.Event) -> None:
+    on_step: told whenever that gets on.
+    """
+
+    def __init__(
+        self,
+        sources: tuple[BaseModelSource, ...],
+        *,
+        cache: Path,
+        stop: threading.Event,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> None:
         self._sources = sources
         self._cache = cache
         self._stop = stop
+        self._on_step = on_step
         self._found: dict[str, tuple[BaseModel, Path]] = {}
 
     def own(self) -> tuple[BaseModel, ...]:
@@ -58,7 +70,7 @@ class ConfiguredBaseModels:
             raise BaseModelUnavailable(f"this site has no base model of digest {digest}") from None
 
     def _ready(self, source: BaseModelSource) -> tuple[BaseModel, Path]:
-        folder = prepare_base_model(source.source, cache_folder=self._cache, on_progress=_log, stop=self._stop)
+        folder = prepare_base_model(source.source, cache_folder=self._cache, on_progress=self._heard, stop=self._stop)
         model = describe(folder, cache_folder=self._cache)
         if source.digest is not None and model.digest != source.digest:
             raise BaseModelMismatch(
@@ -66,6 +78,6 @@ class ConfiguredBaseModels:
             )
         return model, folder
 
-
-def _log(progress: Progress) -> None:
-    log.debug("base_model_progress", phase=progress.phase.value, detail=progress.detail)
+    def _heard(self, progress: Progress) -> None:
+        self._on_step()
+        log.debug("base_model_progress", phase=progress.phase.value, detail=progress.detail)

@@ -6,7 +6,7 @@ Raises the errors that the coordinator raised (common.errors), and Unavailable w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -39,10 +39,14 @@ BACKOFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 
 @dataclass(frozen=True, slots=True)
 class Assignments:
-    """The coordinator's answer to "what should I do now", with the tag that names it."""
+    """The coordinator's answer to "what should I do now", with the tag that names it.
+
+    not_understood: how many tasks this version does not know; the others do not wait for them.
+    """
 
     tag: str
     tasks: tuple[Assignment, ...]
+    not_understood: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +106,28 @@ class ShownChunk:
 
 
 class CoordinatorClient:
-    """One connection for calls and one for uploads; both are the caller's to close."""
+    """One connection for calls and one for uploads; both are the caller's to close.
 
-    def __init__(self, channel: grpc.Channel, upload_channel: grpc.Channel, *, software_version: str) -> None:
+    on_chunk: told of every chunk of an upload or a download, from whatever thread it moves in. on_trust: told with
+    every assignment the digest of the CAs that a renewal of the certificate would bring.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.Channel,
+        upload_channel: grpc.Channel,
+        *,
+        software_version: str,
+        on_chunk: Callable[[], None] = lambda: None,
+        on_trust: Callable[[str], None] = lambda trust_bundle_sha256: None,
+    ) -> None:
         self._rounds = round_pb2_grpc.RoundServiceStub(channel)
         self._adapters = adapter_pb2_grpc.AdapterServiceStub(channel)
         self._secagg = secure_aggregation_pb2_grpc.SecureAggregationServiceStub(channel)
         self._uploads = secure_aggregation_pb2_grpc.SecureAggregationServiceStub(upload_channel)
         self._software_version = software_version
+        self._on_chunk = on_chunk
+        self._on_trust = on_trust
 
     # --- rounds ---------------------------------------------------------------------------------------------------
 
@@ -120,7 +138,13 @@ class CoordinatorClient:
         )
         with raised_as_errors():
             response = self._rounds.GetAssignment(request, timeout=wait_seconds + POLL_MARGIN_SECONDS)
-        return Assignments(response.tag, tuple(wire.from_proto(task) for task in response.assignments))
+        self._on_trust(response.trust_bundle_sha256)
+        understood = [task for task in response.assignments if wire.is_understood(task)]
+        return Assignments(
+            response.tag,
+            tuple(wire.from_proto(task) for task in understood),
+            len(response.assignments) - len(understood),
+        )
 
     def charter(self) -> bytes:
         """The charter that the coordinator works under, byte for byte."""
@@ -175,6 +199,7 @@ class CoordinatorClient:
         request = adapter_pb2.DownloadAdapterRequest(digest=digest, offset=offset, moved_only=moved_only)
         with raised_as_errors():
             for message in self._adapters.DownloadAdapter(request, timeout=STREAM_SECONDS):
+                self._on_chunk()
                 yield message.chunk
 
     # --- key epochs -----------------------------------------------------------------------------------------------
@@ -250,6 +275,7 @@ class CoordinatorClient:
             with spool.open("rb") as file:
                 file.seek(sum(chunk_sizes[:first_chunk]))
                 for size in chunk_sizes[first_chunk:]:
+                    self._on_chunk()
                     yield secure_aggregation_pb2.UploadMaskedUpdateRequest(chunk=file.read(size))
             yield secure_aggregation_pb2.UploadMaskedUpdateRequest(receipt=receipt)
 

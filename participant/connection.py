@@ -33,15 +33,23 @@ class Connection:
     """Gives the client of the moment. `keep_valid` is called by the daemon before every turn."""
 
     def __init__(
-        self, folder: IdentityFolder, *, address: str | None, clock: Clock, on_expiry: Callable[[datetime], None]
+        self,
+        folder: IdentityFolder,
+        *,
+        address: str | None,
+        clock: Clock,
+        on_expiry: Callable[[datetime], None],
+        on_chunk: Callable[[], None] = lambda: None,
     ) -> None:
-        """address: HOST:PORT that overrides the one of the enrolment."""
+        """address: HOST:PORT that overrides the one of the enrolment. on_chunk: see CoordinatorClient."""
         self._folder = folder
         self._address = address
         self._clock = clock
         self._on_expiry = on_expiry
+        self._on_chunk = on_chunk
         self._lock = threading.Lock()
         self._retry_at = clock.now()
+        self._trust_offered = self._trust_fetched = ""
         self._identity = folder.load()
         self._open = self._dial()
 
@@ -58,7 +66,9 @@ class Connection:
         """Renew the certificate when it is due; a failure is tried again later, as there is time."""
         now = self._clock.now()
         self._on_expiry(self._identity.expires_at)
-        if not self._identity.needs_renewal(now) or now < self._retry_at:
+        offered = self._trust_offered
+        is_due = self._identity.needs_renewal(now) or self._has_other_trust(offered)
+        if not is_due or now < self._retry_at:
             return
         try:
             renewed = renew(self._folder, self._clock)
@@ -68,6 +78,7 @@ class Connection:
             self._retry_at = now + RETRY_RENEWAL
             log.error("certificate_not_renewed", reason=error.reason, message=error.message)
             return
+        self._trust_fetched = offered
         log.info("certificate_renewed", expires_at=renewed.expires_at.isoformat())
         with self._lock:
             before, self._identity = self._open, renewed
@@ -80,9 +91,28 @@ class Connection:
         for channel in self._open.channels:
             channel.close()
 
+    def _hear_trust(self, trust_bundle_sha256: str) -> None:
+        self._trust_offered = trust_bundle_sha256
+
+    def _has_other_trust(self, offered: str) -> bool:
+        """Whether the coordinator's CA is being replaced, and this site does not know it yet.
+
+        Asked for once for each that is offered: a coordinator that offers one and hands out another is not asked again
+        and again.
+        """
+        own = self._identity
+        return (
+            own.enrollment.is_renewed_by_coordinator
+            and offered not in ("", self._trust_fetched)
+            and offered != own.trust_bundle_sha256
+        )
+
     def _dial(self) -> _Open:
         identity = self._identity
         if self._address is not None:
             identity = replace(identity, enrollment=replace(identity.enrollment, coordinator_address=self._address))
         channel, uploads = dial(identity), dial_for_uploads(identity)
-        return _Open(CoordinatorClient(channel, uploads, software_version=software_version()), (channel, uploads))
+        client = CoordinatorClient(
+            channel, uploads, software_version=software_version(), on_chunk=self._on_chunk, on_trust=self._hear_trust
+        )
+        return _Open(client, (channel, uploads))

@@ -83,7 +83,9 @@ class Workbench:
         privacy: PrivacyDesk,
         metrics: ParticipantMetrics,
         clock: Clock,
+        tell: Callable[[str], None] = lambda status: None,
     ) -> None:
+        """tell: hears in a few words what a round's work has come to."""
         self._participant = participant
         self._policy = policy
         self._folder = folder
@@ -97,6 +99,7 @@ class Workbench:
         self._privacy = privacy
         self._metrics = metrics
         self._clock = clock
+        self._tell = tell
         self._preparations = Preparations()
         self._reported_at = 0.0
 
@@ -335,6 +338,7 @@ class Workbench:
 
     def _report(self, run: str, round_: int, activity: str, done: int, total: int) -> None:
         """For operators to look at; nothing depends on it."""
+        self._tell(f"run {run}, round {round_}: {activity}" + (f" {done}/{total}" if total else ""))
         with contextlib.suppress(AccordError):
             self._client().report_progress(run, round_, activity=activity, done=done, total=total)
 

@@ -121,6 +121,21 @@ def from_proto(wire: round_pb2.Assignment) -> Assignment:
     return task
 
 
+def is_understood(wire: round_pb2.Assignment) -> bool:
+    """Whether this version knows the task and the state in it. A newer coordinator may ask for more than that."""
+    match wire.WhichOneof("task"):
+        case None:
+            return False
+        case "prepare_update":
+            return wire.prepare_update.kind in _KIND_OF
+        case "finish_round":
+            return wire.finish_round.state in _ROUND_STATE_OF
+        case "finish_run":
+            return wire.finish_run.state in _RUN_STATE_OF
+        case _:
+            return True
+
+
 def _digests_of(task: Assignment) -> tuple[str, ...]:
     match task:
         case ReviewRun(_, digest):

@@ -16,6 +16,8 @@ MOST_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 
 # Trailing metadata of every answer: the coordinator's clock, RFC 3339 in UTC.
 TIME_METADATA: Final = "accord-time"
+# Beside it for everybody with a certificate: the version of the coordinator's software.
+VERSION_METADATA: Final = "accord-version"
 
 # A lost network is noticed within half a minute, well before any window. The server accepts pings three times as often
 # as a client sends them; one that pings faster is cut off (GOAWAY, too_many_pings).

@@ -21,10 +21,11 @@ from common.clock import Clock
 from common.errors import AccordError, CertificateRevoked, PermissionDenied, Unauthenticated
 from common.identifiers import FederationId, Role
 from common.log import bound, get_logger
-from common.rpc.channels import TIME_METADATA
+from common.rpc.channels import TIME_METADATA, VERSION_METADATA
 from common.rpc.handlers import Context, Handler, behaviour_of, with_behaviour
 from common.rpc.identity import ANONYMOUS, Caller, CallerReader, set_current_caller
 from common.rpc.status import status_code, to_status
+from common.version import software_version
 
 log: Final = get_logger(__name__)
 
@@ -109,6 +110,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
         self._on_call = on_call
         self._recheck_seconds = recheck_seconds
         self._stopwatch = stopwatch
+        self._version = software_version()
         self._open: set[_OpenCall] = set()
         self._watch: asyncio.Task[None] | None = None
 
@@ -156,7 +158,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
         started = self._stopwatch()
         code = grpc.StatusCode.OK
         # Beside whatever the answer is, so that a participant's preflight can tell a wrong clock.
-        context.set_trailing_metadata(((TIME_METADATA, self._clock.now().isoformat()),))
+        context.set_trailing_metadata(self._facts())
         try:
             with bound(method=method):
                 return await self._answer(method, context, produce)
@@ -183,6 +185,8 @@ class CallGuard(grpc.aio.ServerInterceptor):
             check_rule(self._rules, method, caller)
             await self._check_caller(caller)
             set_current_caller(caller)
+            if caller.role is not Role.ANONYMOUS:
+                context.set_trailing_metadata((*self._facts(), (VERSION_METADATA, self._version)))
             with bound(caller=caller.actor), self._opened(caller) as call:
                 try:
                     answer = await produce()
@@ -197,6 +201,9 @@ class CallGuard(grpc.aio.ServerInterceptor):
         except AccordError as error:
             log.info("rpc_refused", caller=caller.actor, reason=error.reason, error=str(error), cause=_cause(error))
             raise
+
+    def _facts(self) -> tuple[tuple[str, str], ...]:
+        return ((TIME_METADATA, self._clock.now().isoformat()),)
 
     async def _refuse(self, context: Context, error: AccordError) -> NoReturn:
         await context.abort_with_status(to_status(error))

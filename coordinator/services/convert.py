@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import Final
+from enum import Enum
+from typing import Final, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from accord.v1 import admin_pb2, resources_pb2
-from common import identifiers, states
+from accord.v1 import resources_pb2
+from common import identifiers
 from common.basemodel import BaseModel
 from common.domains import PlanDomain
 from common.errors import InvalidArgument
 from common.instructions import Task
 from common.plan import Plan, TensorClip
 from common.rpc.assignments import ROUND_KINDS, ROUND_STATES, RUN_STATES, timestamp
+from common.rpc.unknown import require_known
 from coordinator.planning import PhaseChoice, PlanSettings
 from coordinator.rounds import model
 from coordinator.rounds.model import AdapterState, EpochState, ParticipantState, ParticipationState
@@ -46,7 +49,7 @@ PARTICIPANT_STATES: Final = {
     ParticipantState.ACTIVE: resources_pb2.PARTICIPANT_STATE_ACTIVE,
     ParticipantState.REVOKED: resources_pb2.PARTICIPANT_STATE_REVOKED,
 }
-RUN_STATE_OF: Final = {number: state for state, number in RUN_STATES.items()}
+State = TypeVar("State", bound=Enum)
 
 
 def run(row: model.Run, plan: Plan, members: tuple[model.RunMember, ...] = ()) -> resources_pb2.Run:
@@ -217,7 +220,11 @@ def audit_event(row: model.AuditEvent) -> resources_pb2.AuditEvent:
 
 
 def plan_settings(message: resources_pb2.PlanSettings) -> PlanSettings:
-    """What an operator asks for; 0 and "" mean "not said". Raises InvalidArgument for a broken base model."""
+    """What an operator asks for; 0 and "" mean "not said".
+
+    Raises InvalidArgument for a broken base model, and for settings that only a newer version knows.
+    """
+    require_known(message, what="the plan's settings")
     return PlanSettings(
         base_model=BaseModel.from_json(message.base_model_json),
         rank=message.rank,
@@ -281,9 +288,13 @@ def _domain(message: resources_pb2.PlanDomain) -> PlanDomain:
     return PlanDomain(message.name, tasks or tuple(Task), message.most_records, message.reference_loss)
 
 
-def run_states(request: admin_pb2.ListRunsRequest) -> tuple[states.RunState, ...]:
-    """The states that a listing asks for; unknown numbers are left out, UNSPECIFIED too."""
-    return tuple(RUN_STATE_OF[number] for number in request.states if number in RUN_STATE_OF)
+def states_of(wanted: Iterable[int], table: Mapping[State, int]) -> tuple[State, ...]:
+    """The states that a listing asks for. Raises InvalidArgument for one that does not exist, UNSPECIFIED too."""
+    known = {number: state for state, number in table.items()}
+    try:
+        return tuple(known[number] for number in wanted)
+    except KeyError as error:
+        raise InvalidArgument(f"states: {error} is none of {', '.join(state.value for state in table)}") from None
 
 
 def _phase(message: resources_pb2.PhaseLimits) -> PhaseChoice:

@@ -11,23 +11,15 @@ from common.cli.output import print_json, print_note, print_text
 from common.clock import SystemClock
 from common.errors import JoinTokenInvalid, StorageFailed
 from participant.cli.exits import Exit
-from participant.config import CharterMode, load_unpinned_config
+from participant.config import CharterMode, ParticipantConfig, load_unpinned_config
 from participant.enrollment import enroll
-from participant.identity import IdentityFolder
+from participant.identity import IdentityFolder, SiteIdentity
 
 
 def execute(options: argparse.Namespace) -> Exit:
     """Enroll, and say what comes next. A repeat with the same token gets the same certificate again."""
     config = load_unpinned_config(options.config)
-    token = options.token if options.token is not None else _read_token(options.token_file)
-    try:
-        config.state_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        identity = enroll(IdentityFolder(config.identity_directory), token, SystemClock())
-    except OSError as error:
-        raise StorageFailed(
-            f"cannot write the identity to {config.identity_directory}: {error.strerror}; "
-            "run the command as the daemon's user, or give that user the state directory"
-        ) from error
+    identity = enroll_site(config, options.token if options.token is not None else read_token(options.token_file))
     key_sha256 = spki_sha256(identity.certificate.public_key())
     if options.json:
         print_json(
@@ -52,6 +44,18 @@ def execute(options: argparse.Namespace) -> Exit:
     return Exit.OK
 
 
+def enroll_site(config: ParticipantConfig, token: str) -> SiteIdentity:
+    """Make the state directory and enroll. Raises StorageFailed, and as `enrollment.enroll` does."""
+    try:
+        config.state_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return enroll(IdentityFolder(config.identity_directory), token, SystemClock())
+    except OSError as error:
+        raise StorageFailed(
+            f"cannot write the identity to {config.identity_directory}: {error.strerror}; "
+            "run the command as the daemon's user, or give that user the state directory"
+        ) from error
+
+
 def _next_steps(mode: CharterMode, config: Path) -> str:
     steps = ["Tell the other members the identity key by another way than the coordinator: the charter pins it."]
     if mode is CharterMode.PINNED:
@@ -61,7 +65,8 @@ def _next_steps(mode: CharterMode, config: Path) -> str:
     return "\nNext:\n" + "\n".join(f"  {number}. {step}" for number, step in enumerate(steps, start=1))
 
 
-def _read_token(file: Path) -> str:
+def read_token(file: Path) -> str:
+    """The text of a join token's file, "-" for standard input. Raises JoinTokenInvalid."""
     try:
         return sys.stdin.read() if str(file) == "-" else file.read_text()
     except (OSError, UnicodeDecodeError) as error:

@@ -71,21 +71,40 @@ Changes nothing, and may be run while the daemon runs. Ends with 0 if no check h
 
 examples:
   accord-participant check
+  accord-participant check --before-start                (quick; what a coordinator that is away causes is a warning)
   accord-participant check --only tls --only call
   accord-participant check --skip base_models --json""",
     )
     parser.add_argument("--only", action="append", metavar="CHECK", help="run this check alone; may be repeated")
     parser.add_argument("--skip", action="append", metavar="CHECK", help="leave this check out; may be repeated")
+    parser.add_argument(
+        "--before-start",
+        action="store_true",
+        help="only what takes seconds; what may pass by itself is a warning",
+    )
+    _add_join_token_file(parser)
 
 
 def _add_run(commands: Commands[Parser]) -> None:
-    _command(
+    parser = _command(
         commands,
         "run",
         "take part: the daemon",
         """Ask the coordinator what to do, and do it, until it is stopped (SIGTERM or Ctrl-C).
-May be killed at any time: it goes on where it was. Logs to standard error; see log and metrics in participant.toml.""",
+May be killed at any time: it goes on where it was. SIGHUP: read participant.toml and policy.toml again.
+Logs to standard error; see log and metrics in participant.toml. Tells systemd when it is ready, what it does, and
+that it is alive. Does not start while something is wrong that only somebody here can put right (exit codes 3, 4).""",
         has_json=False,
+    )
+    _add_join_token_file(parser)
+
+
+def _add_join_token_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--join-token-file",
+        type=Path,
+        metavar="FILE",
+        help="a site that is not enrolled yet begins with this join token; of no matter later, nor if it is missing",
     )
 
 

@@ -6,6 +6,7 @@ Changes nothing but the cache of converted base models; what each check looks at
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,7 @@ from common.basemodel import BaseModel
 from common.certificates import spki_sha256
 from common.clock import Clock
 from common.errors import AccordError
+from common.version import software_version
 from participant.config import ParticipantConfig, load_config
 from participant.identity import IdentityFolder, SiteIdentity
 from participant.policy import Policy
@@ -23,7 +25,7 @@ from participant.preflight.network import Answer, Route
 from participant.preflight.report import Check, Finding, Result, Verdict, ok, run_checks, skipped
 from participant.training.result import Progress
 
-__all__ = ["CHECK_NAMES", "Finding", "Site", "Verdict", "preflight"]
+__all__ = ["CHECK_NAMES", "Finding", "Site", "Verdict", "before_start", "hindrances", "preflight"]
 
 
 class Site:
@@ -94,7 +96,8 @@ def _call(site: Site) -> Result:
     except AccordError as error:
         return network.call_failed(error)
     milliseconds = (answer.answered - answer.asked).total_seconds() * 1000
-    return ok(f"{site.identity.coordinator_address} answers and knows this site ({milliseconds:.0f} ms)")
+    versions = f"; accord {answer.software_version} there, {software_version()} here" if answer.software_version else ""
+    return ok(f"{site.identity.coordinator_address} answers and knows this site ({milliseconds:.0f} ms){versions}")
 
 
 def _memory(site: Site) -> Result:
@@ -164,6 +167,11 @@ CHECKS: Final[tuple[Check[Site], ...]] = (
     ),
 )
 CHECK_NAMES: Final = tuple(check.name for check in CHECKS)
+# Without these the daemon could do nothing but fail, for as long as nobody changes something here.
+NEEDED_TO_START: Final = frozenset({"software", "config", "policy", "identity", "certificate", "charter"})
+# Looked at before a start, too, because that takes seconds. All of it may be well again by itself, and until then the
+# daemon tries again, or tells the coordinator why it is out of a round. The rest (models, records) takes longer.
+NOTED_BEFORE_START: Final = frozenset({"disk", "hours", "name", "port", "tls", "call", "clock", "published_charter"})
 
 
 def preflight(
@@ -174,3 +182,25 @@ def preflight(
 ) -> Iterator[Finding]:
     """A finding for every check, in order, each as soon as it is known."""
     return run_checks(CHECKS, site, chosen=chosen, on_start=on_start)
+
+
+def hindrances(site: Site) -> tuple[Finding, ...]:
+    """What keeps the daemon from starting: nothing, or what somebody at this site has to put right."""
+    findings = preflight(site, chosen=lambda name: name in NEEDED_TO_START)
+    return tuple(finding for finding in findings if finding.verdict is Verdict.FAILED)
+
+
+def before_start(
+    site: Site, *, will_enroll: bool = False, on_start: Callable[[str], None] = lambda name: None
+) -> Iterator[Finding]:
+    """The quick checks. Only what keeps the daemon from starting fails; a coordinator that is away does not.
+
+    will_enroll: the site is not enrolled yet, and the daemon has a join token with which it will begin.
+    """
+    chosen = NEEDED_TO_START | NOTED_BEFORE_START
+    needed = NEEDED_TO_START - {"identity"} if will_enroll else NEEDED_TO_START
+    for finding in preflight(site, chosen=lambda name: name in chosen, on_start=on_start):
+        if finding.verdict is Verdict.FAILED and finding.check not in needed:
+            yield replace(finding, verdict=Verdict.WARNING)
+        elif finding.verdict is not Verdict.SKIPPED or finding.check in chosen:
+            yield finding

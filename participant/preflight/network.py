@@ -21,7 +21,7 @@ from cryptography import x509
 
 from common.clock import Clock
 from common.errors import AccordError, CertificateRevoked, NotFound, PermissionDenied, Unauthenticated
-from common.rpc.channels import TIME_METADATA
+from common.rpc.channels import TIME_METADATA, VERSION_METADATA
 from common.version import software_version
 from participant.client import CoordinatorClient
 from participant.enrollment import dial
@@ -33,6 +33,7 @@ CONNECT_SECONDS: Final = 10.0
 MOST_SKEW: Final = timedelta(minutes=5)
 NOTED_SKEW: Final = timedelta(seconds=30)
 NOTED_SERVER_CERTIFICATE_DAYS: Final = 7
+MOST_VERSION_CHARACTERS: Final = 64
 
 _PROXY_VARIABLES: Final = ("grpc_proxy", "https_proxy", "http_proxy")
 _NO_PROXY_VARIABLES: Final = ("no_grpc_proxy", "no_proxy")
@@ -62,12 +63,16 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the coordinator said to an authenticated call. server_time: None if it does not tell the time."""
+    """What the coordinator said to an authenticated call. server_time: None if it does not tell the time.
+
+    software_version: the coordinator's; "" if it does not tell.
+    """
 
     charter: bytes | None
     server_time: datetime | None
     asked: datetime
     answered: datetime
+    software_version: str = ""
 
 
 def route_to(address: str, *, environment: Callable[[str], str | None] = os.environ.get) -> Route:
@@ -299,7 +304,8 @@ def ask(identity: SiteIdentity, *, clock: Clock) -> Answer:
         except NotFound:
             charter = None
         answered = clock.now()
-    return Answer(charter, _time(recorder.seen.get(TIME_METADATA)), asked, answered)
+    version = recorder.seen.get(VERSION_METADATA, "")[:MOST_VERSION_CHARACTERS]
+    return Answer(charter, _time(recorder.seen.get(TIME_METADATA)), asked, answered, version)
 
 
 def call_failed(error: AccordError) -> Result:

@@ -25,6 +25,7 @@ from common.identifiers import FederationId, ParticipantId, parse_federation_id,
 PREFIX: Final = "accord-join-"
 SECRET_BYTES: Final = 32
 MOST_CHARACTERS: Final = 16 * 1024
+MOST_AUTHORITIES: Final = 2
 
 _FORM: Final = 1
 _ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253}):[0-9]{1,5}")
@@ -54,19 +55,24 @@ def secret_sha256(secret: str) -> str:
 
 
 def to_text(invitation: Invitation) -> str:
-    """The token as one word, to be pasted. Raises InvalidArgument unless the CA is one PEM certificate."""
-    authority = parse_authorities(invitation.authority, what="the CA certificate")
-    if len(authority) != 1:
-        raise InvalidArgument("the CA certificate: a join token carries exactly one")
+    """The token as one word, to be pasted. Raises InvalidArgument unless the CA is one or two PEM certificates.
+
+    Two while the coordinator's CA is being replaced: whichever signs its certificate on the day of the enrolment.
+    """
+    authorities = parse_authorities(invitation.authority, what="the CA certificate")
+    if not 1 <= len(authorities) <= MOST_AUTHORITIES:
+        raise InvalidArgument(f"the CA certificate: a join token carries one, or {MOST_AUTHORITIES} during a change")
     content = {
         "form": _FORM,
         "federation": invitation.federation,
         "participant": invitation.participant,
         "enrollment": invitation.enrollment_address,
         "coordinator": invitation.coordinator_address,
-        "authority": _encode(authority[0].public_bytes(Encoding.DER)),
+        "authority": _encode(authorities[0].public_bytes(Encoding.DER)),
         "secret": invitation.secret,
     }
+    if authorities[1:]:
+        content["authority_next"] = _encode(authorities[1].public_bytes(Encoding.DER))
     return PREFIX + _encode(json.dumps(content, separators=(",", ":")).encode())
 
 
@@ -92,7 +98,8 @@ def from_text(text: str) -> Invitation:
             participant=parse_participant_id(_text(content, "participant"), field="participant"),
             enrollment_address=_matching(content, "enrollment", _ADDRESS),
             coordinator_address=_matching(content, "coordinator", _ADDRESS),
-            authority=_authority(_text(content, "authority")),
+            authority=_authority(_text(content, "authority"))
+            + (_authority(_text(content, "authority_next")) if "authority_next" in content else ""),
             secret=_matching(content, "secret", _SECRET),
         )
     except InvalidArgument as error:

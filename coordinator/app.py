@@ -254,7 +254,7 @@ class _Coordinator:
 
     def _add_servicers(self, opened: dict[str, Listener]) -> None:
         base, config = self._base, self._base.config
-        enrollment = self._enrollment()
+        enrollment, own = self._enrollment(), base.identity.own
         listeners.serve_participants(
             opened["participants"].server,
             rounds=RoundServicer(
@@ -280,6 +280,7 @@ class _Coordinator:
         if "health_grpc" in opened:
             listeners.serve_health(opened["health_grpc"].server, self._health)
 
+                trust_bundle_sha256=own.bundle_sha256 if own is not None else lambda: "",
     def _enrollment(self) -> EnrollmentServicer | None:
         own = self._base.identity.own
         if own is None:
@@ -287,7 +288,7 @@ class _Coordinator:
         return EnrollmentServicer(
             store=self._base.store,
             authority=own.authority,
-            trust_bundle=lambda: own.certificate_pem,
+            trust_bundle=own.bundle,
             clock=self._base.clock,
             life=timedelta(days=self._base.config.certificates.participant_days),
         )
@@ -305,7 +306,7 @@ class _Coordinator:
             coordinator_address=_public(
                 config.participants.public_address, config.participants.listen, opened["participants"].port, host
             ),
-            authority=own.certificate_pem,
+            authority=own.bundle,
             clock=self._base.clock,
         )
 
@@ -319,8 +320,7 @@ class _Coordinator:
             facts=FederationFacts(
                 federation=identity.federation,
                 coordinator_public_key=public_key_hex(identity.signing_key),
-                ca_certificate=own.certificate_pem if own is not None else "",
-                ca_expires_at=own.authority.certificate.not_valid_after_utc if own is not None else None,
+                trust=own.trust if own is not None else lambda: None,
             ),
             factory=RunFactory(
                 federation=identity.federation,
@@ -396,8 +396,7 @@ class _Coordinator:
             gauges.observe(reader, base.metrics, now=now)
         base.metrics.set_days_left("server", base.identity.certificate_expires_at(), now=now)
         if base.identity.own is not None:
-            ends = base.identity.own.authority.certificate.not_valid_after_utc
-            base.metrics.set_days_left("ca", ends, now=now)
+            base.metrics.set_days_left("ca", base.identity.own.trust().expires_at, now=now)
 
     async def _refresh(self) -> None:
         """Renew the listeners' certificate before it ends."""

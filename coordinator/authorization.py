@@ -70,6 +70,7 @@ RULES: Final[Rules] = {
     "accord.v1.AdminService/CancelRun": OPERATORS,
     "accord.v1.AdminService/RollBackRun": OPERATORS,
     "accord.v1.AdminService/GetRound": READERS,
+    "accord.v1.AdminService/ExplainRun": READERS,
     "accord.v1.AdminService/ListRounds": READERS,
     "accord.v1.AdminService/ListAdapters": READERS,
     "accord.v1.AdminService/ExportAdapter": READERS,

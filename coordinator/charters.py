@@ -31,24 +31,27 @@ def draft_charter(
     terms: CharterTerms,
     *,
     federation: FederationId,
-    ca_certificate: str,
+    ca_certificates: Sequence[str],
     coordinator_public_key: str,
 ) -> Charter:
-    """A charter of enrolled participants with the usual bounds. ca_certificate: PEM of the CA that enrolled them.
+    """A charter of enrolled participants with the usual bounds.
+
+    ca_certificates: PEM of the CAs that certify them, one each; two while the coordinator's CA is being replaced, so
+    that certificates of both count.
 
     Raises CharterInvalid that lists every mistake, such as fewer than three members.
     """
     revoked = sorted(member.name for member in members if member.state is ParticipantState.REVOKED)
     if revoked:
         raise CharterInvalid(f"{', '.join(revoked)}: revoked, so cannot be a member; enrol them anew or leave them out")
-    authority = canonical_authority(ca_certificate)
+    authorities = tuple(canonical_authority(pem) for pem in ca_certificates)
     charter = Charter(
         federation=federation,
         members=tuple(
             CharterMember(
                 id=member.name,
                 uri=ParticipantIdentity(federation, ParticipantId(member.name)).uri,
-                ca_certificates=(authority,),
+                ca_certificates=authorities,
                 identity_key_sha256=member.identity_key_sha256,
             )
             for member in sorted(members, key=lambda member: member.name)

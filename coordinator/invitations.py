@@ -21,12 +21,12 @@ TOKEN_ID_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class Inviter:
-    """Invites participants to one federation. Addresses are HOST:PORT as partners dial them; `authority` is PEM."""
+    """Invites participants to one federation. Addresses are HOST:PORT as partners dial them; `authority` gives PEM."""
 
     federation: FederationId
     enrollment_address: str
     coordinator_address: str
-    authority: str
+    authority: Callable[[], str]
     clock: Clock
     random: Callable[[int], bytes] = secrets.token_bytes
 
@@ -47,7 +47,7 @@ class Inviter:
                 participant=participant,
                 enrollment_address=self.enrollment_address,
                 coordinator_address=self.coordinator_address,
-                authority=self.authority,
+                authority=self.authority(),
                 secret=secret,
             )
         )

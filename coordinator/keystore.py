@@ -1,6 +1,7 @@
 """The folder in which the coordinator's keys and certificates lie.
 
-    ca.pem ca.key              the CA, its certificate first in the file; its predecessor or successor may follow
+    ca.pem ca.key              the CA that issues, and with it those that count too while it is being replaced
+    ca-next.key                key of the CA that is to issue next; its certificate is in ca.pem already
     trusted/*.pem              CAs of partners with a PKI of their own; they count for participants' certificates alone
     server.pem server.key      what the listeners present; issued anew before it expires
     revoked.txt                serial numbers of revoked certificates, one a line
@@ -23,9 +24,18 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from common.certificates import parse_authorities, parse_certificates, to_pem
 from common.clock import Clock
 from common.durable import OWNER_ONLY, write_durably
-from common.errors import AlreadyExists, ConfigInvalid, InvalidArgument, NotFound
+from common.errors import AlreadyExists, ConfigInvalid, InvalidArgument, NotFound, OutOfTurn
 from common.identifiers import FederationId
 from coordinator.pki import CertificateAuthority, federation_of, host_name_entries, key_pem, new_authority
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """CAs of the coordinator. staged: known to all who renew now, the next to issue. former: count, issue no more."""
+
+    issuing: x509.Certificate
+    staged: x509.Certificate | None
+    former: tuple[x509.Certificate, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +51,10 @@ class PkiFolder:
     @property
     def authority_key(self) -> Path:
         return self.path / "ca.key"
+
+    @property
+    def next_authority_key(self) -> Path:
+        return self.path / "ca-next.key"
 
     @property
     def server_certificate(self) -> Path:
@@ -72,10 +86,15 @@ class PkiFolder:
         return authority
 
     def load_authority(self, federation: FederationId) -> CertificateAuthority:
-        """The CA of `create_authority`. Raises NotFound, or ConfigInvalid if it is broken or another federation's."""
+        """The CA that issues. Raises NotFound, or ConfigInvalid if it is broken or another federation's.
+
+        It is whichever certificate of the file the key belongs to: the key alone decides when another CA takes over.
+        """
         key = _load_key(self.authority_key)
-        certificate = parse_authorities(_read(self.authority_certificate), what=str(self.authority_certificate))[0]
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise ConfigInvalid(f"{self.authority_key} is not an ECDSA key")
+        certificate = next((one for one in self._authorities() if one.public_key() == key.public_key()), None)
+        if certificate is None:
             raise ConfigInvalid(f"{self.authority_key} is not the key of {self.authority_certificate}")
         if federation_of(certificate) != federation:
             raise ConfigInvalid(f"{self.authority_certificate} is the CA of another federation than {federation}")
@@ -87,7 +106,63 @@ class PkiFolder:
         Those in `trusted` are not among them, or a partner's CA could make itself a coordinator.
         Raises NotFound or InvalidArgument.
         """
-        return to_pem(parse_authorities(_read(self.authority_certificate), what=str(self.authority_certificate)))
+        return to_pem(self._authorities())
+
+    def _authorities(self) -> tuple[x509.Certificate, ...]:
+        return parse_authorities(_read(self.authority_certificate), what=str(self.authority_certificate))
+
+    # --- another CA ----------------------------------------------------------------------------------------------
+
+    def rotation(self, federation: FederationId) -> Rotation:
+        """Where the replacement of the CA stands. Raises as `load_authority` does."""
+        issuing = self.load_authority(federation).certificate
+        others = [one for one in self._authorities() if one != issuing]
+        staged = None
+        if self.next_authority_key.exists():
+            coming = _load_key(self.next_authority_key).public_key()
+            staged = next((one for one in others if one.public_key() == coming), None)
+        return Rotation(issuing, staged, tuple(one for one in others if one != staged))
+
+    def stage_authority(self, federation: FederationId, clock: Clock) -> x509.Certificate:
+        """Make another CA, which counts from now on and issues nothing yet. Raises OutOfTurn if one is staged already.
+
+        A server reads the file anew at the next handshake.
+        """
+        rotation = self.rotation(federation)
+        if rotation.staged is not None or rotation.former:
+            raise OutOfTurn("another CA is being brought in already: end that first (`ca show` says how)")
+        authority = new_authority(federation, now=clock.now())
+        write_durably(self.next_authority_key, key_pem(authority.key), mode=OWNER_ONLY)
+        self._write_authorities([rotation.issuing, authority.certificate])
+        return authority.certificate
+
+    def switch_authority(self, federation: FederationId) -> CertificateAuthority:
+        """Let the staged CA issue from now on; the former one counts on, and its key is gone. Safe to repeat.
+
+        Raises OutOfTurn if none is staged.
+        """
+        rotation = self.rotation(federation)
+        if rotation.staged is not None:
+            write_durably(self.authority_key, self.next_authority_key.read_bytes(), mode=OWNER_ONLY)
+            rotation = Rotation(rotation.staged, None, (rotation.issuing, *rotation.former))
+        elif not self.next_authority_key.exists():  # else a switch was interrupted after the key was in its place
+            raise OutOfTurn("there is no CA to switch to; `ca begin` makes one")
+        self._write_authorities([rotation.issuing, *rotation.former])
+        self.next_authority_key.unlink()
+        return self.load_authority(federation)
+
+    def retire_authorities(self, federation: FederationId) -> tuple[x509.Certificate, ...]:
+        """Let only the issuing CA count from the next handshake on; the CAs that counted beside it.
+
+        A CA that was staged and never issued is given up with them.
+        """
+        rotation = self.rotation(federation)
+        self._write_authorities([rotation.issuing])
+        self.next_authority_key.unlink(missing_ok=True)
+        return (*rotation.former, *((rotation.staged,) if rotation.staged is not None else ()))
+
+    def _write_authorities(self, certificates: Sequence[x509.Certificate]) -> None:
+        write_durably(self.authority_certificate, to_pem(certificates).encode())
 
     # --- the server's certificate --------------------------------------------------------------------------------
 

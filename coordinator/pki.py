@@ -54,6 +54,22 @@ class IssuedCertificate:
 
 
 @dataclass(frozen=True, slots=True)
+class Trust:
+    """The coordinator's own CA. certificates: PEM, one each, the issuing one first; two while it is being replaced.
+
+    expires_at: end of the issuing one.
+    """
+
+    certificates: tuple[str, ...]
+    expires_at: datetime
+
+    @property
+    def bundle(self) -> str:
+        """All of them in one text."""
+        return "".join(self.certificates)
+
+
+@dataclass(frozen=True, slots=True)
 class CertificateAuthority:
     """Issues the federation's certificates. What time it is comes with every call."""
 

@@ -18,7 +18,7 @@ from coordinator.store.interface import Reader
 FINISHED_RUN_IS_TOLD: Final = timedelta(days=7)
 _OPEN_RUNS: Final = (RunState.CREATED, RunState.RUNNING, RunState.PAUSED)
 _ENDED_RUNS: Final = tuple(state for state in RunState if state.is_over)
-_EPOCH_KINDS: Final = {
+EPOCH_KINDS: Final = {
     EpochState.ADVERTISING: MessageKind.ADVERTISEMENT,
     EpochState.SHARING: MessageKind.DEPOSIT,
     EpochState.CONFIRMING: MessageKind.CONFIRMATION,
@@ -102,8 +102,8 @@ def _participation(reader: Reader, round_: Round | None, participant: str) -> Pa
 def _sent(reader: Reader, round_: Round | None, epoch: KeyEpoch | None, participant: str) -> frozenset[MessageKind]:
     """Which messages of the present step are there already; other steps' do not matter for an assignment."""
     sent: set[MessageKind] = set()
-    if epoch is not None and epoch.state in _EPOCH_KINDS:
-        kind = _EPOCH_KINDS[epoch.state]
+    if epoch is not None and epoch.state in EPOCH_KINDS:
+        kind = EPOCH_KINDS[epoch.state]
         if reader.has_message(epoch.run, kind, epoch.number, participant):
             sent.add(kind)
     if (

@@ -11,6 +11,7 @@ good. Reads no clock and dials nobody.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -84,6 +85,11 @@ class SiteIdentity:
     def private_key(self) -> IdentityKey:
         """Signs the advertisement of masking keys."""
         return _parse_key(self.key_pem, what="the site's key")
+
+    @property
+    def trust_bundle_sha256(self) -> str:
+        """What tells the present CAs from others, as the coordinator names them."""
+        return hashlib.sha256(self.trust_bundle.encode()).hexdigest()
 
     def needs_renewal(self, now: datetime) -> bool:
         """Whether to ask for a new certificate now. False where somebody else renews it."""

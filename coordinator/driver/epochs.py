@@ -9,10 +9,9 @@ from typing import Final
 from common.errors import AccordError, PlanInvalid, ProtocolViolation, TooFewMembers
 from common.masking import pinned_members
 from common.secagg import assemble_roster, check_ready, settle_epoch
-from common.states import RoundState
 from coordinator.driver.work import View, Work, audit
 from coordinator.masked import ROSTER_SENDER, epoch_of, roster_of
-from coordinator.rounds.decisions import Close, Fail, close_key_step, deadline_of
+from coordinator.rounds.decisions import Close, Fail, close_key_step, deadline_of, key_step_expects
 from coordinator.rounds.events import (
     EpochClosed,
     EpochEvent,
@@ -92,11 +91,7 @@ def step_epoch(work: Work, view: View) -> bool:
 
 
 def _expected(view: View, epoch: KeyEpoch) -> set[str]:
-    """Whom a step waits for: everybody who joined, until the round has shown who is there."""
-    there = set(view.joined)
-    if view.round is not None and view.round.state is not RoundState.FORMING:
-        there &= {p.participant for p in view.participations if not p.state.is_out}
-    return there if epoch.state is EpochState.ADVERTISING else there & set(epoch.members)
+    return key_step_expects(epoch, view.round, joined=view.joined, participations=view.participations)
 
 
 def _find(reader: Reader, view: View, epoch: KeyEpoch, decision: Close | Fail | None) -> _Found | None:

@@ -12,8 +12,9 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from common.plan import PhaseLimits, Plan
-from common.states import RoundKind, RunState
+from common.states import RoundKind, RoundState, RunState
 from coordinator.rounds.model import (
+    EpochState,
     KeyEpoch,
     Participation,
     ParticipationState,
@@ -162,6 +163,16 @@ def close_key_step(
     if len(done) >= limits.quorum:
         return Close(tuple(sorted(done)))
     return _missed(step, len(done), limits.quorum, sorted(set(expected) - set(done)), limits, hint="missing")
+
+
+def key_step_expects(
+    epoch: KeyEpoch, round_: Round | None, *, joined: Collection[str], participations: Sequence[Participation]
+) -> set[str]:
+    """Whom a step of a key epoch waits for: everybody who joined, until the round has shown who is there."""
+    there = set(joined)
+    if round_ is not None and round_.state is not RoundState.FORMING:
+        there &= {p.participant for p in participations if not p.state.is_out}
+    return there if epoch.state is EpochState.ADVERTISING else there & set(epoch.members)
 
 
 def _out(participations: Sequence[Participation]) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from datetime import timedelta
 from typing import Final, TypeVar
 
 from accord.v1 import admin_pb2 as pb
@@ -17,8 +16,8 @@ from accord.v1 import admin_pb2_grpc, resources_pb2
 from common import identifiers
 from common.charter import LEAST_COHORT_FLOOR, Charter
 from common.clock import Clock
-from common.errors import CertificateRevoked, InvalidArgument, NotFound, OutOfTurn
-from common.rpc.assignments import timestamp
+from common.errors import NotFound, OutOfTurn
+from common.rpc.assignments import ROUND_STATES, RUN_STATES, timestamp
 from common.rpc.handlers import Context
 from common.rpc.identity import current_caller
 from common.states import RunState
@@ -31,7 +30,9 @@ from coordinator.services import convert
 from coordinator.services.adapter_files import AdapterFiles
 from coordinator.services.admin_parts import FederationFacts, Inviter, Notices
 from coordinator.services.answers import Answers
+from coordinator.services.explaining import explain_run
 from coordinator.services.fields import page_size, reason
+from coordinator.services.join_tokens import JoinTokens
 from coordinator.services.web_tokens import WebTokens
 from coordinator.standing import parse_charter, parse_plan
 from coordinator.store import audit
@@ -41,8 +42,6 @@ from coordinator.store.interface import Reader, Store, Writer
 Answer = TypeVar("Answer")
 StateAnswer = TypeVar("StateAnswer", pb.StartRunResponse, pb.PauseRunResponse, pb.ResumeRunResponse)
 
-DEFAULT_TOKEN_LIFE: Final = timedelta(days=1)
-MOST_TOKEN_LIFE: Final = timedelta(days=30)
 OPEN_RUNS: Final = tuple(state for state in RunState if not state.is_over)
 
 
@@ -65,9 +64,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self._clock = clock
         self._facts = facts
         self._factory = factory
-        self._inviter = inviter
         self._notices = notices
         self._answers = Answers(store, clock)
+        self._join_tokens = JoinTokens(store, clock, self._answers, inviter)
         self._web_tokens = WebTokens(store, clock, self._answers)
 
     # --- the federation -------------------------------------------------------------------------------------------
@@ -83,7 +82,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
                 charter_digest = parse_charter(reader.charter()).digest
             except NotFound:
                 charter_digest = ""
-        ends = self._facts.ca_expires_at
+        trust = self._facts.trust()
+        ends = trust.expires_at if trust is not None else None
         return pb.GetFederationResponse(
             federation=self._facts.federation,
             software_version=software_version(),
@@ -92,80 +92,30 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             open_runs=open_runs,
             time=timestamp(self._clock.now()),
             ca_expire_time=timestamp(ends) if ends is not None else None,
+            trust_bundle=trust.bundle if trust is not None else "",
         )
 
     # --- join tokens ----------------------------------------------------------------------------------------------
 
     async def CreateJoinToken(self, request: pb.CreateJoinTokenRequest, context: Context) -> pb.CreateJoinTokenResponse:
-        return await asyncio.to_thread(self._create_join_token, request, current_caller().actor)
-
-    def _create_join_token(self, request: pb.CreateJoinTokenRequest, actor: str) -> pb.CreateJoinTokenResponse:
-        if self._inviter is None:
-            raise OutOfTurn(
-                "this coordinator has no CA of its own; participants come with certificates of their organisation's PKI"
-            )
-        inviter = self._inviter
-        participant = identifiers.parse_participant_id(request.participant_id)
-        life = timedelta(seconds=request.ttl_seconds) if request.ttl_seconds else DEFAULT_TOKEN_LIFE
-        if life > MOST_TOKEN_LIFE:
-            raise InvalidArgument(f"ttl_seconds: at most {MOST_TOKEN_LIFE // timedelta(seconds=1)}, which is 30 days")
-
-        def act(writer: Writer) -> pb.CreateJoinTokenResponse:
-            if _is_revoked(writer, participant):
-                raise CertificateRevoked(f"participants/{participant} is revoked for good; enrol it under another id")
-            token, text = inviter.invite(participant, life=life)
-            writer.add_join_token(token)
-            self._audit(
-                writer,
-                actor,
-                "join_token_created",
-                identifiers.join_token_name(token.name),
-                participant=participant,
-                expires_at=token.expires_at.isoformat(),
-            )
-            return pb.CreateJoinTokenResponse(join_token=convert.join_token(token, now=self._clock.now()), token=text)
-
-        def without_secret(answer: pb.CreateJoinTokenResponse) -> pb.CreateJoinTokenResponse:
-            return pb.CreateJoinTokenResponse(join_token=answer.join_token)
-
-        return self._answers.once(actor, request, pb.CreateJoinTokenResponse, act, keep=without_secret)
+        return await asyncio.to_thread(self._join_tokens.create, request, current_caller().actor)
 
     async def ListJoinTokens(self, request: pb.ListJoinTokensRequest, context: Context) -> pb.ListJoinTokensResponse:
-        page = await self._read(
-            lambda reader: reader.join_tokens(page_size=page_size(request.page_size), page_token=request.page_token)
-        )
-        now = self._clock.now()
-        return pb.ListJoinTokensResponse(
-            join_tokens=[convert.join_token(row, now=now) for row in page.rows], next_page_token=page.next_token
-        )
+        return await asyncio.to_thread(self._join_tokens.list, request)
 
     async def RevokeJoinToken(self, request: pb.RevokeJoinTokenRequest, context: Context) -> pb.RevokeJoinTokenResponse:
-        return await asyncio.to_thread(self._revoke_join_token, request, current_caller().actor)
-
-    def _revoke_join_token(self, request: pb.RevokeJoinTokenRequest, actor: str) -> pb.RevokeJoinTokenResponse:
-        name = identifiers.parse_join_token_name(request.name)
-
-        def act(writer: Writer) -> pb.RevokeJoinTokenResponse:
-            token = writer.join_token(name)
-            if token.used_at is not None:
-                raise OutOfTurn(
-                    f"{request.name} was used; revoke participants/{token.participant} if it should not have been"
-                )
-            if token.revoked_at is None:
-                token = replace(token, revoked_at=self._clock.now())
-                writer.update_join_token(token)
-                self._audit(writer, actor, "join_token_revoked", request.name, participant=token.participant)
-            return pb.RevokeJoinTokenResponse(join_token=convert.join_token(token, now=self._clock.now()))
-
-        return self._answers.once(actor, request, pb.RevokeJoinTokenResponse, act)
+        return await asyncio.to_thread(self._join_tokens.revoke, request, current_caller().actor)
 
     # --- participants ---------------------------------------------------------------------------------------------
 
     async def ListParticipants(
         self, request: pb.ListParticipantsRequest, context: Context
     ) -> pb.ListParticipantsResponse:
+        states = convert.states_of(request.states, convert.PARTICIPANT_STATES)
         page = await self._read(
-            lambda reader: reader.participants(page_size=page_size(request.page_size), page_token=request.page_token)
+            lambda reader: reader.participants(
+                states=states, page_size=page_size(request.page_size), page_token=request.page_token
+            )
         )
         return pb.ListParticipantsResponse(
             participants=[convert.participant(row) for row in page.rows], next_page_token=page.next_token
@@ -207,7 +157,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         return pb.DraftCharterResponse(charter_json=charter.to_bytes().decode(), digest=charter.digest)
 
     def _draft(self, reader: Reader, request: pb.DraftCharterRequest) -> Charter:
-        if not self._facts.ca_certificate:
+        trust = self._facts.trust()
+        if trust is None:
             raise OutOfTurn(
                 "this coordinator has no CA of its own; write the charter by hand, with each member's own CA"
             )
@@ -227,7 +178,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             members,
             terms,
             federation=self._facts.federation,
-            ca_certificate=self._facts.ca_certificate,
+            ca_certificates=trust.certificates,
             coordinator_public_key=self._facts.coordinator_public_key,
         )
 
@@ -303,7 +254,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         return pb.GetRunResponse(run=await self._read(lambda reader: _run_message(reader, reader.run(name))))
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
-        states = convert.run_states(request)
+        states = convert.states_of(request.states, RUN_STATES)
         page = await self._read(
             lambda reader: reader.runs(
                 states=states, page_size=page_size(request.page_size), page_token=request.page_token
@@ -384,12 +335,19 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
         return await self._read(read)
 
+    async def ExplainRun(self, request: pb.ExplainRunRequest, context: Context) -> pb.ExplainRunResponse:
+        name = identifiers.parse_run_name(request.name)
+        return await self._read(lambda reader: explain_run(reader, name, now=self._clock.now()))
+
     async def ListRounds(self, request: pb.ListRoundsRequest, context: Context) -> pb.ListRoundsResponse:
+        states = convert.states_of(request.states, ROUND_STATES)
         run = identifiers.parse_run_name(request.run, field="run")
 
         def read(reader: Reader) -> pb.ListRoundsResponse:
             reader.run(run)
-            page = reader.rounds(run, page_size=page_size(request.page_size), page_token=request.page_token)
+            page = reader.rounds(
+                run, states=states, page_size=page_size(request.page_size), page_token=request.page_token
+            )
             if request.view == resources_pb2.ROUND_VIEW_BASIC:
                 rounds = [convert.basic_round(row) for row in page.rows]
             else:
@@ -399,11 +357,14 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         return await self._read(read)
 
     async def ListAdapters(self, request: pb.ListAdaptersRequest, context: Context) -> pb.ListAdaptersResponse:
+        states = convert.states_of(request.states, convert.ADAPTER_STATES)
         run = identifiers.parse_run_name(request.run, field="run")
 
         def read(reader: Reader) -> pb.ListAdaptersResponse:
             reader.run(run)
-            page = reader.adapters(run, page_size=page_size(request.page_size), page_token=request.page_token)
+            page = reader.adapters(
+                run, states=states, page_size=page_size(request.page_size), page_token=request.page_token
+            )
             return pb.ListAdaptersResponse(
                 adapters=[convert.adapter(row) for row in page.rows], next_page_token=page.next_token
             )
@@ -413,6 +374,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def ExportAdapter(
         self, request: pb.ExportAdapterRequest, context: Context
     ) -> AsyncIterator[pb.ExportAdapterResponse]:
+        # Reading changes nothing, but here a model leaves the house: who took which is worth a line.
+        await asyncio.to_thread(self._audit_export, current_caller().actor, request)
         async for message in self._files.export(request):
             yield message
 
@@ -422,6 +385,12 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         answer = await self._files.take(requests)
         await asyncio.to_thread(self._audit_import, current_caller().actor, answer)
         return answer
+
+    def _audit_export(self, actor: str, request: pb.ExportAdapterRequest) -> None:
+        digest = identifiers.parse_digest(request.digest, field="digest")
+        with self._store.write() as writer:
+            writer.adapter(digest)
+            self._audit(writer, actor, "adapter_exported", f"adapters/{digest}", offset=request.offset)
 
     def _audit_import(self, actor: str, answer: pb.ImportAdapterResponse) -> None:
         with self._store.write() as writer:
@@ -433,6 +402,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         page = await self._read(
             lambda reader: reader.audit_events(
                 subject=request.subject,
+                actor=request.actor,
+                action=request.action,
                 newest_first=request.newest_first,
                 page_size=page_size(request.page_size),
                 page_token=request.page_token,
@@ -443,12 +414,16 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         )
 
     async def VerifyAuditLog(self, request: pb.VerifyAuditLogRequest, context: Context) -> pb.VerifyAuditLogResponse:
-        verdict = await self._read(lambda reader: audit.verify(reader.audit_chain(), head=reader.audit_head()))
+        expected = audit.expected_head(request.expected_sequence, request.expected_chain_digest)
+        verdict = await self._read(
+            lambda reader: audit.verify(reader.audit_chain(), head=reader.audit_head(), expected=expected)
+        )
         return pb.VerifyAuditLogResponse(
             events=verdict.events,
             intact=verdict.intact,
             first_broken_sequence=verdict.first_broken_sequence,
             chain_digest=verdict.chain_digest,
+            sequence=verdict.sequence,
         )
 
     # --- web tokens -----------------------------------------------------------------------------------------------
@@ -491,10 +466,3 @@ def _epoch_of(reader: Reader, run: str, round_number: int) -> KeyEpoch | None:
     round_ = reader.round(run, round_number)
     number = round_.epoch if round_.epoch or round_.state.is_over else reader.run(run).latest_epoch
     return reader.epoch(run, number) if number else None
-
-
-def _is_revoked(reader: Reader, participant: str) -> bool:
-    try:
-        return reader.participant(participant).state is ParticipantState.REVOKED
-    except NotFound:
-        return False

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Protocol
 
 from common.identifiers import FederationId, ParticipantId
+from coordinator.pki import Trust
 from coordinator.rounds.model import JoinToken
 
 
@@ -22,13 +23,12 @@ class Inviter(Protocol):
 class FederationFacts:
     """What does not change while the coordinator runs.
 
-    ca_certificate: PEM of the CA that enrols participants, "" where an organisation's PKI does. ca_expires_at: its end.
+    trust: what the coordinator's own CA is at the moment; None where an organisation's PKI issues certificates.
     """
 
     federation: FederationId
     coordinator_public_key: str
-    ca_certificate: str
-    ca_expires_at: datetime | None
+    trust: Callable[[], Trust | None]
 
 
 @dataclass(frozen=True, slots=True)

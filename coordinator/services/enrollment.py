@@ -38,13 +38,16 @@ class _Refused:
 
 
 class EnrollmentServicer(enrollment_pb2_grpc.EnrollmentServiceServicer):
-    """Issues and renews participants' certificates. `trust_bundle` returns the PEM that participants verify us by."""
+    """Issues and renews participants' certificates.
+
+    authority: gives the CA that issues at the moment. trust_bundle: the PEM that participants verify us by.
+    """
 
     def __init__(
         self,
         *,
         store: Store,
-        authority: CertificateAuthority,
+        authority: Callable[[], CertificateAuthority],
         trust_bundle: Callable[[], str],
         clock: Clock,
         life: timedelta = PARTICIPANT_LIFE,
@@ -59,7 +62,7 @@ class EnrollmentServicer(enrollment_pb2_grpc.EnrollmentServiceServicer):
         certificate = await asyncio.to_thread(self._enroll, request.token_secret, request.certificate_request)
         return enrollment_pb2.EnrollResponse(
             participant=identifiers.participant_name(certificate.participant),
-            federation=self._authority.federation,
+            federation=self._authority().federation,
             certificate_chain=certificate.chain,
             trust_bundle=await asyncio.to_thread(self._trust_bundle),
             expire_time=timestamp(certificate.expires_at),
@@ -162,7 +165,7 @@ class EnrollmentServicer(enrollment_pb2_grpc.EnrollmentServiceServicer):
         enrolled_at: datetime,
     ) -> Certificate:
         now = self._clock.now()
-        issued = self._authority.issue_participant(key, participant, now=now, life=self._life)
+        issued = self._authority().issue_participant(key, participant, now=now, life=self._life)
         certificate = Certificate(
             serial=serial_text(issued.certificate),
             participant=participant,

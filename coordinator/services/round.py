@@ -58,8 +58,13 @@ class RoundServicer(round_pb2_grpc.RoundServiceServicer):
         wakeups: Wakeups,
         clock: Clock,
         on_dropped: Callable[[str, str], None] = lambda participant, reason: None,
+        trust_bundle_sha256: Callable[[], str] = lambda: "",
     ) -> None:
-        """on_dropped: hears the name of each participant that says it is out of a round, and its reason."""
+        """on_dropped: hears the name of each participant that says it is out of a round, and its reason.
+
+        trust_bundle_sha256: names the CAs that a renewal brings at the moment, "" where nobody renews here.
+        """
+        self._trust_bundle_sha256 = trust_bundle_sha256
         self._store = store
         self._wakeups = wakeups
         self._clock = clock
@@ -74,7 +79,9 @@ class RoundServicer(round_pb2_grpc.RoundServiceServicer):
         while True:
             ticket = self._wakeups.polls.ticket()
             tasks = await asyncio.to_thread(self._assignments, caller, request.software_version[:64])
-            response = round_pb2.GetAssignmentResponse(assignments=[wire.to_proto(task) for task in tasks])
+            response = round_pb2.GetAssignmentResponse(
+                assignments=[wire.to_proto(task) for task in tasks], trust_bundle_sha256=self._trust_bundle_sha256()
+            )
             response.tag = hashlib.sha256(response.SerializeToString(deterministic=True)).hexdigest()[:32]
             left = 0.0 if self._wakeups.is_over else give_up - loop.time()
             if response.tag != request.known_tag or left <= 0:

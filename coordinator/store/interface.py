@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
-from common.states import RunState
+from common.states import RoundState, RunState
 from coordinator.rounds.model import (
     Adapter,
     AdapterState,
@@ -23,6 +23,7 @@ from coordinator.rounds.model import (
     KeyEpoch,
     MessageKind,
     Participant,
+    ParticipantState,
     Participation,
     ProtocolMessage,
     Round,
@@ -59,7 +60,9 @@ class Reader(Protocol):
 
     # rounds
     def round(self, run: str, number: int) -> Round: ...
-    def rounds(self, run: str, *, page_size: int = 0, page_token: str = "") -> Page[Round]:
+    def rounds(
+        self, run: str, *, states: Sequence[RoundState] = (), page_size: int = 0, page_token: str = ""
+    ) -> Page[Round]:
         """Newest first."""
 
     def participation(self, run: str, round_number: int, participant: str) -> Participation | None: ...
@@ -89,12 +92,16 @@ class Reader(Protocol):
 
     # adapters
     def adapter(self, digest: str) -> Adapter: ...
-    def adapters(self, run: str, *, page_size: int = 0, page_token: str = "") -> Page[Adapter]:
+    def adapters(
+        self, run: str, *, states: Sequence[AdapterState] = (), page_size: int = 0, page_token: str = ""
+    ) -> Page[Adapter]:
         """Newest first."""
 
     # identities
     def participant(self, name: str) -> Participant: ...
-    def participants(self, *, page_size: int = 0, page_token: str = "") -> Page[Participant]:
+    def participants(
+        self, *, states: Sequence[ParticipantState] = (), page_size: int = 0, page_token: str = ""
+    ) -> Page[Participant]:
         """By name."""
 
     def certificate(self, serial: str) -> Certificate: ...
@@ -103,8 +110,15 @@ class Reader(Protocol):
 
     def join_token(self, name: str) -> JoinToken: ...
     def join_token_by_secret(self, secret_sha256: str) -> JoinToken: ...
-    def join_tokens(self, *, page_size: int = 0, page_token: str = "") -> Page[JoinToken]:
-        """Newest first."""
+    def join_tokens(
+        self,
+        *,
+        participant: str = "",
+        open_at: datetime | None = None,
+        page_size: int = 0,
+        page_token: str = "",
+    ) -> Page[JoinToken]:
+        """Newest first. participant: only tokens for it. open_at: only those that could be used at that moment."""
 
     def web_token(self, name: str) -> WebToken: ...
     def web_token_by_secret(self, secret_sha256: str) -> WebToken: ...
@@ -120,9 +134,18 @@ class Reader(Protocol):
         """What this caller's request of that id was answered with; None if it is new."""
 
     def audit_events(
-        self, *, subject: str = "", newest_first: bool = False, page_size: int = 0, page_token: str = ""
+        self,
+        *,
+        subject: str = "",
+        actor: str = "",
+        action: str = "",
+        newest_first: bool = False,
+        page_size: int = 0,
+        page_token: str = "",
     ) -> Page[AuditEvent]:
-        """Oldest first, or newest first. subject: only what is about this resource, if not empty."""
+        """Oldest first, or newest first. subject, actor, action: only what has exactly these, where not empty."""
+
+    def audit_event(self, sequence: int) -> AuditEvent: ...
 
     def audit_chain(self) -> Iterator[AuditEvent]:
         """All events, oldest first, without holding them in memory."""

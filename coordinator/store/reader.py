@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from enum import Enum
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Select, Table, bindparam, exists, func, or_, select
 
 from common.errors import NotFound
-from common.states import RunState
+from common.states import RoundState, RunState
 from coordinator.rounds.model import (
     Adapter,
+    AdapterState,
     AuditEvent,
     Certificate,
     JoinToken,
@@ -100,14 +103,19 @@ _AUDIT_AFTER: Final = (
 _AUDIT_HEAD: Final = select(tables.AUDIT_HEAD.c.sequence, tables.AUDIT_HEAD.c.chain_digest)
 
 
-def _in_states(states: Sequence[RunState]) -> list[ColumnElement[bool]]:
-    return [tables.RUNS.c.state.in_(states)] if states else []
+def _in(table: Table, states: Sequence[Enum]) -> list[ColumnElement[bool]]:
+    return [table.c.state.in_(states)] if states else []
+
+
+def _words(states: Sequence[Enum]) -> tuple[str, ...]:
+    """States as a page token names them."""
+    return tuple(sorted({str(state.value) for state in states}))
 
 
 @lru_cache(maxsize=64)
 def _newest_runs(states: tuple[RunState, ...], page_size: int) -> Select[tuple[object, ...]]:
     """Asked with every long poll and every turn of the driver."""
-    return _RUNS.statement(page_size=page_size, where=_in_states(states))
+    return _RUNS.statement(page_size=page_size, where=_in(tables.RUNS, states))
 
 
 class SqlReader:
@@ -122,12 +130,12 @@ class SqlReader:
         return self._one(rows.RUNS, {"name": name}, f"run {name!r}")
 
     def runs(self, *, states: Sequence[RunState] = (), page_size: int = 0, page_token: str = "") -> Page[Run]:
-        scope = tuple(sorted({state.value for state in states}))
+        scope = _words(states)
         if not page_token:
             statement = _newest_runs(tuple(states), page_size)
             return _RUNS.fetch(self.connection, statement, page_size=page_size, scope=scope)
         return _RUNS.page(
-            self.connection, page_size=page_size, page_token=page_token, where=_in_states(states), scope=scope
+            self.connection, page_size=page_size, page_token=page_token, where=_in(tables.RUNS, states), scope=scope
         )
 
     def run_member(self, run: str, participant: str) -> RunMember | None:
@@ -141,9 +149,12 @@ class SqlReader:
     def round(self, run: str, number: int) -> Round:
         return self._one(rows.ROUNDS, {"run": run, "number": number}, f"round {number} of run {run!r}")
 
-    def rounds(self, run: str, *, page_size: int = 0, page_token: str = "") -> Page[Round]:
-        where = [tables.ROUNDS.c.run == run]
-        return _ROUNDS.page(self.connection, page_size=page_size, page_token=page_token, where=where, scope=(run,))
+    def rounds(
+        self, run: str, *, states: Sequence[RoundState] = (), page_size: int = 0, page_token: str = ""
+    ) -> Page[Round]:
+        where = [tables.ROUNDS.c.run == run, *_in(tables.ROUNDS, states)]
+        scope = (run, *_words(states))
+        return _ROUNDS.page(self.connection, page_size=page_size, page_token=page_token, where=where, scope=scope)
 
     def participation(self, run: str, round_number: int, participant: str) -> Participation | None:
         return self._find(rows.PARTICIPATIONS, {"run": run, "round": round_number, "participant": participant})
@@ -193,19 +204,30 @@ class SqlReader:
     def adapter(self, digest: str) -> Adapter:
         return self._one(rows.ADAPTERS, {"digest": digest}, f"adapter {digest!r}")
 
-    def adapters(self, run: str, *, page_size: int = 0, page_token: str = "") -> Page[Adapter]:
-        where = [tables.ADAPTERS.c.run == run]
-        return _ADAPTERS.page(self.connection, page_size=page_size, page_token=page_token, where=where, scope=(run,))
+    def adapters(
+        self, run: str, *, states: Sequence[AdapterState] = (), page_size: int = 0, page_token: str = ""
+    ) -> Page[Adapter]:
+        where = [tables.ADAPTERS.c.run == run, *_in(tables.ADAPTERS, states)]
+        scope = (run, *_words(states))
+        return _ADAPTERS.page(self.connection, page_size=page_size, page_token=page_token, where=where, scope=scope)
 
     # identities
 
     def participant(self, name: str) -> Participant:
         return self._one(rows.PARTICIPANTS, {"name": name}, f"participant {name!r}")
 
-    def participants(self, *, page_size: int = 0, page_token: str = "") -> Page[Participant]:
-        if not page_size and not page_token:
+    def participants(
+        self, *, states: Sequence[ParticipantState] = (), page_size: int = 0, page_token: str = ""
+    ) -> Page[Participant]:
+        if not page_size and not page_token and not states:
             return _PARTICIPANTS.fetch(self.connection, _ALL_PARTICIPANTS, page_size=0)
-        return _PARTICIPANTS.page(self.connection, page_size=page_size, page_token=page_token)
+        return _PARTICIPANTS.page(
+            self.connection,
+            page_size=page_size,
+            page_token=page_token,
+            where=_in(tables.PARTICIPANTS, states),
+            scope=_words(states),
+        )
 
     def certificate(self, serial: str) -> Certificate:
         return self._one(rows.CERTIFICATES, {"serial": serial}, f"certificate {serial!r}")
@@ -223,8 +245,25 @@ class SqlReader:
             raise NotFound("there is no join token with this secret")
         return found[0]
 
-    def join_tokens(self, *, page_size: int = 0, page_token: str = "") -> Page[JoinToken]:
-        return _JOIN_TOKENS.page(self.connection, page_size=page_size, page_token=page_token)
+    def join_tokens(
+        self,
+        *,
+        participant: str = "",
+        open_at: datetime | None = None,
+        page_size: int = 0,
+        page_token: str = "",
+    ) -> Page[JoinToken]:
+        columns = tables.JOIN_TOKENS.c
+        where = [columns.participant == participant] if participant else []
+        if open_at is not None:
+            where += [columns.used_at.is_(None), columns.revoked_at.is_(None), columns.expires_at > open_at]
+        return _JOIN_TOKENS.page(
+            self.connection,
+            page_size=page_size,
+            page_token=page_token,
+            where=where,
+            scope=(participant, "all" if open_at is None else "open"),
+        )
 
     def web_token(self, name: str) -> WebToken:
         return self._one(rows.WEB_TOKENS, {"name": name}, f"web token {name!r}")
@@ -257,12 +296,23 @@ class SqlReader:
         return found
 
     def audit_events(
-        self, *, subject: str = "", newest_first: bool = False, page_size: int = 0, page_token: str = ""
+        self,
+        *,
+        subject: str = "",
+        actor: str = "",
+        action: str = "",
+        newest_first: bool = False,
+        page_size: int = 0,
+        page_token: str = "",
     ) -> Page[AuditEvent]:
         listing = _NEWEST_AUDIT_EVENTS if newest_first else _AUDIT_EVENTS
-        where = [tables.AUDIT_EVENTS.c.subject == subject] if subject else []
-        scope = (subject, "newest first" if newest_first else "oldest first")
+        wanted = {"subject": subject, "actor": actor, "action": action}
+        where = [tables.AUDIT_EVENTS.c[name] == value for name, value in wanted.items() if value]
+        scope = (subject, actor, action, "newest first" if newest_first else "oldest first")
         return listing.page(self.connection, page_size=page_size, page_token=page_token, where=where, scope=scope)
+
+    def audit_event(self, sequence: int) -> AuditEvent:
+        return self._one(rows.AUDIT_EVENTS, {"sequence": sequence}, f"audit event {sequence}")
 
     def audit_chain(self) -> Iterator[AuditEvent]:
         last = 0

@@ -33,12 +33,16 @@ def verdict(store):
 
 
 def test_an_untouched_log_is_intact_and_ends_with_the_digest_that_append_returned(store):
-    assert verdict(store) == audit.AuditVerdict(events=0, first_broken_sequence=0, chain_digest=audit.GENESIS)
+    assert verdict(store) == audit.AuditVerdict(
+        events=0, first_broken_sequence=0, chain_digest=audit.GENESIS, sequence=0
+    )
     with store.write() as writer:
         one = writer.append_audit(time=NOW, actor="a", action="b", subject="c", details="{}")
         two = writer.append_audit(time=NOW, actor="a", action="b", subject="c", details="{}")
     assert (one.sequence, two.sequence) == (1, 2)
-    assert verdict(store) == audit.AuditVerdict(events=2, first_broken_sequence=0, chain_digest=two.chain_digest)
+    assert verdict(store) == audit.AuditVerdict(
+        events=2, first_broken_sequence=0, chain_digest=two.chain_digest, sequence=2
+    )
     assert verdict(store).intact
 
 

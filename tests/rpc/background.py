@@ -71,7 +71,7 @@ class BackgroundCoordinator:
             federation=FEDERATION,
             enrollment_address=f"{HOST}:{self.enrollment_port}",
             coordinator_address=f"{HOST}:{self.port}",
-            authority=self.pki.folder.trust_bundle(),
+            authority=self.pki.folder.trust_bundle,
             clock=SystemClock(),
         ).invite(ParticipantId(participant), life=timedelta(hours=1))
         with self.store.write() as writer:
@@ -136,7 +136,7 @@ def coordinator_in_background(folder: Path, *, server: Pki | None = None) -> Ite
 async def _serve(pki: Pki, shown: Pki, store: Store, told: Told) -> tuple[list[grpc.aio.Server], list[int]]:
     clock = ToldClock(told)
     enrollment = EnrollmentServicer(
-        store=store, authority=pki.authority, trust_bundle=pki.folder.trust_bundle, clock=clock
+        store=store, authority=lambda: pki.authority, trust_bundle=pki.folder.trust_bundle, clock=clock
     )
     rounds = RoundServicer(store=store, wakeups=Wakeups(), clock=clock)
     guards = (

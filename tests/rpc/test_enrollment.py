@@ -95,7 +95,7 @@ def store(tmp_path):
 async def coordinator(tmp_path, store):
     pki, clock = Pki.create(tmp_path / "pki"), FakeClock(SystemClock().now())
     servicer = EnrollmentServicer(
-        store=store, authority=pki.authority, trust_bundle=pki.folder.trust_bundle, clock=clock
+        store=store, authority=lambda: pki.authority, trust_bundle=pki.folder.trust_bundle, clock=clock
     )
     open_tls = server_tls(ServerTls(pki.folder.server_certificate, pki.folder.server_key))
     guard = CallGuard(
@@ -117,7 +117,7 @@ async def coordinator(tmp_path, store):
             federation=FEDERATION,
             enrollment_address=f"{HOST}:{ports[0]}",
             coordinator_address=f"{HOST}:{ports[1]}",
-            authority=pki.folder.trust_bundle(),
+            authority=pki.folder.trust_bundle,
             clock=clock,
         )
         yield Coordinator(pki, store, clock, guard, inviter, *ports)

@@ -46,11 +46,16 @@ class GetFederationResponse(_message.Message):
     OPEN_RUNS_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     CA_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    TRUST_BUNDLE_FIELD_NUMBER: _builtins.int
     federation: _builtins.str
     software_version: _builtins.str
     charter_digest: _builtins.str
     active_participants: _builtins.int
     open_runs: _builtins.int
+    trust_bundle: _builtins.str
+    """PEM of the CAs that sign the coordinator's certificates, the issuing one first; two while the CA is replaced. Empty
+    where an organisation's PKI issues them.
+    """
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -67,10 +72,11 @@ class GetFederationResponse(_message.Message):
         open_runs: _builtins.int = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
         ca_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        trust_bundle: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ca_expire_time", b"ca_expire_time", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_participants", b"active_participants", "ca_expire_time", b"ca_expire_time", "charter_digest", b"charter_digest", "federation", b"federation", "open_runs", b"open_runs", "software_version", b"software_version", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_participants", b"active_participants", "ca_expire_time", b"ca_expire_time", "charter_digest", b"charter_digest", "federation", b"federation", "open_runs", b"open_runs", "software_version", b"software_version", "time", b"time", "trust_bundle", b"trust_bundle"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -133,17 +139,25 @@ class ListJoinTokensRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    OPEN_ONLY_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     page_token: _builtins.str
+    participant_id: _builtins.str
+    """Only tokens for this participant, an id; empty means all."""
+    open_only: _builtins.bool
+    """Only tokens that can still be used."""
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        participant_id: _builtins.str = ...,
+        open_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["open_only", b"open_only", "page_size", b"page_size", "page_token", b"page_token", "participant_id", b"participant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -221,17 +235,23 @@ class ListParticipantsRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     page_token: _builtins.str
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[_resources_pb2.ParticipantState.ValueType]:
+        """Only participants in one of these states; empty means all."""
+
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        states: _abc.Iterable[_resources_pb2.ParticipantState.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -880,6 +900,93 @@ class GetRoundResponse(_message.Message):
 Global___GetRoundResponse: _TypeAlias = GetRoundResponse  # noqa: Y015
 
 @_typing.final
+class ExplainRunRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """runs/{run}"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainRunRequest: _TypeAlias = ExplainRunRequest  # noqa: Y015
+
+@_typing.final
+class ExplainRunResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    RUN_STATE_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    ROUND_STATE_FIELD_NUMBER: _builtins.int
+    EPOCH_STATE_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    PHASE_START_TIME_FIELD_NUMBER: _builtins.int
+    DEADLINE_TIME_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    QUORUM_FIELD_NUMBER: _builtins.int
+    AWAITED_FIELD_NUMBER: _builtins.int
+    OUT_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """runs/{run}"""
+    run_state: _resources_pb2.RunState.ValueType
+    round: _builtins.str
+    """runs/{run}/rounds/{number} of the open round; empty while none is open."""
+    round_state: _resources_pb2.RoundState.ValueType
+    epoch_state: _resources_pb2.EpochState.ValueType
+    """State of the key epoch that is set up beside the round."""
+    summary: _builtins.str
+    """One sentence for people: what happens now, and what it takes to go on."""
+    done: _builtins.int
+    """How many have done what the phase asks for, and least number with which it closes."""
+    quorum: _builtins.int
+    @_builtins.property
+    def phase_start_time(self) -> _timestamp_pb2.Timestamp:
+        """When the present phase began, and when it closes at the latest."""
+
+    @_builtins.property
+    def deadline_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def awaited(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Awaited]:
+        """Whom it waits for, by name."""
+
+    @_builtins.property
+    def out(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Awaited]:
+        """Who is out of this round, or has declined the run, and why."""
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        run_state: _resources_pb2.RunState.ValueType = ...,
+        round: _builtins.str = ...,
+        round_state: _resources_pb2.RoundState.ValueType = ...,
+        epoch_state: _resources_pb2.EpochState.ValueType = ...,
+        summary: _builtins.str = ...,
+        phase_start_time: _timestamp_pb2.Timestamp | None = ...,
+        deadline_time: _timestamp_pb2.Timestamp | None = ...,
+        done: _builtins.int = ...,
+        quorum: _builtins.int = ...,
+        awaited: _abc.Iterable[_resources_pb2.Awaited] | None = ...,
+        out: _abc.Iterable[_resources_pb2.Awaited] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline_time", b"deadline_time", "phase_start_time", b"phase_start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaited", b"awaited", "deadline_time", b"deadline_time", "done", b"done", "epoch_state", b"epoch_state", "out", b"out", "phase_start_time", b"phase_start_time", "quorum", b"quorum", "round", b"round", "round_state", b"round_state", "run", b"run", "run_state", b"run_state", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainRunResponse: _TypeAlias = ExplainRunResponse  # noqa: Y015
+
+@_typing.final
 class ListRoundsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -887,11 +994,16 @@ class ListRoundsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     VIEW_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """runs/{run}"""
     page_size: _builtins.int
     page_token: _builtins.str
     view: _resources_pb2.RoundView.ValueType
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[_resources_pb2.RoundState.ValueType]:
+        """Only rounds in one of these states; empty means all."""
+
     def __init__(
         self,
         *,
@@ -899,10 +1011,11 @@ class ListRoundsRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         view: _resources_pb2.RoundView.ValueType = ...,
+        states: _abc.Iterable[_resources_pb2.RoundState.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "run", b"run", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "run", b"run", "states", b"states", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -938,20 +1051,26 @@ class ListAdaptersRequest(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """runs/{run}"""
     page_size: _builtins.int
     page_token: _builtins.str
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[_resources_pb2.AdapterState.ValueType]:
+        """Only adapters in one of these states; empty means all."""
+
     def __init__(
         self,
         *,
         run: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        states: _abc.Iterable[_resources_pb2.AdapterState.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "run", b"run", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1083,11 +1202,17 @@ class ListAuditEventsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     SUBJECT_FIELD_NUMBER: _builtins.int
     NEWEST_FIRST_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     page_token: _builtins.str
     subject: _builtins.str
     """Only events about this resource, such as "runs/{run}/rounds/{number}"; empty means all."""
     newest_first: _builtins.bool
+    actor: _builtins.str
+    """Only events of this actor, such as "operators/alice" or "participants/bank"; empty means all."""
+    action: _builtins.str
+    """Only events of this action, such as "run_created"; empty means all."""
     def __init__(
         self,
         *,
@@ -1095,10 +1220,12 @@ class ListAuditEventsRequest(_message.Message):
         page_token: _builtins.str = ...,
         subject: _builtins.str = ...,
         newest_first: _builtins.bool = ...,
+        actor: _builtins.str = ...,
+        action: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["newest_first", b"newest_first", "page_size", b"page_size", "page_token", b"page_token", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "newest_first", b"newest_first", "page_size", b"page_size", "page_token", b"page_token", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1131,12 +1258,22 @@ Global___ListAuditEventsResponse: _TypeAlias = ListAuditEventsResponse  # noqa: 
 class VerifyAuditLogRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    EXPECTED_SEQUENCE_FIELD_NUMBER: _builtins.int
+    EXPECTED_CHAIN_DIGEST_FIELD_NUMBER: _builtins.int
+    expected_sequence: _builtins.int
+    """A head that was noted earlier: the log must still hold this event with this chain digest. It shows that nobody has
+    cut the log's end off, or written all of it anew. 0 and empty: only the chain itself is checked.
+    """
+    expected_chain_digest: _builtins.str
     def __init__(
         self,
+        *,
+        expected_sequence: _builtins.int = ...,
+        expected_chain_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_chain_digest", b"expected_chain_digest", "expected_sequence", b"expected_sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1150,11 +1287,15 @@ class VerifyAuditLogResponse(_message.Message):
     INTACT_FIELD_NUMBER: _builtins.int
     FIRST_BROKEN_SEQUENCE_FIELD_NUMBER: _builtins.int
     CHAIN_DIGEST_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
     events: _builtins.int
     intact: _builtins.bool
     first_broken_sequence: _builtins.int
     """First event whose digest does not fit, 0 if none."""
     chain_digest: _builtins.str
+    """That of the last event before it: with its number, the head to note elsewhere."""
+    sequence: _builtins.int
+    """Number of the event that chain_digest is of."""
     def __init__(
         self,
         *,
@@ -1162,10 +1303,11 @@ class VerifyAuditLogResponse(_message.Message):
         intact: _builtins.bool = ...,
         first_broken_sequence: _builtins.int = ...,
         chain_digest: _builtins.str = ...,
+        sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_digest", b"chain_digest", "events", b"events", "first_broken_sequence", b"first_broken_sequence", "intact", b"intact"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_digest", b"chain_digest", "events", b"events", "first_broken_sequence", b"first_broken_sequence", "intact", b"intact", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

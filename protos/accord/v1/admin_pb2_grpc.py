@@ -131,6 +131,11 @@ class AdminServiceStub(object):
                 request_serializer=accord_dot_v1_dot_admin__pb2.GetRoundRequest.SerializeToString,
                 response_deserializer=accord_dot_v1_dot_admin__pb2.GetRoundResponse.FromString,
                 _registered_method=True)
+        self.ExplainRun = channel.unary_unary(
+                '/accord.v1.AdminService/ExplainRun',
+                request_serializer=accord_dot_v1_dot_admin__pb2.ExplainRunRequest.SerializeToString,
+                response_deserializer=accord_dot_v1_dot_admin__pb2.ExplainRunResponse.FromString,
+                _registered_method=True)
         self.ListRounds = channel.unary_unary(
                 '/accord.v1.AdminService/ListRounds',
                 request_serializer=accord_dot_v1_dot_admin__pb2.ListRoundsRequest.SerializeToString,
@@ -357,6 +362,16 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainRun(self, request, context):
+        """Says whom or what a run waits for now: each participant by name, since when, what it was last heard of, and what to
+        do about it.
+
+        Caller: viewer, operator, security officer. State: any. Retry: safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListRounds(self, request, context):
         """Lists the rounds of a run, newest first. Long lists of large rounds are better asked for with ROUND_VIEW_BASIC.
 
@@ -538,6 +553,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetRound,
                     request_deserializer=accord_dot_v1_dot_admin__pb2.GetRoundRequest.FromString,
                     response_serializer=accord_dot_v1_dot_admin__pb2.GetRoundResponse.SerializeToString,
+            ),
+            'ExplainRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainRun,
+                    request_deserializer=accord_dot_v1_dot_admin__pb2.ExplainRunRequest.FromString,
+                    response_serializer=accord_dot_v1_dot_admin__pb2.ExplainRunResponse.SerializeToString,
             ),
             'ListRounds': grpc.unary_unary_rpc_method_handler(
                     servicer.ListRounds,
@@ -1100,6 +1120,33 @@ class AdminService(object):
             '/accord.v1.AdminService/GetRound',
             accord_dot_v1_dot_admin__pb2.GetRoundRequest.SerializeToString,
             accord_dot_v1_dot_admin__pb2.GetRoundResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/accord.v1.AdminService/ExplainRun',
+            accord_dot_v1_dot_admin__pb2.ExplainRunRequest.SerializeToString,
+            accord_dot_v1_dot_admin__pb2.ExplainRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -133,6 +133,12 @@ class AdminServiceStub:
 
     Caller: viewer, operator, security officer. State: any. Retry: safe.
     """
+    ExplainRun: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ExplainRunRequest, _admin_pb2.ExplainRunResponse]
+    """Says whom or what a run waits for now: each participant by name, since when, what it was last heard of, and what to
+    do about it.
+
+    Caller: viewer, operator, security officer. State: any. Retry: safe.
+    """
     ListRounds: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListRoundsRequest, _admin_pb2.ListRoundsResponse]
     """Lists the rounds of a run, newest first. Long lists of large rounds are better asked for with ROUND_VIEW_BASIC.
 
@@ -284,6 +290,12 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """
     GetRound: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetRoundRequest, _admin_pb2.GetRoundResponse]  # type: ignore[assignment]
     """Returns one round with who was in, who was out, and why.
+
+    Caller: viewer, operator, security officer. State: any. Retry: safe.
+    """
+    ExplainRun: _aio.UnaryUnaryMultiCallable[_admin_pb2.ExplainRunRequest, _admin_pb2.ExplainRunResponse]  # type: ignore[assignment]
+    """Says whom or what a run waits for now: each participant by name, since when, what it was last heard of, and what to
+    do about it.
 
     Caller: viewer, operator, security officer. State: any. Retry: safe.
     """
@@ -549,6 +561,18 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GetRoundResponse, _abc.Awaitable[_admin_pb2.GetRoundResponse]]:
         """Returns one round with who was in, who was out, and why.
+
+        Caller: viewer, operator, security officer. State: any. Retry: safe.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainRun(
+        self,
+        request: _admin_pb2.ExplainRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ExplainRunResponse, _abc.Awaitable[_admin_pb2.ExplainRunResponse]]:
+        """Says whom or what a run waits for now: each participant by name, since when, what it was last heard of, and what to
+        do about it.
 
         Caller: viewer, operator, security officer. State: any. Retry: safe.
         """

@@ -955,6 +955,60 @@ class Participation(_message.Message):
 Global___Participation: _TypeAlias = Participation  # noqa: Y015
 
 @_typing.final
+class Awaited(_message.Message):
+    """One participant that a run waits for, or that is out of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTICIPANT_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    SINCE_TIME_FIELD_NUMBER: _builtins.int
+    LAST_SEEN_TIME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    ADVICE_FIELD_NUMBER: _builtins.int
+    participant: _builtins.str
+    """participants/{participant}"""
+    step: _builtins.str
+    """What is asked of it: "join", "ask for work", "advertise keys", "deposit shares", "confirm shares", "train",
+    "upload" or "reveal shares"; empty for who is out.
+    """
+    reason: _builtins.str
+    """Why, as a constant: "WORKING", "SILENT", "NEVER_SEEN", "CERTIFICATE_EXPIRED", "REVOKED"; for who is out, the reason
+    that the site or the coordinator gave.
+    """
+    message: _builtins.str
+    """The same for people, with what the site said of itself."""
+    advice: _builtins.str
+    """What an operator can do."""
+    @_builtins.property
+    def since_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is waited for, or out."""
+
+    @_builtins.property
+    def last_seen_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was last heard at all; unset if never."""
+
+    def __init__(
+        self,
+        *,
+        participant: _builtins.str = ...,
+        step: _builtins.str = ...,
+        since_time: _timestamp_pb2.Timestamp | None = ...,
+        last_seen_time: _timestamp_pb2.Timestamp | None = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        advice: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen_time", b"last_seen_time", "since_time", b"since_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "last_seen_time", b"last_seen_time", "message", b"message", "participant", b"participant", "reason", b"reason", "since_time", b"since_time", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Awaited: _TypeAlias = Awaited  # noqa: Y015
+
+@_typing.final
 class Participant(_message.Message):
     """An organisation's daemon."""
 

@@ -53,7 +53,12 @@ class GetAssignmentResponse(_message.Message):
 
     TAG_FIELD_NUMBER: _builtins.int
     ASSIGNMENTS_FIELD_NUMBER: _builtins.int
+    TRUST_BUNDLE_SHA256_FIELD_NUMBER: _builtins.int
     tag: _builtins.str
+    trust_bundle_sha256: _builtins.str
+    """SHA-256 of the trust bundle that a renewal brings now, hex; a caller that holds another one renews its certificate
+    soon, so that it knows the next CA before the coordinator shows a certificate of it. Empty where nothing is renewed.
+    """
     @_builtins.property
     def assignments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Assignment]:
         """All that the caller should do now, most urgent first; empty: wait."""
@@ -63,10 +68,11 @@ class GetAssignmentResponse(_message.Message):
         *,
         tag: _builtins.str = ...,
         assignments: _abc.Iterable[Global___Assignment] | None = ...,
+        trust_bundle_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "tag", b"tag"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "tag", b"tag", "trust_bundle_sha256", b"trust_bundle_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,6 +25,7 @@ from common.log import get_logger
 from common.memory import share_one_pool
 from common.rpc.interceptors import CallGuard, NobodyRevoked, Revocations
 from common.rpc.tls import ServerTls, mutual_tls, server_tls
+from common.service_manager import ServiceManager
 from common.version import software_version
 from coordinator import gauges
 from coordinator.authorization import RULES, StoredRevocations
@@ -52,6 +53,7 @@ from coordinator.store.interface import Store
 from coordinator.store.opening import open_blobs, open_store
 from coordinator.store.schema import check_schema, migrate
 from coordinator.wakeups import Wakeups
+from coordinator.watch import Watch
 
 GAUGES_EVERY_SECONDS: Final = 5.0
 REFRESH_EVERY_SECONDS: Final = 60.0
@@ -99,11 +101,17 @@ async def _run_until_signalled(config: Config) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await serve(config, clock=SystemClock(), stop=stop)
+    manager = ServiceManager.from_environment(os.environ)
+    await serve(config, clock=SystemClock(), stop=stop, manager=manager)
 
 
 async def serve(
-    config: Config, *, clock: Clock, stop: asyncio.Event, started: Callable[[Addresses], None] = lambda _: None
+    config: Config,
+    *,
+    clock: Clock,
+    stop: asyncio.Event,
+    started: Callable[[Addresses], None] = lambda _: None,
+    manager: ServiceManager | None = None,
 ) -> None:
     """Serve until `stop` is set; `started` hears the real addresses once calls are answered.
 
@@ -111,7 +119,7 @@ async def serve(
     """
     foundation = await asyncio.to_thread(_lay_foundation, config, clock)
     try:
-        coordinator = _Coordinator(foundation)
+        coordinator = _Coordinator(foundation, manager or ServiceManager())
         await coordinator.serve(stop, started)
     finally:
         await asyncio.to_thread(foundation.store.close)
@@ -145,8 +153,9 @@ def _lay_foundation(config: Config, clock: Clock) -> Foundation:
 class _Coordinator:
     """One running coordinator: listeners, driver and what watches over them."""
 
-    def __init__(self, foundation: Foundation) -> None:
+    def __init__(self, foundation: Foundation, manager: ServiceManager) -> None:
         self._base = foundation
+        self._manager = manager
         self._guards: list[CallGuard] = []
         self._driver_task: asyncio.Task[None] | None = None
         config, identity = foundation.config, foundation.identity
@@ -171,6 +180,12 @@ class _Coordinator:
             clock=foundation.clock,
             metrics=foundation.metrics,
         )
+        self._watch = Watch(
+            manager,
+            store=foundation.store,
+            check_driver=self._check_driver,
+            readiness=lambda: self._health.readiness,
+        )
 
     async def serve(self, stop: asyncio.Event, started: Callable[[Addresses], None]) -> None:
         config = self._base.config
@@ -188,8 +203,10 @@ class _Coordinator:
                 _write_addresses(config, addresses)
                 await self._health.check()
                 log.info("coordinator_started", **asdict(addresses), version=software_version())
+                self._manager.ready("serving")
                 started(addresses)
                 await stop.wait()
+                self._manager.stopping()
                 log.info("coordinator_stopping", grace_seconds=config.limits.stop_grace_seconds)
                 await self._health.stop()
                 self._base.wakeups.end()
@@ -210,6 +227,7 @@ class _Coordinator:
             ("health", self._health.run()),
             ("gauges", self._observe()),
             ("certificates", self._refresh()),
+            ("watch", self._watch.run()),
         )
 
     # --- listeners ------------------------------------------------------------------------------------------------
@@ -262,6 +280,7 @@ class _Coordinator:
                 wakeups=base.wakeups,
                 clock=base.clock,
                 on_dropped=base.metrics.participant_dropped,
+                trust_bundle_sha256=own.bundle_sha256 if own is not None else lambda: "",
             ),
             adapters=AdapterServicer(store=base.store, blobs=base.blobs),
             secure_aggregation=SecureAggregationServicer(
@@ -280,7 +299,6 @@ class _Coordinator:
         if "health_grpc" in opened:
             listeners.serve_health(opened["health_grpc"].server, self._health)
 
-                trust_bundle_sha256=own.bundle_sha256 if own is not None else lambda: "",
     def _enrollment(self) -> EnrollmentServicer | None:
         own = self._base.identity.own
         if own is None:

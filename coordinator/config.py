@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 from common.errors import ConfigInvalid, InvalidArgument
 from common.identifiers import parse_federation_id
 from common.log import LogForm
+from coordinator.credentials import read_secret, with_credentials
 from coordinator.uploads import MOST_KEPT_ROUNDS
 
 MEBIBYTE: Final = 1024 * 1024
@@ -63,10 +64,20 @@ Days = Annotated[int, Field(ge=1, le=3650)]
 
 
 class DatabaseConfig(StrictModel):
-    """Where rows lie; which URLs there are is known to the store. An empty one is SQLite in the data folder."""
+    """Where rows lie; which URLs there are is known to the store. An empty one is SQLite in the data folder.
+
+    url_file: a file with the URL on its first line, instead: a credential of the service, say.
+    """
 
     url: Annotated[str, AfterValidator(_url)] = Field(default="", repr=False)  # may hold a password
+    url_file: Path | None = None
     migrate_on_start: bool = True
+
+    @model_validator(mode="after")
+    def _said_once(self) -> Self:
+        if self.url and self.url_file is not None:
+            raise ValueError("url and url_file are two answers to one question; leave out one")
+        return self
 
 
 class BlobsConfig(StrictModel):
@@ -200,6 +211,12 @@ class Config(StrictModel):
 
     @property
     def database_url(self) -> str:
+        """Raises ConfigInvalid if it lies in a file that cannot be read."""
+        if self.database.url_file is not None:
+            url = read_secret(self.database.url_file, key="database.url_file")
+            if "://" not in url:
+                raise ConfigInvalid(f"database.url_file: what {self.database.url_file} holds is not a URL")
+            return url
         return self.database.url or f"sqlite:///{self.data_folder / 'coordinator.sqlite'}"
 
     @property
@@ -271,11 +288,14 @@ def split_address(address: str) -> tuple[str, int]:
 def _with_absolute_paths(config: Config, folder: Path) -> Config:
     certificates = config.certificates
     given = {name: getattr(certificates, name) for name in CERTIFICATE_FILES}
-    files = {name: folder / path for name, path in given.items() if path is not None}
+    files = {name: folder / with_credentials(path) for name, path in given.items() if path is not None}
+    named = config.database.url_file
+    url_file = {"url_file": folder / with_credentials(named)} if named is not None else {}
     return config.model_copy(
         update={
             "data_folder": (folder / config.data_folder.expanduser()).resolve(),
             "certificates": certificates.model_copy(update=files),
+            "database": config.database.model_copy(update=url_file),
         }
     )
 

@@ -25,7 +25,8 @@ def require_known(message: Message, *, what: str) -> None:
 def unknown_fields(message: Message, *, path: str = "") -> tuple[str, ...]:
     """Where they are, by the fields' numbers: "settings.98" is field 98 of the field `settings`."""
     prefix = f"{path}." if path else ""
-    found = [f"{prefix}{field.field_number}" for field in UnknownFieldSet(message)]
+    unknown = UnknownFieldSet(message)
+    found = [f"{prefix}{unknown[index].field_number}" for index in range(len(unknown))]
     for field, value in message.ListFields():
         if field.message_type is None or field.message_type.GetOptions().map_entry:
             continue

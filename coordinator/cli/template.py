@@ -20,6 +20,7 @@ data_folder = $data_folder
 
 [database]
 # url = "sqlite:////srv/accord/coordinator.sqlite"       # default: coordinator.sqlite in the data folder
+# url_file = "$${CREDENTIALS_DIRECTORY}/database.url"     # or the first line of a file: a credential of the service
 # migrate_on_start = true                                # false: `accord-coordinator migrate` is a step of its own
 
 [blobs]
@@ -53,7 +54,7 @@ host_names = $host_names  # "localhost" and 127.0.0.1 are added
 # operator_days = 90
 # mode = "files"                                         # certificates of your own PKI instead
 # certificate = "tls/coordinator.pem"                    # leaf first
-# key = "tls/coordinator.key"
+# key = "tls/coordinator.key"                            # or "$${CREDENTIALS_DIRECTORY}/tls.key"
 # participant_cas = "tls/partners.pem"                   # every CA whose participants are accepted
 # operator_cas = "tls/operators.pem"                     # every CA whose operators are accepted
 

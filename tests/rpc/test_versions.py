@@ -52,7 +52,7 @@ def asked_by(answer: bytes):
     from concurrent.futures import ThreadPoolExecutor
 
     server = grpc.server(ThreadPoolExecutor(1))
-    round_pb2_grpc.add_RoundServiceServicer_to_server(NewerCoordinator(answer), server)
+    round_pb2_grpc.add_RoundServiceServicer_to_server(NewerCoordinator(answer), server)  # type: ignore[abstract]
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:

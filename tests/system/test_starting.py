@@ -73,7 +73,7 @@ class Ear:
 
     def until(self, words: str) -> list[str]:
         """All messages up to the first that has these words."""
-        heard = []
+        heard: list[str] = []
         while not heard or words not in heard[-1]:
             heard.append(self.socket.recv(8192).decode())
         return heard

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 
 from common.cli.output import print_json, print_note, print_table
@@ -16,7 +17,7 @@ from coordinator.cli.exits import Exit
 from coordinator.cli.facts import moment, print_facts
 from coordinator.rounds.model import AuditEvent
 from coordinator.services.admin_client import AdminClient, Plain
-from coordinator.store.audit import AuditHead, verify
+from coordinator.store.audit import AuditHead, expected_head, verify
 
 
 def execute(options: argparse.Namespace) -> Exit:
@@ -27,13 +28,19 @@ def execute(options: argparse.Namespace) -> Exit:
             case "list":
                 return _list(client, options)
             case "verify":
-                return _tell(client.verify_audit_log(), options)
+                head = _expected(options)
+                answer = client.verify_audit_log(
+                    expected_sequence=head.sequence if head else 0,
+                    expected_chain_digest=head.chain_digest if head else "",
+                )
+                return _tell(answer, options)
             case _:
                 return _export(client, options)
 
 
 def _list(client: AdminClient, options: argparse.Namespace) -> Exit:
-    rows = [row for row in client.audit_events() if _fits(row, options)][-options.last :]
+    events = client.audit_events(subject=options.subject, actor=options.actor, action=options.event, newest_first=True)
+    rows = list(islice(events, options.last))[::-1]
     if options.json:
         print_json(rows)
         return Exit.OK
@@ -45,12 +52,6 @@ def _list(client: AdminClient, options: argparse.Namespace) -> Exit:
         ],
     )
     return Exit.OK
-
-
-def _fits(row: Plain, options: argparse.Namespace) -> bool:
-    return (not options.actor or row["actor"].endswith(options.actor)) and (
-        not options.subject or row["subject"].startswith(options.subject)
-    )
 
 
 def _export(client: AdminClient, options: argparse.Namespace) -> Exit:
@@ -70,17 +71,26 @@ def _export(client: AdminClient, options: argparse.Namespace) -> Exit:
 
 
 def _verify_file(options: argparse.Namespace) -> Exit:
-    head = AuditHead(options.sequence, options.digest) if options.digest else None
-    verdict = verify(_read(options.file), head=head)
+    verdict = verify(_read(options.file), expected=_expected(options))
     return _tell(
         {
             "events": verdict.events,
             "intact": verdict.intact,
             "first_broken_sequence": verdict.first_broken_sequence,
             "chain_digest": verdict.chain_digest,
+            "sequence": verdict.sequence,
         },
         options,
     )
+
+
+def _expected(options: argparse.Namespace) -> AuditHead | None:
+    if not options.expect_head:
+        return None
+    sequence, _, digest = options.expect_head.partition(":")
+    if not sequence.isdecimal():
+        raise InvalidArgument("--expect-head: write N:SHA256, as `audit verify` prints the head")
+    return expected_head(int(sequence), digest)
 
 
 def _tell(answer: Plain, options: argparse.Namespace) -> Exit:
@@ -92,11 +102,12 @@ def _tell(answer: Plain, options: argparse.Namespace) -> Exit:
                 ("audit log", "intact" if answer["intact"] else "BROKEN"),
                 ("events", answer["events"]),
                 ("first broken event", answer["first_broken_sequence"] or ""),
-                ("chain digest", answer["chain_digest"]),
+                ("head", f"{answer['sequence']}:{answer['chain_digest']}"),
             ]
         )
         print_note(
-            "Keep events and chain digest somewhere else: whoever can write the database can also write a chain."
+            "Keep the head somewhere else, for the next `audit verify --expect-head`: whoever can write the database "
+            "can also write a chain."
         )
     return Exit.OK if answer["intact"] else Exit.FAILED
 

@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 from common.cli.output import print_json, print_table, print_text
-from common.errors import ConfigInvalid, InvalidArgument
+from common.errors import ConfigInvalid, InvalidArgument, NotFound
 from common.identifiers import parse_digest, run_name
 from coordinator.cli.connection import open_client
 from coordinator.cli.exits import Exit
@@ -44,6 +44,8 @@ def _execute(client: AdminClient, options: argparse.Namespace) -> Exit:
             run = client.start_run(run["name"])
         return _show(run, options)
     name = run_name(options.run.removeprefix("runs/"))
+    if options.action == "explain":
+        return _explain(client.explain_run(name), options)
     match options.action:
         case "show":
             run = client.run(name)
@@ -56,7 +58,7 @@ def _execute(client: AdminClient, options: argparse.Namespace) -> Exit:
         case "cancel":
             run = client.cancel_run(name, reason=options.reason)
         case _:
-            run = client.roll_back_run(name, adapter_digest=_digest(client, name, options.adapter))
+            run = client.roll_back_run(name, adapter_digest=_rolled_back_to(client, name, options))
     return _show(run, options)
 
 
@@ -101,6 +103,58 @@ def _assign(settings: Plain, assignment: str) -> None:
         place[last] = json.loads(text)
     except ValueError:
         place[last] = text
+
+
+def _explain(answer: Plain, options: argparse.Namespace) -> Exit:
+    if options.json:
+        print_json(answer)
+        return Exit.OK
+    has_deadline = answer["deadline_time"] is not None
+    print_facts(
+        [
+            ("run", answer["run"]),
+            ("state", answer["run_state"]),
+            ("round", f"{answer['round']}, {answer['round_state']}" if answer["round"] else ""),
+            ("now", answer["summary"]),
+            ("done", f"{answer['done']} of at least {answer['quorum']}" if answer["quorum"] else ""),
+            (
+                "phase",
+                f"{moment(answer['phase_start_time'])} to {moment(answer['deadline_time'])}" if has_deadline else "",
+            ),
+        ]
+    )
+    for title, rows in (("waits for", answer["awaited"]), ("is out", answer["out"])):
+        if rows:
+            print_text("")
+            print_table(
+                (title, "to", "since", "last seen", "reason", "what it is", "what to do"),
+                [
+                    (
+                        bare(row["participant"]),
+                        row["step"] or "-",
+                        moment(row["since_time"]),
+                        moment(row["last_seen_time"]),
+                        row["reason"],
+                        row["message"],
+                        row["advice"],
+                    )
+                    for row in rows
+                ],
+            )
+    return Exit.OK
+
+
+def _rolled_back_to(client: AdminClient, run: str, options: argparse.Namespace) -> str:
+    if (options.adapter is None) == (options.round is None):
+        raise InvalidArgument("name the adapter by its digest, or by its round with --round: one of them")
+    if options.round is None:
+        return _digest(client, run, options.adapter)
+    rows = list(client.adapters(run))
+    found = [bare(row["name"]) for row in rows if row["round"] == options.round]
+    if not found:
+        rounds = ", ".join(sorted((str(row["round"]) for row in rows), key=int))
+        raise NotFound(f"round {options.round} of {run} has made no adapter; there are those of rounds {rounds}")
+    return found[0]
 
 
 def _digest(client: AdminClient, run: str, text: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, cast
+from typing import Any, Final, Protocol, Self, TypeVar, cast
 
 import grpc
 from google.protobuf import json_format
@@ -32,6 +32,7 @@ from common.rpc.tls import channel_credentials
 Plain = dict[str, Any]
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
+Number = TypeVar("Number", covariant=True)
 
 CALL_SECONDS: Final = 30.0
 LONG_CALL_SECONDS: Final = 600.0
@@ -56,6 +57,13 @@ class ExportHead:
     peft_config: str
     manifest: str
     manifest_signature: str
+
+
+class _Enum(Protocol[Number]):
+    """An enum of the API."""
+
+    def Value(self, name: str) -> Number: ...
+    def keys(self) -> list[str]: ...
 
 
 class AdminClient:
@@ -97,15 +105,19 @@ class AdminClient:
         )
         return self._ask(self._stub.CreateJoinToken, request, attempts=ATTEMPTS)
 
-    def join_tokens(self) -> Iterator[Plain]:
-        return self._pages(self._stub.ListJoinTokens, pb.ListJoinTokensRequest(page_size=PAGE), "join_tokens")
+    def join_tokens(self, *, participant: str = "", open_only: bool = False) -> Iterator[Plain]:
+        request = pb.ListJoinTokensRequest(page_size=PAGE, participant_id=participant, open_only=open_only)
+        return self._pages(self._stub.ListJoinTokens, request, "join_tokens")
 
     def revoke_join_token(self, name: str) -> Plain:
         request = pb.RevokeJoinTokenRequest(request_id=_request_id(), name=name)
         return _only(self._ask(self._stub.RevokeJoinToken, request, attempts=ATTEMPTS), "join_token")
 
-    def participants(self) -> Iterator[Plain]:
-        return self._pages(self._stub.ListParticipants, pb.ListParticipantsRequest(page_size=PAGE), "participants")
+    def participants(self, *, states: tuple[str, ...] = ()) -> Iterator[Plain]:
+        request = pb.ListParticipantsRequest(
+            page_size=PAGE, states=_numbers(resources_pb2.ParticipantState, "PARTICIPANT_STATE", states)
+        )
+        return self._pages(self._stub.ListParticipants, request, "participants")
 
     def participant(self, name: str) -> Plain:
         return _only(self._ask(self._stub.GetParticipant, pb.GetParticipantRequest(name=name)), "participant")
@@ -149,8 +161,12 @@ class AdminClient:
         return _only(self._ask(self._stub.GetRun, pb.GetRunRequest(name=name)), "run")
 
     def runs(self, *, states: tuple[str, ...] = ()) -> Iterator[Plain]:
-        numbers = [resources_pb2.RunState.Value(f"RUN_STATE_{state.upper()}") for state in states]
+        numbers = _numbers(resources_pb2.RunState, "RUN_STATE", states)
         return self._pages(self._stub.ListRuns, pb.ListRunsRequest(page_size=PAGE, states=numbers), "runs")
+
+    def explain_run(self, name: str) -> Plain:
+        """Whom the run waits for, who is out, and what to do about it."""
+        return self._ask(self._stub.ExplainRun, pb.ExplainRunRequest(name=name))
 
     def start_run(self, name: str) -> Plain:
         request = pb.StartRunRequest(request_id=_request_id(), name=name)
@@ -177,11 +193,15 @@ class AdminClient:
     def round(self, name: str) -> Plain:
         return _only(self._ask(self._stub.GetRound, pb.GetRoundRequest(name=name)), "round")
 
-    def rounds(self, run: str) -> Iterator[Plain]:
-        return self._pages(self._stub.ListRounds, pb.ListRoundsRequest(run=run, page_size=PAGE), "rounds")
+    def rounds(self, run: str, *, states: tuple[str, ...] = ()) -> Iterator[Plain]:
+        numbers = _numbers(resources_pb2.RoundState, "ROUND_STATE", states)
+        request = pb.ListRoundsRequest(run=run, page_size=PAGE, states=numbers)
+        return self._pages(self._stub.ListRounds, request, "rounds")
 
-    def adapters(self, run: str) -> Iterator[Plain]:
-        return self._pages(self._stub.ListAdapters, pb.ListAdaptersRequest(run=run, page_size=PAGE), "adapters")
+    def adapters(self, run: str, *, states: tuple[str, ...] = ()) -> Iterator[Plain]:
+        numbers = _numbers(resources_pb2.AdapterState, "ADAPTER_STATE", states)
+        request = pb.ListAdaptersRequest(run=run, page_size=PAGE, states=numbers)
+        return self._pages(self._stub.ListAdapters, request, "adapters")
 
     def export_adapter(self, digest: str, *, offset: int) -> Iterator[ExportHead | bytes]:
         """First the head, then the bytes of the model file from `offset` on."""
@@ -206,11 +226,21 @@ class AdminClient:
         with raised_as_errors():
             return plain(self._stub.ImportAdapter(parts(), timeout=LONG_CALL_SECONDS))
 
-    def audit_events(self) -> Iterator[Plain]:
-        return self._pages(self._stub.ListAuditEvents, pb.ListAuditEventsRequest(page_size=PAGE), "events")
+    def audit_events(
+        self, *, subject: str = "", actor: str = "", action: str = "", newest_first: bool = False
+    ) -> Iterator[Plain]:
+        """Those of exactly this resource, actor and action, where they are not empty."""
+        request = pb.ListAuditEventsRequest(
+            page_size=PAGE, subject=subject, actor=actor, action=action, newest_first=newest_first
+        )
+        return self._pages(self._stub.ListAuditEvents, request, "events")
 
-    def verify_audit_log(self) -> Plain:
-        return self._ask(self._stub.VerifyAuditLog, pb.VerifyAuditLogRequest(), seconds=LONG_CALL_SECONDS)
+    def verify_audit_log(self, *, expected_sequence: int = 0, expected_chain_digest: str = "") -> Plain:
+        """expected: a head that was noted elsewhere."""
+        request = pb.VerifyAuditLogRequest(
+            expected_sequence=expected_sequence, expected_chain_digest=expected_chain_digest
+        )
+        return self._ask(self._stub.VerifyAuditLog, request, seconds=LONG_CALL_SECONDS)
 
     # --- web tokens -----------------------------------------------------------------------------------------------
 
@@ -302,6 +332,15 @@ def _word(name: str, enum: str) -> str:
     """ "RUN_STATE_RUNNING" of RunState as "running"."""
     prefix = "".join(f"_{letter}" if letter.isupper() else letter.upper() for letter in enum).lstrip("_")
     return name.removeprefix(f"{prefix}_").lower()
+
+
+def _numbers(enum: _Enum[Number], prefix: str, words: tuple[str, ...]) -> list[Number]:
+    """Short words as the API's numbers. Raises InvalidArgument for a word that it does not have."""
+    try:
+        return [enum.Value(f"{prefix}_{word.upper()}") for word in words]
+    except ValueError:
+        known = ", ".join(name.removeprefix(f"{prefix}_").lower() for name in enum.keys()[1:])
+        raise InvalidArgument(f"state {', '.join(words)}: known are {known}") from None
 
 
 def _only(answer: Plain, name: str) -> Plain:

@@ -365,7 +365,7 @@ def test_the_audit_log_is_exported_and_verified_without_the_coordinator(site):
     assert json.loads(done.stdout)["intact"] is False
 
     (site / "short.jsonl").write_text("\n".join(lines[:-1]) + "\n")
-    head = ("--sequence", str(len(lines)), "--digest", verdict["chain_digest"])
+    head = ("--expect-head", f"{len(lines)}:{verdict['chain_digest']}")
     assert accord(site, "audit", "verify", "--file", "short.jsonl", *head).returncode == 1
     assert accord(site, "audit", "verify", "--file", "audit.jsonl", *head).returncode == 0
 

@@ -54,6 +54,7 @@ from coordinator.store.opening import open_blobs, open_store
 from coordinator.store.schema import check_schema, migrate
 from coordinator.wakeups import Wakeups
 from coordinator.watch import Watch
+from coordinator.web_page import OpenWeb, open_web
 
 GAUGES_EVERY_SECONDS: Final = 5.0
 REFRESH_EVERY_SECONDS: Final = 60.0
@@ -74,6 +75,7 @@ class Addresses:
     health_http: str
     health_grpc: str
     pid: int
+    web: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,11 @@ class _Coordinator:
         self._manager = manager
         self._guards: list[CallGuard] = []
         self._driver_task: asyncio.Task[None] | None = None
+        self._admin_service: AdminServicer | None = None
         config, identity = foundation.config, foundation.identity
+        self._revocations = StoredRevocations(
+            foundation.store, revoked_serials=PkiFolder(config.pki_folder).revoked_serials
+        )
         self._driver = Driver(
             store=foundation.store,
             blobs=foundation.blobs,
@@ -190,6 +196,7 @@ class _Coordinator:
     async def serve(self, stop: asyncio.Event, started: Callable[[Addresses], None]) -> None:
         config = self._base.config
         http: asyncio.Server | None = None
+        web: OpenWeb | None = None
         opened = self._open_listeners()
         try:
             self._add_servicers(opened)
@@ -199,7 +206,8 @@ class _Coordinator:
                 for listener in opened.values():
                     await listener.server.start()
                 http = await self._start_http()
-                addresses = self._addresses(opened, http)
+                web = await self._start_web()
+                addresses = self._addresses(opened, http, web)
                 _write_addresses(config, addresses)
                 await self._health.check()
                 log.info("coordinator_started", **asdict(addresses), version=software_version())
@@ -217,6 +225,8 @@ class _Coordinator:
             await _stop_listeners(opened.values(), grace=0)
             if http is not None:
                 http.close()
+            if web is not None:
+                await web.listener.stop()
             config.listeners_file.unlink(missing_ok=True)
             log.info("coordinator_stopped")
 
@@ -235,12 +245,11 @@ class _Coordinator:
     def _open_listeners(self) -> dict[str, Listener]:
         """Take every port at once, so that the addresses in join tokens are the real ones."""
         config, identity = self._base.config, self._base.identity
-        stored = StoredRevocations(self._base.store, revoked_serials=PkiFolder(config.pki_folder).revoked_serials)
         opened = {
             "participants": self._open(
-                "participants", config.participants.listen, mutual_tls(identity.participants_tls), stored
+                "participants", config.participants.listen, mutual_tls(identity.participants_tls), self._revocations
             ),
-            "admin": self._open("admin", config.admin.listen, mutual_tls(identity.admin_tls), stored),
+            "admin": self._open("admin", config.admin.listen, mutual_tls(identity.admin_tls), self._revocations),
         }
         if identity.own is not None:
             tls = ServerTls(identity.participants_tls.certificate, identity.participants_tls.key)
@@ -294,7 +303,7 @@ class _Coordinator:
         )
         if enrollment is not None:
             listeners.serve_enrollment(opened["enrollment"].server, enrollment)
-        admin = self._admin(self._inviter(opened))
+        admin = self._admin_service = self._admin(self._inviter(opened))
         listeners.serve_admin(opened["admin"].server, admin, with_reflection=config.admin.reflection)
         if "health_grpc" in opened:
             listeners.serve_health(opened["health_grpc"].server, self._health)
@@ -366,7 +375,23 @@ class _Coordinator:
         except OSError as error:
             raise ConfigInvalid(f"health.http: cannot listen on {address}: {error.strerror}") from error
 
-    def _addresses(self, opened: dict[str, Listener], http: asyncio.Server | None) -> Addresses:
+    async def _start_web(self) -> OpenWeb | None:
+        base = self._base
+        if not base.config.web.listen or self._admin_service is None:
+            return None
+        return await open_web(
+            base.config.web,
+            federation=base.identity.federation,
+            admin=self._admin_service,
+            files=base.identity.admin_tls,
+            revocations=self._revocations,
+            store=base.store,
+            clock=base.clock,
+            wakeups=base.wakeups,
+            health=lambda: self._health.readiness.reasons,
+        )
+
+    def _addresses(self, opened: dict[str, Listener], http: asyncio.Server | None, web: OpenWeb | None) -> Addresses:
         config = self._base.config
         enrollment, health = opened.get("enrollment"), opened.get("health_grpc")
         return Addresses(
@@ -376,6 +401,7 @@ class _Coordinator:
             health_http=_local(config.health.http, http.sockets[0].getsockname()[1]) if http is not None else "",
             health_grpc=_local(config.health.grpc, health.port) if health is not None else "",
             pid=os.getpid(),
+            web=_local(config.web.listen, web.port) if web is not None else "",
         )
 
     # --- what watches ---------------------------------------------------------------------------------------------

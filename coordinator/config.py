@@ -112,6 +112,16 @@ class HealthConfig(StrictModel):
     grpc: OptionalAddress = "127.0.0.1:8081"
 
 
+class WebConfig(StrictModel):
+    """The web page: HTTPS for browsers, read-only. Empty turns it off.
+
+    tokens: whether web tokens let people in beside operators' certificates.
+    """
+
+    listen: OptionalAddress = ""
+    tokens: bool = True
+
+
 class PkiMode(Enum):
     """Who signs certificates."""
 
@@ -187,6 +197,7 @@ class Config(StrictModel):
     enrollment: PublicListenerConfig = PublicListenerConfig(listen="0.0.0.0:8444")
     admin: AdminConfig = AdminConfig()
     health: HealthConfig = HealthConfig()
+    web: WebConfig = WebConfig()
     certificates: CertificatesConfig = CertificatesConfig()
     log: LogConfig = LogConfig()
     limits: LimitsConfig = LimitsConfig()
@@ -201,6 +212,7 @@ class Config(StrictModel):
                 self.admin.listen,
                 self.health.http,
                 self.health.grpc,
+                self.web.listen,
             )
             if address and not address.endswith(":0")
         ]

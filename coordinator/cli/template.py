@@ -47,6 +47,11 @@ listen = "127.0.0.1:8445"
 http = "127.0.0.1:8080"                                  # /healthz, /readyz, /metrics; "" turns it off
 grpc = "127.0.0.1:8081"                                  # grpc.health.v1; "" turns it off
 
+# The federation as a web page: HTTPS, read-only. It needs the extra accord[web].
+[web]
+# listen = "127.0.0.1:8446"                              # default: "", off
+# tokens = true                                          # web tokens let people in beside operators' certificates
+
 [certificates]
 mode = "own"                                             # the coordinator's own small CA
 host_names = $host_names  # "localhost" and 127.0.0.1 are added

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 
 from cryptography import x509
@@ -71,7 +71,7 @@ def not_told(holders: Iterable[Holder], rotation: Rotation) -> tuple[str, ...]:
     staged = rotation.staged
     if staged is None:
         return ()
-    since = staged.not_valid_before_utc + BACKDATING
+    since = staged.not_valid_before_utc + BACKDATING + timedelta(seconds=1)  # a certificate says whole seconds
     return tuple(one.name for one in holders if one.issued_at is None or one.issued_at < since)
 
 

@@ -15,14 +15,16 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from common.credentials import read_secret, with_credentials
 from common.errors import ConfigInvalid, InvalidArgument
 from common.identifiers import parse_federation_id
 from common.log import LogForm
-from coordinator.credentials import read_secret, with_credentials
 from coordinator.uploads import MOST_KEPT_ROUNDS
 
 MEBIBYTE: Final = 1024 * 1024
 LISTENERS_FILE: Final = "listeners.json"
+# Whose credentials commands look for that are typed beside the running service.
+UNIT: Final = "accord-coordinator.service"
 CERTIFICATE_FILES: Final = ("certificate", "key", "participant_cas", "operator_cas")
 LOCAL_NAMES: Final = ("localhost", "127.0.0.1")
 _ADDRESS: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+):(?P<port>\d{1,5})")
@@ -176,13 +178,24 @@ class LogConfig(StrictModel):
 
 
 class LimitsConfig(StrictModel):
-    """Bounds on what one caller can make the coordinator hold or do."""
+    """Bounds on what one caller can make the coordinator hold or do.
+
+    open_calls: of one caller at once, on one listener. connections: of all callers on one listener;
+    connections_per_address: of one network address on all of them, 0 for any number (behind a balancer all come from
+    its address, so limit them there). recorded_calls_per_minute, recorded_burst: calls that each leave a line in the
+    audit log.
+    """
 
     message_bytes: Annotated[int, Field(ge=2 * MEBIBYTE, le=64 * MEBIBYTE)] = 4 * MEBIBYTE
     streams_per_connection: Annotated[int, Field(ge=4, le=10_000)] = 100
     upload_bytes: Annotated[int, Field(ge=MEBIBYTE)] = 8 * 1024 * MEBIBYTE
     calls_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 50.0
     calls_burst: Annotated[int, Field(ge=1)] = 200
+    recorded_calls_per_minute: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
+    recorded_burst: Annotated[int, Field(ge=1)] = 100
+    open_calls: Annotated[int, Field(ge=8, le=10_000)] = 64
+    connections: Annotated[int, Field(ge=16, le=1_000_000)] = 4096
+    connections_per_address: Annotated[int, Field(ge=0, le=1_000_000)] = 256
     stop_grace_seconds: Annotated[float, Field(ge=0, le=600, allow_inf_nan=False)] = 10.0
 
 
@@ -300,9 +313,9 @@ def split_address(address: str) -> tuple[str, int]:
 def _with_absolute_paths(config: Config, folder: Path) -> Config:
     certificates = config.certificates
     given = {name: getattr(certificates, name) for name in CERTIFICATE_FILES}
-    files = {name: folder / with_credentials(path) for name, path in given.items() if path is not None}
+    files = {name: folder / with_credentials(path, unit=UNIT) for name, path in given.items() if path is not None}
     named = config.database.url_file
-    url_file = {"url_file": folder / with_credentials(named)} if named is not None else {}
+    url_file = {"url_file": folder / with_credentials(named, unit=UNIT)} if named is not None else {}
     return config.model_copy(
         update={
             "data_folder": (folder / config.data_folder.expanduser()).resolve(),

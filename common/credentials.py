@@ -1,4 +1,4 @@
-"""Files that systemd hands to the service alone: where `${CREDENTIALS_DIRECTORY}/NAME` in the configuration leads."""
+"""Files that systemd hands to a service alone: where `${CREDENTIALS_DIRECTORY}/NAME` in a configuration leads."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from common.errors import ConfigInvalid
 
 VARIABLE: Final = "CREDENTIALS_DIRECTORY"
 PLACEHOLDER: Final = f"${{{VARIABLE}}}"
-# Where the running service's lie, for commands that its user types.
-OF_THE_SERVICE: Final = Path("/run/credentials/accord-coordinator.service")
+# Where those of running services lie, for commands that their users type.
+OF_SERVICES: Final = Path("/run/credentials")
 
 
-def with_credentials(path: Path) -> Path:
-    """The path with the placeholder that it may begin with filled in."""
+def with_credentials(path: Path, *, unit: str) -> Path:
+    """The path with the placeholder that it may begin with filled in. unit: the service's, for commands beside it."""
     if not path.parts or path.parts[0] != PLACEHOLDER:
         return path
-    return Path(os.environ.get(VARIABLE) or OF_THE_SERVICE, *path.parts[1:])
+    return Path(os.environ.get(VARIABLE) or OF_SERVICES / unit, *path.parts[1:])
 
 
 def read_secret(path: Path, *, key: str) -> str:

@@ -1,188 +1,61 @@
-"""Connecting to a database, beginning transactions, and what its refusals mean to an operator.
-
-All that differs between one database and another is here and in `column_types`. Knows no table.
-"""
+"""Which database a URL names. Knows no table; `sqlite` and `postgresql` know how each of them is opened."""
 
 from __future__ import annotations
 
-import os
-import sqlite3
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, StatementError
-from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
+from sqlalchemy.exc import ArgumentError
 
-from common.errors import AccordError, AlreadyExists, ConfigInvalid, NotFound, StorageFailed
-from coordinator.store.folders import make_folders, sync_folders
+from common.errors import ConfigInvalid
+from coordinator.store import postgresql, sqlite
+from coordinator.store.database import Database
 
 DEFAULT_BUSY_TIMEOUT: Final = timedelta(seconds=10)
-
-# Idle connections that are kept; more are opened when more threads ask at once, and closed afterwards.
-_POOL_CONNECTIONS: Final = 8
-_WAL_LIMIT_BYTES: Final = 64 << 20
+URL_FORMS: Final = "sqlite:////absolute/path/coordinator.db or postgresql://user@host/database"
 
 
-@dataclass(frozen=True, slots=True)
-class Database:
-    """Two ways into one pool: `reader` begins snapshots, `writer` begins transactions that exclude other writers."""
-
-    reader: Engine
-    writer: Engine
-    place: str
-    busy_timeout: timedelta
-
-    @contextmanager
-    def read(self) -> Iterator[Connection]:
-        with storage_errors(self.place), self.reader.connect() as connection:
-            yield connection
-
-    @contextmanager
-    def write(self) -> Iterator[Connection]:
-        with storage_errors(self.place), self.writer.begin() as connection:
-            yield connection
-
-    def close(self) -> None:
-        self.reader.dispose()
-
-
-def sqlite_path(url: str) -> Path:
-    """The file that a database URL names. Raises ConfigInvalid if it is no URL of a SQLite file."""
+def parse_url(url: str) -> URL:
+    """Raises ConfigInvalid if this names no supported database. Connects to nothing."""
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         # Not repeated: what is wrong with it may be the place of a password.
-        raise ConfigInvalid("this is not a database URL: use sqlite:////absolute/path/coordinator.db") from None
-    if parsed.drivername not in ("sqlite", "sqlite+pysqlite"):
+        raise ConfigInvalid(f"this is not a database URL: use {URL_FORMS}") from None
+    if parsed.drivername in sqlite.DRIVERS:
+        sqlite.path_of(parsed)
+    elif parsed.drivername in postgresql.DRIVERS:
+        postgresql.check_url(parsed)
+    else:
         # The drivername alone: a URL may hold a password.
         raise ConfigInvalid(
-            f"databases of kind {parsed.drivername!r} are not supported by this version: "
-            "use sqlite:////absolute/path/coordinator.db"
+            f"databases of kind {parsed.drivername!r} are not supported by this version: use {URL_FORMS}"
         )
-    name = parsed.database or ""
-    if name in ("", ":memory:") or name.startswith("file:") or parsed.query:
-        raise ConfigInvalid("the database needs a file of its own: use sqlite:////absolute/path/coordinator.db")
-    return Path(name).absolute()
+    return parsed
+
+
+def is_sqlite(url: str) -> bool:
+    """Whether the database is a file of one host. Raises as `parse_url` does."""
+    return parse_url(url).drivername in sqlite.DRIVERS
+
+
+def create_missing(url: str) -> None:
+    """Make what a database needs before it can be opened: a SQLite file. A server's database its operator makes."""
+    parsed = parse_url(url)
+    if parsed.drivername in sqlite.DRIVERS:
+        sqlite.create_file(sqlite.path_of(parsed))
 
 
 def open_database(url: str, *, busy_timeout: timedelta = DEFAULT_BUSY_TIMEOUT) -> Database:
     """Connect lazily to a database that exists. Raises ConfigInvalid, or StorageFailed if there is no such file."""
-    path = sqlite_path(url)
-    if not path.is_file():
-        raise StorageFailed(f"there is no database at {path}: run accord-coordinator migrate")
-    engine = create_engine(
-        URL.create("sqlite+pysqlite", database=str(path)),
-        poolclass=QueuePool,
-        pool_size=_POOL_CONNECTIONS,
-        max_overflow=-1,
-        # Transactions begin where we say (below), not where the driver guesses from the first word of a statement.
-        connect_args={"isolation_level": None, "check_same_thread": False, "cached_statements": 256},
-        # What is written includes protocol messages; none of it belongs into an exception or a log.
-        hide_parameters=True,
-    )
-    busy_milliseconds = max(1, busy_timeout // timedelta(milliseconds=1))
-
-    @event.listens_for(engine, "connect")
-    def _configure(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
-        cursor = connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout = {busy_milliseconds}")
-        _keep_wal(cursor, busy_timeout)  # Readers go on while a writer commits.
-        for pragma in (
-            "synchronous = FULL",  # A commit that returned survives a power failure: it is what we acknowledge by.
-            "foreign_keys = ON",
-            f"journal_size_limit = {_WAL_LIMIT_BYTES}",
-        ):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    writer = engine.execution_options(accord_writes=True)
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        # A writer that began as a reader would fail, not wait, if another one committed in between.
-        writes = connection.get_execution_options().get("accord_writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return Database(reader=engine, writer=writer, place=str(path), busy_timeout=busy_timeout)
+    parsed = parse_url(url)
+    if parsed.drivername in sqlite.DRIVERS:
+        return sqlite.open_file(sqlite.path_of(parsed), busy_timeout=busy_timeout)
+    return postgresql.open_server(parsed, busy_timeout=busy_timeout)
 
 
-def _keep_wal(cursor: DBAPICursor, timeout: timedelta) -> None:
-    """Switch a new file to WAL; one that is there already stays so.
-
-    SQLite does not wait its busy timeout for the switch, so several processes that open a new file would fail.
-    """
-    deadline = time.monotonic() + timeout.total_seconds()
-    while True:
-        try:
-            cursor.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-        time.sleep(0.005)
-
-
-def create_sqlite_file(path: Path) -> None:
-    """An empty file that only its owner can read; SQLite gives its side files the same mode. Harmless if it exists."""
-    try:
-        top = make_folders(path.parent)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        sync_folders(path.parent, top=top)
-    except OSError as error:
-        raise StorageFailed(f"{error.filename or path}: {error.strerror}: the database cannot be made here") from error
-
-
-_ADVICE: Final = {
-    sqlite3.SQLITE_FULL: "the disk is full: free space there and try again",
-    sqlite3.SQLITE_BUSY: "another process holds the database for too long: see whether a second coordinator, a backup "
-    "or a database shell has it open",
-    sqlite3.SQLITE_LOCKED: "another process holds the database for too long: see whether a second coordinator, a "
-    "backup or a database shell has it open",
-    sqlite3.SQLITE_READONLY: "the database cannot be written to: give the service's user the file and its folder, and "
-    "see whether the file system is mounted read-only",
-    sqlite3.SQLITE_PERM: "permission denied: give the service's user the file and its folder",
-    sqlite3.SQLITE_CANTOPEN: "the database cannot be opened: see whether its folder exists, whether the service's user "
-    "may write to it, and whether the process has file handles left",
-    sqlite3.SQLITE_IOERR: "the disk reports an error: check it, then restore the database from a backup if it is "
-    "damaged",
-    sqlite3.SQLITE_CORRUPT: "the database is damaged: stop the coordinator, keep the file aside and restore a backup",
-    sqlite3.SQLITE_NOTADB: "this is not an Accord database, or it is damaged: see whether the path is right, else "
-    "restore a backup",
-    sqlite3.SQLITE_ERROR: "the database's schema is not the one that this version expects: run accord-coordinator "
-    "migrate",
-}
-
-
-@contextmanager
-def storage_errors(place: str) -> Iterator[None]:
-    """Turns what the database refuses into errors of our own. Their text and their cause are free of SQL."""
-    try:
-        yield
-    except DBAPIError as error:
-        raise _translate(error, place) from error.orig
-    except StatementError as error:
-        # A value was refused on its way to the database, by `column_types`.
-        if isinstance(error.orig, AccordError):
-            raise error.orig from None
-        raise
-
-
-def _translate(error: DBAPIError, place: str) -> AccordError:
-    cause = error.orig
-    extended = getattr(cause, "sqlite_errorcode", None)
-    code = extended & 0xFF if isinstance(extended, int) else None
-    if isinstance(error, IntegrityError):
-        if extended in (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY):
-            return AlreadyExists("another row has the same unique value; nothing was written")
-        if extended == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY:
-            return NotFound("a row refers to a run, a round or a participant that does not exist; nothing was written")
-    advice = _ADVICE.get(code) if code is not None else None
-    return StorageFailed(f"{place}: {advice or f'the database refused ({cause})'}")
+def place_of(url: str) -> str:
+    """Where the database is, for people: without password. Raises as `parse_url` does."""
+    parsed = parse_url(url)
+    return str(sqlite.path_of(parsed)) if parsed.drivername in sqlite.DRIVERS else postgresql.place_of(parsed)

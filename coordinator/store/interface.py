@@ -236,4 +236,7 @@ class Store(Protocol):
     def ping(self) -> None:
         """Raises StorageFailed if the database does not answer."""
 
+    def now(self) -> datetime | None:
+        """The clock that all who share the database can compare theirs with; None if it is this host's own."""
+
     def close(self) -> None: ...

@@ -8,13 +8,14 @@ from urllib.parse import unquote, urlsplit
 from common.errors import ConfigInvalid
 from coordinator.store.blobs import BlobStore
 from coordinator.store.blobs_file import FileBlobStore
-from coordinator.store.engine import sqlite_path
+from coordinator.store.engine import parse_url
 from coordinator.store.interface import Store
 from coordinator.store.sql import SqlStore
 
 
 def open_store(url: str) -> Store:
-    """The database at `url`, such as "sqlite:////var/lib/accord/coordinator.db" (four slashes: an absolute path).
+    """The database at `url`: "sqlite:////var/lib/accord/coordinator.db" (four slashes: an absolute path), or
+    "postgresql://accord@db.example.org/accord".
 
     Raises ConfigInvalid for a URL that names no supported database, and StorageFailed if the database does not answer
     or its schema is not this version's (see `coordinator.store.schema`).
@@ -32,7 +33,7 @@ def open_blobs(url: str) -> BlobStore:
 
 def check_database_url(url: str) -> None:
     """Raises ConfigInvalid for a URL that names no supported database. Connects to nothing."""
-    sqlite_path(url)
+    parse_url(url)
 
 
 def check_blobs_url(url: str) -> None:

@@ -15,7 +15,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 from common.errors import StorageFailed
-from coordinator.store.engine import Database, create_sqlite_file, open_database, sqlite_path
+from coordinator.store.database import Database
+from coordinator.store.engine import create_missing, open_database
 
 _LOCATION: Final = "coordinator.store:migrations"
 
@@ -26,7 +27,7 @@ def migrate(url: str) -> str:
     Harmless if it is there already. Raises ConfigInvalid for a URL of no supported database, StorageFailed if it cannot
     be written or is newer than this version.
     """
-    create_sqlite_file(sqlite_path(url))
+    create_missing(url)
     database = open_database(url)
     try:
         with database.write() as connection:

@@ -25,10 +25,10 @@ _RELEASE: Final = delete(tables.LEASES).where(_LEASES.name == bindparam("name"),
 
 
 class SqlStore:
-    """A `Store` in a SQLite file. Safe to call from several threads, and beside other processes on the same file.
+    """A `Store` in a SQLite file or in PostgreSQL. Safe to call from several threads, and beside other processes.
 
-    Writers take turns: one at a time in this process by a lock, and in the file by BEGIN IMMEDIATE. Readers see the
-    state as it was at their first read, and nobody waits for them.
+    Writers take turns: one at a time in this process by a lock, and in the database by BEGIN IMMEDIATE or a lock that
+    ends with the transaction. Readers see the state as it was at their first read, and nobody waits for them.
     """
 
     def __init__(self, url: str, *, busy_timeout: timedelta = DEFAULT_BUSY_TIMEOUT) -> None:
@@ -69,6 +69,14 @@ class SqlStore:
     def ping(self) -> None:
         with self.read() as reader:
             reader.audit_head()
+
+    def now(self) -> datetime | None:
+        with self._database.read() as connection:
+            return self._database.now(connection)
+
+    def server(self) -> str:
+        with self._database.read() as connection:
+            return self._database.server(connection)
 
     def close(self) -> None:
         self._database.close()

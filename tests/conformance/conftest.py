@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +12,15 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from coordinator.store.blobs import BlobStore
+from coordinator.store.engine import parse_url
 from coordinator.store.interface import Store
 from coordinator.store.opening import open_blobs, open_store
 from coordinator.store.schema import migrate
+from coordinator.store.tables import METADATA
+from tests.postgresql import postgres_server
+from tests.seaweedfs import SeaweedFS, seaweedfs_in
+
+DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 
 
 @dataclass
@@ -29,7 +36,7 @@ class Stores:
 
     def tamper(self, statement: str, **values: object) -> int:
         """Change rows behind the store's back; returns how many."""
-        engine = create_engine(self.url)
+        engine = create_engine(parse_url(self.url).set(drivername=DRIVERS[self.url.partition(":")[0]]))
         try:
             with engine.begin() as connection:
                 return connection.execute(text(statement), values).rowcount
@@ -49,8 +56,44 @@ def sqlite_url(request: pytest.FixtureRequest, folder: Path) -> str:
     return f"sqlite:///{folder}/coordinator.db"
 
 
-DATABASES: dict[str, Callable[[pytest.FixtureRequest, Path], str]] = {"sqlite": sqlite_url}
-BLOB_STORES: dict[str, Callable[[Path], str]] = {"file": lambda folder: f"file://{folder}/blobs"}
+@pytest.fixture(scope="session")
+def migrated_postgres() -> Iterator[str]:
+    """The URL of a database with this version's schema, which tests empty and share: making one takes as long as many
+    tests."""
+    with postgres_server() as server:
+        url = server.create("shared")
+        migrate(url)
+        yield url
+
+
+def postgres_url(request: pytest.FixtureRequest, folder: Path) -> str:
+    url: str = request.getfixturevalue("migrated_postgres")
+    Stores(url).tamper("; ".join(f"DELETE FROM {table.name}" for table in reversed(METADATA.sorted_tables)))
+    return url
+
+
+DATABASES: dict[str, Callable[[pytest.FixtureRequest, Path], str]] = {"sqlite": sqlite_url, "postgresql": postgres_url}
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory) -> Iterator[SeaweedFS]:
+    with seaweedfs_in(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server
+
+
+def file_url(request: pytest.FixtureRequest, folder: Path) -> str:
+    return f"file://{folder}/blobs"
+
+
+def s3_url(request: pytest.FixtureRequest, folder: Path) -> str:
+    """A prefix of the test's own; how to reach it is in the environment."""
+    server: SeaweedFS = request.getfixturevalue("seaweedfs")
+    for name, value in server.environment.items():
+        request.getfixturevalue("monkeypatch").setenv(name, value)
+    return server.url(uuid.uuid4().hex)
+
+
+BLOB_STORES: dict[str, Callable[[pytest.FixtureRequest, Path], str]] = {"file": file_url, "s3": s3_url}
 
 
 @pytest.fixture(params=DATABASES)
@@ -68,7 +111,7 @@ def store(stores) -> Store:
 
 @pytest.fixture(params=BLOB_STORES)
 def blobs_url(request, tmp_path) -> str:
-    return BLOB_STORES[request.param](tmp_path)
+    return BLOB_STORES[request.param](request, tmp_path)
 
 
 @pytest.fixture

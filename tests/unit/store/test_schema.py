@@ -170,7 +170,10 @@ def test_a_newer_database_wants_a_newer_coordinator_and_is_not_migrated_back(url
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        ("postgresql://user:secret@host/db", "'postgresql' are not supported"),
+        ("mysql://user:secret@host/db", "'mysql' are not supported"),
+        ("postgresql+psycopg2://user:secret@host/db", "'postgresql.psycopg2' are not supported"),
+        ("postgresql://user:secret@host", "names no database"),
+        ("postgresql://user:secret@host:port/db", "not a database URL"),
         ("sqlite://", "a file of its own"),
         ("sqlite:///:memory:", "a file of its own"),
         ("sqlite:///file:x?mode=memory&uri=true", "a file of its own"),

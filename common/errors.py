@@ -294,6 +294,54 @@ class Unavailable(AccordError):
     reason = "UNAVAILABLE"
 
 
+class HostNotFound(Unavailable):
+    """The name of the coordinator, or of the proxy on the way to it, has no address."""
+
+    reason = "HOST_NOT_FOUND"
+
+
+class ConnectionRefused(Unavailable):
+    """The host answers and the port does not: nothing listens there, or a firewall rejects the connection."""
+
+    reason = "CONNECTION_REFUSED"
+
+
+class ConnectionFiltered(Unavailable):
+    """Nothing comes back from the host: packets vanish on the way."""
+
+    reason = "CONNECTION_FILTERED"
+
+
+class ProxyFailed(Unavailable):
+    """The HTTP proxy on the way is down, wants a password, or does not connect to the coordinator."""
+
+    reason = "PROXY_FAILED"
+
+
+class HandshakeStalled(Unavailable):
+    """The connection stands and the TLS handshake does not get on: large packets vanish on the way."""
+
+    reason = "HANDSHAKE_STALLED"
+
+
+class TlsIntercepted(Unavailable):
+    """TLS ends at a box on the way, and not at the coordinator."""
+
+    reason = "TLS_INTERCEPTED"
+
+
+class WrongHost(Unavailable):
+    """The coordinator's certificate is not for the name that was dialled."""
+
+    reason = "WRONG_HOST"
+
+
+class ClockWrong(AccordError):
+    """This machine's clock and the coordinator's, or the dates of a certificate, do not go together."""
+
+    reason = "CLOCK_WRONG"
+
+
 class StorageFailed(AccordError):
     """The database or the blob store refused: disk full, no permission, or broken."""
 

@@ -26,6 +26,7 @@ from participant.base_models import BaseModels, BaseModelSource, ConfiguredBaseM
 from participant.client import CoordinatorClient
 from participant.config import CharterConfig, CharterMode, ParticipantConfig
 from participant.connection import Connection
+from participant.contact import Contact
 from participant.control import ControlVariates
 from participant.daemon import Daemon, Site
 from participant.fence import Fence
@@ -105,7 +106,7 @@ def serving(
         parts.callback(journal.close)
         connection = Connection(
             IdentityFolder(config.identity_directory),
-            address=config.coordinator.address,
+            line=config.coordinator.line,
             clock=clock,
             on_expiry=lambda at: metrics.certificate_expiry_seconds.set(at.timestamp()),
             on_chunk=manager.alive,
@@ -167,6 +168,13 @@ def serving(
             before_turn=connection.keep_valid,
             interrupt=connection.close,
             manager=manager,
+            contact=Contact(
+                clock,
+                explain=connection.explain,
+                folder=state,
+                on_clock=lambda skew: metrics.clock_difference_seconds.set(skew.total_seconds()),
+            ),
+            poll_seconds=config.coordinator.poll_seconds,
         )
         logger.info("participant_started", participant=connection.identity.participant, pid=os.getpid())
         yield daemon

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +25,9 @@ from accord.v1 import (
 from common.assignments import Assignment
 from common.errors import ProtocolViolation, UploadIncomplete
 from common.rpc import assignments as wire
+from common.rpc.channels import TIME_METADATA
 from common.rpc.status import raised_as_errors
+from participant.network.clocks import parse_time
 
 CALL_SECONDS: Final = 30.0
 STREAM_SECONDS: Final = 24 * 3600.0
@@ -41,12 +44,14 @@ BACKOFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 class Assignments:
     """The coordinator's answer to "what should I do now", with the tag that names it.
 
-    not_understood: how many tasks this version does not know; the others do not wait for them.
+    not_understood: how many tasks this version does not know; the others do not wait for them. server_time: what the
+    coordinator's clock said when it was asked.
     """
 
     tag: str
     tasks: tuple[Assignment, ...]
     not_understood: int = 0
+    server_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +142,14 @@ class CoordinatorClient:
             known_tag=known_tag, wait_seconds=wait_seconds, software_version=self._software_version
         )
         with raised_as_errors():
-            response = self._rounds.GetAssignment(request, timeout=wait_seconds + POLL_MARGIN_SECONDS)
+            response, call = self._rounds.GetAssignment.with_call(request, timeout=wait_seconds + POLL_MARGIN_SECONDS)
         self._on_trust(response.trust_bundle_sha256)
         understood = [task for task in response.assignments if wire.is_understood(task)]
         return Assignments(
             response.tag,
             tuple(wire.from_proto(task) for task in understood),
             len(response.assignments) - len(understood),
+            _server_time(call),
         )
 
     def charter(self) -> bytes:
@@ -327,6 +333,11 @@ class CoordinatorClient:
                     part = message.chunk if message is not None else None
 
         return _exhibits(shown), follow()
+
+
+def _server_time(call: grpc.Call) -> datetime | None:
+    told = dict(call.trailing_metadata() or ()).get(TIME_METADATA)
+    return parse_time(told) if isinstance(told, str) else None
 
 
 def _no_more_than(most: int, parts: Iterable[bytes], what: str) -> Iterator[bytes]:

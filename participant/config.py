@@ -10,11 +10,24 @@ import logging
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from common.credentials import read_secret, with_credentials
+from common.errors import ConfigInvalid, InvalidArgument
 from common.log import LogForm
+from common.rpc.channels import CLIENT_PING_SECONDS, LEAST_CLIENT_PING_SECONDS
+from participant.network.dialling import POLL_SECONDS, Line
+from participant.network.route import Route, by_environment, parse_proxy, straight_to
 from participant.policy import Policy
 from participant.toml_file import Address, DigestText, FilePath, Fraction, Source, StrictModel, load
 from participant.training.job import (
@@ -28,8 +41,13 @@ from participant.training.job import (
     Sharding,
 )
 
-if TYPE_CHECKING:
-    from participant.identity import SiteIdentity
+# Whose credentials commands look for that are typed beside the running service.
+UNIT: Final = "accord-participant.service"
+# Values of coordinator.proxy that are no address: what the environment's variables say, and never one.
+ENVIRONMENT: Final = "environment"
+NO_PROXY: Final = "none"
+# Firewalls and balancers commonly forget a connection that was quiet for a minute.
+MOST_QUIET_SECONDS: Final = 55
 
 
 def load_config(file: Path) -> ParticipantConfig:
@@ -49,16 +67,68 @@ class CharterMode(StrEnum):
     COORDINATOR = "coordinator"
 
 
+def _proxy(text: str) -> str:
+    if text in (ENVIRONMENT, NO_PROXY):
+        return text
+    try:
+        has_password = bool(parse_proxy(text).password)
+    except InvalidArgument as error:
+        raise ValueError(error.message) from None
+    if has_password:
+        raise ValueError("has a password in it; put that into a file of its own, which proxy_password_file names")
+    return text
+
+
 class CoordinatorConfig(StrictModel):
-    """Where the coordinator is, if not where the join token said."""
+    """Where the coordinator is, if not where the join token said, and how it is dialled.
+
+    proxy: "environment" (https_proxy, no_proxy), "none", or the URL of one that always counts. keepalive_seconds: how
+    long a connection is left quiet; poll_seconds: how long the coordinator may leave a question open.
+    """
 
     address: Address | None = None
+    proxy: Annotated[str, AfterValidator(_proxy)] = ENVIRONMENT
+    proxy_password_file: FilePath | None = None
+    poll_seconds: Annotated[int, Field(ge=1, le=MOST_QUIET_SECONDS)] = POLL_SECONDS
+    keepalive_seconds: Annotated[int, Field(ge=LEAST_CLIENT_PING_SECONDS, le=MOST_QUIET_SECONDS)] = CLIENT_PING_SECONDS
 
-    def dialled(self, identity: SiteIdentity) -> SiteIdentity:
-        """The identity with the address that is to be dialled."""
-        if self.address is None:
-            return identity
-        return replace(identity, enrollment=replace(identity.enrollment, coordinator_address=self.address))
+    @field_validator("proxy_password_file", mode="before")
+    @classmethod
+    def _credential(cls, value: object) -> object:
+        return with_credentials(Path(value), unit=UNIT) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _password_has_a_user(self) -> Self:
+        is_named = self.proxy not in (ENVIRONMENT, NO_PROXY)
+        if self.proxy_password_file is not None and not (is_named and parse_proxy(self.proxy).user):
+            raise ValueError('proxy_password_file needs a user in proxy, as in "http://user@proxy.example.org:3128"')
+        return self
+
+    def line(self, address: str) -> Line:
+        """How the coordinator is dialled, of which the join token said that it is at `address`.
+
+        Reads the proxy's password and the environment at this moment. Raises ConfigInvalid if either is of no use.
+        """
+        return self.line_to(self.address or address)
+
+    def line_to(self, address: str) -> Line:
+        """The same for exactly that address, as the first call at an enrolment's takes."""
+        return Line(self._route(address), ping_seconds=self.keepalive_seconds, poll_seconds=self.poll_seconds)
+
+    def _route(self, address: str) -> Route:
+        if self.proxy == ENVIRONMENT:
+            try:
+                return by_environment(address)
+            except InvalidArgument as error:
+                raise ConfigInvalid(error.message) from error
+        direct = straight_to(address)
+        if self.proxy == NO_PROXY:
+            return direct
+        proxy = parse_proxy(self.proxy)
+        if self.proxy_password_file is not None:
+            password = read_secret(self.proxy_password_file, key="coordinator.proxy_password_file")
+            proxy = replace(proxy, password=password)
+        return replace(direct, proxy=proxy)
 
 
 class CharterConfig(StrictModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -15,8 +15,10 @@ from common.errors import AccordError, CertificateRevoked
 from common.log import get_logger
 from common.version import software_version
 from participant.client import CoordinatorClient
-from participant.enrollment import dial, dial_for_uploads, renew
+from participant.enrollment import renew
 from participant.identity import IdentityFolder, SiteIdentity
+from participant.network.dialling import Line, dial, dial_for_uploads
+from participant.network.looking import Papers, explained
 
 RETRY_RENEWAL: Final = timedelta(minutes=10)
 
@@ -27,6 +29,7 @@ log = get_logger(__name__)
 class _Open:
     client: CoordinatorClient
     channels: tuple[grpc.Channel, ...]
+    line: Line
 
 
 class Connection:
@@ -36,14 +39,14 @@ class Connection:
         self,
         folder: IdentityFolder,
         *,
-        address: str | None,
+        line: Callable[[str], Line],
         clock: Clock,
         on_expiry: Callable[[datetime], None],
         on_chunk: Callable[[], None] = lambda: None,
     ) -> None:
-        """address: HOST:PORT that overrides the one of the enrolment. on_chunk: see CoordinatorClient."""
+        """line: how to dial, from the enrolment's address; asked again when calls fail. on_chunk: CoordinatorClient."""
         self._folder = folder
-        self._address = address
+        self._line = line
         self._clock = clock
         self._on_expiry = on_expiry
         self._on_chunk = on_chunk
@@ -71,7 +74,7 @@ class Connection:
         if not is_due or now < self._retry_at:
             return
         try:
-            renewed = renew(self._folder, self._clock)
+            renewed = renew(self._folder, self._clock, line=self._open.line)
         except CertificateRevoked:
             raise
         except AccordError as error:
@@ -80,12 +83,19 @@ class Connection:
             return
         self._trust_fetched = offered
         log.info("certificate_renewed", expires_at=renewed.expires_at.isoformat())
-        with self._lock:
-            before, self._identity = self._open, renewed
-            self._open = self._dial()
-        # Calls that are under way in other threads end as Unavailable and are made again with the new certificate.
-        for channel in before.channels:
-            channel.close()
+        self._identity = renewed
+        self._dial_again()
+
+    def explain(self, error: AccordError) -> AccordError:
+        """Why calls fail: what stands in the way, as far as it can be seen from here. Takes up to half a minute.
+
+        A proxy, or its password, that has changed meanwhile is taken up.
+        """
+        line = self._line(self._identity.coordinator_address)
+        if line != self._open.line:
+            log.info("coordinator_dialled_anew", target=line.route.target, via=line.route.via.strip())
+            self._dial_again()
+        return explained(error, line.route, Papers.of(self._folder), now=self._clock.now())
 
     def close(self) -> None:
         for channel in self._open.channels:
@@ -107,12 +117,18 @@ class Connection:
             and offered != own.trust_bundle_sha256
         )
 
+    def _dial_again(self) -> None:
+        with self._lock:
+            before, self._open = self._open, self._dial()
+        # Calls that are under way in other threads end as Unavailable and are made again.
+        for channel in before.channels:
+            channel.close()
+
     def _dial(self) -> _Open:
         identity = self._identity
-        if self._address is not None:
-            identity = replace(identity, enrollment=replace(identity.enrollment, coordinator_address=self._address))
-        channel, uploads = dial(identity), dial_for_uploads(identity)
+        line = self._line(identity.coordinator_address)
+        channel, uploads = dial(identity, line), dial_for_uploads(identity, line)
         client = CoordinatorClient(
             channel, uploads, software_version=software_version(), on_chunk=self._on_chunk, on_trust=self._hear_trust
         )
-        return _Open(client, (channel, uploads))
+        return _Open(client, (channel, uploads), line)

@@ -50,9 +50,11 @@ from common.version import software_version
 from participant import guard
 from participant.base_models import BaseModels
 from participant.client import BACKOFF_SECONDS, CoordinatorClient
+from participant.contact import Contact
 from participant.journal import Journal, RoundEntry, RoundPhase, RunEntry, RunStanding
 from participant.masking import MaskingDesk, RunTerms
 from participant.metrics import ParticipantMetrics, RoundResult, WorkPhase
+from participant.network.dialling import POLL_SECONDS
 from participant.policy import Policy
 from participant.privacy.desk import PrivacyDesk
 from participant.shelf import AdapterShelf
@@ -62,13 +64,14 @@ from participant.workbench import Workbench
 
 log = get_logger(__name__)
 
-POLL_SECONDS: Final = 40
 # Nothing is said to the service manager during a poll, and more than one must fit its watchdog.
 POLLS_PER_WATCHDOG: Final = 3
 # How long one task may take without a sign of life: a first look at a base model hashes or fetches all of it, and a
 # large update is masked in one go.
 _MOST_TASK_SECONDS: Final = 15 * 60.0
 _MOST_REVIEW_SECONDS: Final = 2 * 3600.0
+# A look at what stands in the way waits for a name, a connection and a handshake.
+_MOST_LOOK_SECONDS: Final = 120.0
 
 # The state has moved on, or what was sent is there already: nothing is lost, and the next answer says what is next.
 _MOVED_ON: Final = (OutOfTurn, NotFound, NotInCohort, AlreadyExists)
@@ -124,6 +127,8 @@ class Daemon:
         before_turn: Callable[[], None] = lambda: None,
         interrupt: Callable[[], None] = lambda: None,
         manager: ServiceManager | None = None,
+        contact: Contact | None = None,
+        poll_seconds: int = POLL_SECONDS,
     ) -> None:
         self._site = site
         self._client = client
@@ -139,6 +144,8 @@ class Daemon:
         self._before_turn = before_turn
         self._interrupt = interrupt
         self._manager = manager or ServiceManager()
+        self._contact = contact or Contact(clock)
+        self._most_poll_seconds = poll_seconds
         self._tag = ""
 
     # --- the loop -------------------------------------------------------------------------------------------------
@@ -158,9 +165,10 @@ class Daemon:
                 except AccordError as error:
                     if stop.is_set():
                         break  # what failed is the poll that was interrupted
-                    log.warning("coordinator_unreachable", reason=error.reason, message=error.message)
-                    self._tell(f"cannot reach the coordinator, trying again: {error.message}")
-                    self._metrics.failed(error)
+                    with self._manager.slow(_MOST_LOOK_SECONDS):
+                        why = self._contact.failed(error)
+                    self._tell(f"cannot reach the coordinator, trying again: {why.reason}: {why.message}")
+                    self._metrics.failed(why)
                     is_done = False
                 except Exception as error:
                     log.exception("daemon_turn_broken")
@@ -177,7 +185,8 @@ class Daemon:
 
     def _poll_seconds(self) -> int:
         watchdog = self._manager.watchdog_seconds
-        return POLL_SECONDS if watchdog is None else max(1, min(POLL_SECONDS, int(watchdog / POLLS_PER_WATCHDOG)))
+        most = self._most_poll_seconds
+        return most if watchdog is None else max(1, min(most, int(watchdog / POLLS_PER_WATCHDOG)))
 
     def _pause(self, stop: threading.Event, seconds: float) -> None:
         """Wait between two tries, by pieces that the watchdog does not take for a standstill."""
@@ -200,10 +209,14 @@ class Daemon:
     def turn(self, wait_seconds: int) -> bool:
         """Ask once and do all that the answer says. False if something has to be tried again."""
         self._before_turn()
+        asked = self._clock.now()
         answer = self._client().assignments(self._tag, wait_seconds=wait_seconds)
         self._metrics.last_contact_seconds.set(self._clock.now().timestamp())
+        self._contact.answered(answer.server_time, asked=asked)
         self._tag = answer.tag
         self._tell("in touch with the coordinator" if answer.tasks else "in touch with the coordinator; nothing to do")
+        if wrong := self._contact.clock_wrong:
+            self._tell(f"in touch with the coordinator, but {wrong.reason}: {wrong.message}")
         if answer.not_understood:
             log.error("assignment_not_understood", count=answer.not_understood, software_version=software_version())
             self._tell("the coordinator asks for something that this version does not know: upgrade accord here")

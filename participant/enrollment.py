@@ -6,29 +6,33 @@ certificate again. Protobuf stops here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
-
-import grpc
 
 from accord.v1 import enrollment_pb2, enrollment_pb2_grpc
 from common import join_token
 from common.clock import Clock
-from common.errors import AlreadyExists, Unauthenticated
+from common.errors import AlreadyExists, Unauthenticated, Unavailable
 from common.identifiers import participant_name
 from common.join_token import Invitation
-from common.rpc.channels import channel_options, upload_channel_options
+from common.rpc.channels import channel_options
 from common.rpc.status import raised_as_errors
 from common.rpc.tls import channel_credentials
 from participant.identity import Enrollment, IdentityFolder, SiteIdentity, certificate_request
+from participant.network.dialling import Line, dial, open_channel, straight
+from participant.network.looking import Papers, explained
 
 CALL_SECONDS: Final = 30.0
 
 
-def enroll(folder: IdentityFolder, token: str, clock: Clock) -> SiteIdentity:
+def enroll(
+    folder: IdentityFolder, token: str, clock: Clock, *, line_to: Callable[[str], Line] = straight
+) -> SiteIdentity:
     """Make a key, have it certified, and keep both. The server is verified by the CA that the token carries.
 
-    Raises JoinTokenInvalid, AlreadyExists if the folder belongs to another enrolment, Unavailable if the coordinator
-    cannot be reached or is not the one that the token is of, Unauthenticated if its answer is not for this site.
+    line_to: how an address is dialled. Raises JoinTokenInvalid, AlreadyExists if the folder belongs to another
+    enrolment, Unavailable (one of its kinds, where what stands in the way can be seen) if the coordinator cannot be
+    reached or is not the one that the token is of, Unauthenticated if its answer is not for this site, ClockWrong.
     """
     invitation = join_token.from_text(token)
     _refuse_another(folder, invitation)
@@ -36,11 +40,12 @@ def enroll(folder: IdentityFolder, token: str, clock: Clock) -> SiteIdentity:
         token_secret=invitation.secret, certificate_request=certificate_request(folder.ensure_key())
     )
     credentials = channel_credentials(trust_bundle=invitation.authority.encode())
-    with (
-        raised_as_errors(),
-        grpc.secure_channel(invitation.enrollment_address, credentials, options=channel_options()) as channel,
-    ):
-        response = enrollment_pb2_grpc.EnrollmentServiceStub(channel).Enroll(request, timeout=CALL_SECONDS)
+    line = line_to(invitation.enrollment_address)
+    try:
+        with raised_as_errors(), open_channel(line, credentials, channel_options()) as channel:
+            response = enrollment_pb2_grpc.EnrollmentServiceStub(channel).Enroll(request, timeout=CALL_SECONDS)
+    except Unavailable as error:
+        raise explained(error, line.route, Papers(invitation.authority), now=clock.now()) from error
     if (response.federation, response.participant) != (
         invitation.federation,
         participant_name(invitation.participant),
@@ -63,8 +68,10 @@ def enroll(folder: IdentityFolder, token: str, clock: Clock) -> SiteIdentity:
     )
 
 
-def renew(folder: IdentityFolder, clock: Clock) -> SiteIdentity:
+def renew(folder: IdentityFolder, clock: Clock, *, line: Line | None = None) -> SiteIdentity:
     """Ask for a new certificate for the same key, and keep it; open channels go on with the old one.
+
+    line: None for the address of the enrolment, without a proxy.
 
     Raises CertificateRevoked, Unavailable, or Unauthenticated if the present certificate has expired, or the answer is
     not for this site.
@@ -76,29 +83,11 @@ def renew(folder: IdentityFolder, clock: Clock) -> SiteIdentity:
             "federation's operator for a join token and enrol again"
         )
     request = enrollment_pb2.RenewCertificateRequest(certificate_request=certificate_request(identity.private_key))
-    with raised_as_errors(), dial(identity) as channel:
+    with raised_as_errors(), dial(identity, line) as channel:
         stub = enrollment_pb2_grpc.EnrollmentServiceStub(channel)
         response = stub.RenewCertificate(request, timeout=CALL_SECONDS)
     return folder.renew(
         certificate_chain=response.certificate_chain, trust_bundle=response.trust_bundle, now=clock.now()
-    )
-
-
-def dial(identity: SiteIdentity) -> grpc.Channel:
-    """A channel to the coordinator for all calls but uploads; the caller's to close."""
-    return grpc.secure_channel(identity.coordinator_address, _credentials(identity), options=channel_options())
-
-
-def dial_for_uploads(identity: SiteIdentity) -> grpc.Channel:
-    """A channel that never replays a call; the caller's to close."""
-    return grpc.secure_channel(identity.coordinator_address, _credentials(identity), options=upload_channel_options())
-
-
-def _credentials(identity: SiteIdentity) -> grpc.ChannelCredentials:
-    return channel_credentials(
-        trust_bundle=identity.trust_bundle.encode(),
-        certificate_chain=identity.certificate_chain.encode(),
-        key=identity.key_pem,
     )
 
 

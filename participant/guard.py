@@ -14,7 +14,7 @@ from typing import Final
 
 from common.basemodel import BaseModel
 from common.charter import Charter
-from common.errors import AccordError, BaseModelMismatch, InvalidArgument, PlanInvalid, PolicyRefusal
+from common.errors import AccordError, BaseModelMismatch, ClockWrong, InvalidArgument, PlanInvalid, PolicyRefusal
 from common.instructions import InstructionSet, Template
 from common.plan import Plan
 from common.plan_review import plan_mistakes
@@ -121,7 +121,7 @@ def review_round(plan: Plan, *, policy: Policy, instruction_set: InstructionSet)
 
 
 def review_deadline(plan: Plan, *, deadline: datetime, now: datetime) -> None:
-    """Whether the time that a round leaves for its preparation is the plan's. Raises PolicyRefusal.
+    """Whether the time that a round leaves for its preparation is the plan's. Raises ClockWrong.
 
     One that has passed or is too far away is a wrong clock, here or there, or a round that is meant to stay open.
     """
@@ -135,7 +135,11 @@ def review_deadline(plan: Plan, *, deadline: datetime, now: datetime) -> None:
             f"{told}: the plan's training window is {plan.phases.training.window_seconds} s; compare the clocks",
         ),
     )
-    _refuse_if(objections, what=f"this round of run {plan.run}")
+    if objections:
+        raise ClockWrong(
+            f"this site does not begin this round of run {plan.run}: {_joined(objections)}",
+            metadata=_metadata(objections),
+        )
 
 
 def may_take_part_now(policy: Policy, *, now: datetime, today: DayLedger, transfer: Transfer | None = None) -> None:

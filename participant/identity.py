@@ -27,7 +27,7 @@ from cryptography.x509.oid import NameOID
 from common import jsonform
 from common.certificates import identity_of, parse_authorities, parse_certificates, spki_sha256
 from common.durable import OWNER_ONLY, write_durably
-from common.errors import AccordError, ConfigInvalid, InvalidArgument, NotFound, Unauthenticated
+from common.errors import AccordError, ClockWrong, ConfigInvalid, InvalidArgument, NotFound, Unauthenticated
 from common.identifiers import FederationId, ParticipantId, ParticipantIdentity, parse_federation_id, parse_id
 
 # Asked for at half of a certificate's life, so that there is a sixth of it left for trying again before two thirds.
@@ -147,7 +147,8 @@ class IdentityFolder:
     def enroll(
         self, enrollment: Enrollment, *, certificate_chain: str, trust_bundle: str, now: datetime
     ) -> SiteIdentity:
-        """Keep a certificate. Raises Unauthenticated if it is not for this key and this site, or not valid now."""
+        """Keep a certificate. Raises Unauthenticated if it is not for this key and this site, ClockWrong if it is not
+        valid now."""
         self._check(enrollment, certificate_chain, trust_bundle, now)
         self._write(certificate_chain, trust_bundle)
         write_durably(self.enrollment_file, jsonform.encode(enrollment, Enrollment).encode())
@@ -189,9 +190,11 @@ class IdentityFolder:
         certificate = parse_certificates(chain, what="the certificate")[0]
         begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         if not begin <= now < end:
-            raise Unauthenticated(
-                f"the certificate is valid from {begin.isoformat()} to {end.isoformat()}, and here it is "
-                f"{now.isoformat()}; set this machine's clock"
+            # It was issued this moment: the clocks of who issued it and of this machine do not agree.
+            raise ClockWrong(
+                f"the certificate that was just issued is valid from {begin.isoformat()} to {end.isoformat()}, and "
+                f"here it is {now.isoformat()}; set this machine's clock (timedatectl set-ntp true) and repeat the "
+                "command, or tell the federation's operator to set the coordinator's"
             )
         parse_authorities(trust_bundle, what="the trust bundle")
 

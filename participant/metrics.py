@@ -16,15 +16,23 @@ from common.errors import (
     BaseModelUnavailable,
     CertificateRevoked,
     CharterInvalid,
+    ClockWrong,
+    ConnectionFiltered,
+    ConnectionRefused,
     DataInvalid,
+    HandshakeStalled,
+    HostNotFound,
     NormExceeded,
     PlanInvalid,
     PolicyRefusal,
     ProtocolViolation,
+    ProxyFailed,
     StorageFailed,
+    TlsIntercepted,
     TrainingFailed,
     Unavailable,
     UpdateNotFinite,
+    WrongHost,
 )
 
 OTHER_REASON: Final = "OTHER"
@@ -39,15 +47,23 @@ REASONS: Final = frozenset(
             BaseModelUnavailable,
             CertificateRevoked,
             CharterInvalid,
+            ClockWrong,
+            ConnectionFiltered,
+            ConnectionRefused,
             DataInvalid,
+            HandshakeStalled,
+            HostNotFound,
             NormExceeded,
             PlanInvalid,
             PolicyRefusal,
             ProtocolViolation,
+            ProxyFailed,
             StorageFailed,
+            TlsIntercepted,
             TrainingFailed,
             Unavailable,
             UpdateNotFinite,
+            WrongHost,
         )
     }
 )
@@ -97,6 +113,7 @@ class ParticipantMetrics:
     failures: Counter
     certificate_expiry_seconds: Gauge
     last_contact_seconds: Gauge
+    clock_difference_seconds: Gauge
     free_disk_bytes: Gauge
 
     @classmethod
@@ -161,6 +178,11 @@ class ParticipantMetrics:
             last_contact_seconds=Gauge(
                 "accord_participant_last_contact_timestamp_seconds",
                 "When the coordinator last answered, Unix time.",
+                registry=registry,
+            ),
+            clock_difference_seconds=Gauge(
+                "accord_participant_clock_difference_seconds",
+                "The coordinator's time less this machine's, as far as it is certain.",
                 registry=registry,
             ),
             free_disk_bytes=Gauge(

@@ -25,6 +25,8 @@ CLIENT_PING_SECONDS: Final = 20
 SERVER_PING_SECONDS: Final = 30
 PING_TIMEOUT_SECONDS: Final = 10
 LEAST_PING_INTERVAL_SECONDS: Final = 7
+# What a site behind a balancer that forgets connections sooner than usual may set, with room for a late packet.
+LEAST_CLIENT_PING_SECONDS: Final = 10
 
 MOST_STREAMS_PER_CONNECTION: Final = 100
 
@@ -87,10 +89,13 @@ def server_options(
     ]
 
 
-def channel_options() -> list[ChannelOption]:
-    """Options of a client's channel for everything but uploads: RETRIED_METHODS are retried on UNAVAILABLE."""
+def channel_options(*, ping_seconds: int = CLIENT_PING_SECONDS) -> list[ChannelOption]:
+    """Options of a client's channel for everything but uploads: RETRIED_METHODS are retried on UNAVAILABLE.
+
+    ping_seconds: how long a connection is left quiet; at least LEAST_CLIENT_PING_SECONDS.
+    """
     return [
-        *_common_options(ping_seconds=CLIENT_PING_SECONDS, window_bytes=CLIENT_WINDOW_BYTES),
+        *_common_options(ping_seconds=ping_seconds, window_bytes=CLIENT_WINDOW_BYTES),
         *_message_limits(MOST_MESSAGE_BYTES),
         ("grpc.enable_retries", 1),
         ("grpc.service_config", _service_config(sorted(RETRIED_METHODS))),
@@ -98,10 +103,10 @@ def channel_options() -> list[ChannelOption]:
     ]
 
 
-def upload_channel_options() -> list[ChannelOption]:
+def upload_channel_options(*, ping_seconds: int = CLIENT_PING_SECONDS) -> list[ChannelOption]:
     """Options of a client's channel for client-streaming calls: nothing is ever replayed."""
     return [
-        *_common_options(ping_seconds=CLIENT_PING_SECONDS, window_bytes=CLIENT_WINDOW_BYTES),
+        *_common_options(ping_seconds=ping_seconds, window_bytes=CLIENT_WINDOW_BYTES),
         *_message_limits(MOST_MESSAGE_BYTES),
         ("grpc.enable_retries", 0),
         *_own_connection(),

@@ -72,6 +72,14 @@ STATUS_OF: Final[Mapping[type[errors.AccordError], StatusCode]] = {
     errors.MemberAtFault: StatusCode.FAILED_PRECONDITION,
     # the world
     errors.Unavailable: StatusCode.UNAVAILABLE,
+    errors.HostNotFound: StatusCode.UNAVAILABLE,
+    errors.ConnectionRefused: StatusCode.UNAVAILABLE,
+    errors.ConnectionFiltered: StatusCode.UNAVAILABLE,
+    errors.ProxyFailed: StatusCode.UNAVAILABLE,
+    errors.HandshakeStalled: StatusCode.UNAVAILABLE,
+    errors.TlsIntercepted: StatusCode.UNAVAILABLE,
+    errors.WrongHost: StatusCode.UNAVAILABLE,
+    errors.ClockWrong: StatusCode.FAILED_PRECONDITION,
     errors.StorageFailed: StatusCode.UNAVAILABLE,
     errors.ResourceExhausted: StatusCode.RESOURCE_EXHAUSTED,
 }

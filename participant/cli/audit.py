@@ -20,9 +20,9 @@ from participant.auditing import AuditReport, RoundNotes, audit_round, notes_of
 from participant.cli.exits import Exit
 from participant.client import CoordinatorClient
 from participant.config import ParticipantConfig, load_unpinned_config
-from participant.enrollment import dial
 from participant.identity import IdentityFolder
 from participant.journal import Journal
+from participant.network.dialling import dial
 from participant.shelf import AdapterShelf
 
 # Of the chunks, for the one figure that says how much a passed audit is worth.
@@ -34,11 +34,11 @@ def execute(options: argparse.Namespace) -> Exit:
     if options.chunk is None and options.chunks < 1:
         raise InvalidArgument("--chunks takes a number from 1 on")
     config = load_unpinned_config(options.config)
-    identity = config.coordinator.dialled(IdentityFolder(config.identity_directory).load())
+    identity = IdentityFolder(config.identity_directory).load()
     notes = _notes(config, options, identity.participant)
     try:
         with (
-            dial(identity) as channel,
+            dial(identity, config.coordinator.line(identity.coordinator_address)) as channel,
             tempfile.TemporaryDirectory(dir=config.state_directory, prefix=".audit-") as scratch,
         ):
             client = CoordinatorClient(channel, channel, software_version=software_version())

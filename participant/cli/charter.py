@@ -15,8 +15,8 @@ from common.version import software_version
 from participant.cli.exits import Exit
 from participant.client import CoordinatorClient
 from participant.config import ParticipantConfig, load_unpinned_config
-from participant.enrollment import dial
 from participant.identity import IdentityFolder
+from participant.network.dialling import dial
 
 _DEFAULT_FILE = "charter.json"
 
@@ -59,8 +59,8 @@ def _pin(options: argparse.Namespace) -> Exit:
 
 
 def _fetch(config: ParticipantConfig) -> Charter:
-    identity = config.coordinator.dialled(IdentityFolder(config.identity_directory).load())
-    with dial(identity) as channel:
+    identity = IdentityFolder(config.identity_directory).load()
+    with dial(identity, config.coordinator.line(identity.coordinator_address)) as channel:
         try:
             content = CoordinatorClient(channel, channel, software_version=software_version()).charter()
         except NotFound as error:

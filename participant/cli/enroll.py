@@ -48,7 +48,8 @@ def enroll_site(config: ParticipantConfig, token: str) -> SiteIdentity:
     """Make the state directory and enroll. Raises StorageFailed, and as `enrollment.enroll` does."""
     try:
         config.state_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return enroll(IdentityFolder(config.identity_directory), token, SystemClock())
+        folder = IdentityFolder(config.identity_directory)
+        return enroll(folder, token, SystemClock(), line_to=config.coordinator.line_to)
     except OSError as error:
         raise StorageFailed(
             f"cannot write the identity to {config.identity_directory}: {error.strerror}; "

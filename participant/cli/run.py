@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from common.clock import SystemClock
-from common.errors import AccordError, ConfigInvalid, Unauthenticated
+from common.errors import AccordError, ClockWrong, ConfigInvalid, Unauthenticated
 from participant.cli.enroll import enroll_site, read_token
 from participant.cli.exits import Exit
 from participant.config import ParticipantConfig, load_config, load_unpinned_config
@@ -48,4 +48,6 @@ def _require_startable(file: Path) -> None:
         return
     said = "\n".join(f"  {finding.check}: {finding.found}\n    {finding.action}".rstrip() for finding in found)
     kind: type[AccordError] = Unauthenticated if {one.check for one in found} <= _OF_IDENTITY else ConfigInvalid
+    if {one.reason for one in found} == {ClockWrong.reason}:
+        kind = ClockWrong  # which may be right in a moment, when this machine has heard from its time server
     raise kind(f"this site cannot start:\n{said}")

@@ -6,7 +6,7 @@ import argparse
 import fcntl
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -16,6 +16,7 @@ from common.clock import SystemClock
 from common.errors import AccordError, StorageFailed
 from participant.cli.exits import Exit
 from participant.config import load_unpinned_config
+from participant.contact import ContactState, read_contact
 from participant.identity import IdentityFolder, SiteIdentity
 from participant.journal import Journal, RoundEntry, RunEntry, RunStanding
 from participant.update import ClipReport
@@ -42,17 +43,21 @@ def execute(options: argparse.Namespace) -> Exit:
     runs = _runs(config.journal_file)
     now = SystemClock().now()
     is_running = _is_locked(config.lock_file)
+    # What a daemon that has ended once wrote is of no interest.
+    contact = read_contact(config.state_directory) if is_running else None
     if options.json:
         print_json(
             {
                 "identity": _identity_json(identity, problem, now),
                 "daemon_is_running": is_running,
+                "contact": asdict(contact) if contact is not None else None,
                 "runs": [_run_json(entry) for entry in runs],
             }
         )
     else:
         _print(identity, problem, now)
         print_text("the daemon is running" if is_running else "the daemon is not running")
+        _print_contact(contact)
         _print_runs(runs)
     return Exit.OK if identity is not None else Exit.FAILED
 
@@ -139,6 +144,18 @@ def _print(identity: SiteIdentity | None, problem: str, now: datetime) -> None:
             f"{identity.participant} of federation {identity.federation}, coordinator {identity.coordinator_address}\n"
             f"certificate valid until {identity.expires_at:%Y-%m-%d %H:%M} UTC, {state}"
         )
+
+
+def _print_contact(contact: ContactState | None) -> None:
+    if contact is None:
+        return
+    if contact.reason:
+        since = _time(datetime.fromisoformat(contact.since))
+        print_text(f"the coordinator has been out of reach since {since} UTC: {_why(contact.reason, contact.message)}")
+    else:
+        print_text("in touch with the coordinator")
+    if contact.clock:
+        print_text(f"CLOCK_WRONG: {contact.clock}")
 
 
 def _print_runs(runs: Sequence[RunStatus]) -> None:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from common.errors import AccordError, NotFound
+from common.errors import AccordError, ClockWrong, NotFound
 from participant.identity import IdentityFolder, SiteIdentity, renewal_time
 from participant.preflight.report import Result, failed, ok, warning
 
@@ -60,6 +60,7 @@ def certificate(identity: SiteIdentity, *, now: datetime) -> Result:
         return failed(
             f"the certificate is valid from {_time(begin)} on, and this machine's clock says {_time(now)}",
             "set the clock (timedatectl set-ntp true)",
+            kind=ClockWrong,
         )
     if now >= end:
         return failed(

@@ -26,12 +26,16 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check found, and what to do about it ("" where there is nothing to do)."""
+    """What a check found, and what to do about it ("" where there is nothing to do).
+
+    reason: of a failure, as in docs/troubleshooting.md; "" where the check's name says it all.
+    """
 
     check: str
     verdict: Verdict
     found: str
     action: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,7 @@ class Result:
     verdict: Verdict
     found: str
     action: str = ""
+    reason: str = ""
 
 
 def ok(found: str) -> Result:
@@ -51,8 +56,9 @@ def warning(found: str, action: str) -> Result:
     return Result(Verdict.WARNING, found, action)
 
 
-def failed(found: str, action: str) -> Result:
-    return Result(Verdict.FAILED, found, action)
+def failed(found: str, action: str, *, kind: type[AccordError] | None = None) -> Result:
+    """kind: the error that the daemon would run into."""
+    return Result(Verdict.FAILED, found, action, kind.reason if kind is not None else "")
 
 
 def skipped(reason: str) -> Result:
@@ -101,7 +107,7 @@ def run_checks(
         try:
             result = check.look(site)
         except AccordError as error:
-            result = failed(error.message, check.action)
+            result = failed(error.message, check.action, kind=type(error))
         if result.verdict is Verdict.FAILED:
             missing.add(check.name)
-        yield Finding(check.name, result.verdict, result.found, result.action)
+        yield Finding(check.name, result.verdict, result.found, result.action, result.reason)

@@ -46,9 +46,10 @@ from participant.client import CoordinatorClient
 from participant.config import ParticipantConfig
 from participant.connection import Connection
 from participant.daemon import Daemon
-from participant.enrollment import dial, dial_for_uploads, enroll
+from participant.enrollment import enroll
 from participant.identity import IdentityFolder
 from participant.journal import Journal, RoundPhase
+from participant.network.dialling import dial, dial_for_uploads
 from participant.policy_file import load_policy
 from participant.trainer import OnProgress, Preparation, Prepared
 from participant.update import Contribution

@@ -23,8 +23,9 @@ from common.errors import (
     InvalidArgument,
     JoinTokenInvalid,
     NotFound,
+    TlsIntercepted,
     Unauthenticated,
-    Unavailable,
+    WrongHost,
 )
 from common.identifiers import ParticipantId
 from common.rpc.channels import server_options
@@ -38,8 +39,9 @@ from coordinator.services.enrollment import EnrollmentServicer
 from coordinator.store.interface import Store
 from coordinator.store.opening import open_store
 from coordinator.store.schema import migrate
-from participant.enrollment import dial, enroll, renew
+from participant.enrollment import enroll, renew
 from participant.identity import IdentityFolder, SiteIdentity, certificate_request
+from participant.network.dialling import dial
 from tests.fakes import FakeClock
 from tests.rpc.parts import FEDERATION, HOST, Pki, dialling
 
@@ -354,7 +356,7 @@ async def test_the_first_connection_is_verified_by_the_ca_in_the_token(coordinat
     honest = join_token.from_text(coordinator.invite())
     token = join_token.to_text(replace(honest, authority=other.folder.trust_bundle()))
 
-    with pytest.raises(Unavailable, match="does not verify"):
+    with pytest.raises(TlsIntercepted, match="is not signed by it"):
         await enrolled(coordinator, folder, token)
     assert coordinator.token_of(join_token.to_text(honest)).used_at is None
 
@@ -364,7 +366,7 @@ async def test_the_first_connection_is_verified_by_the_host_name_that_was_dialle
         coordinator.pki.authority, ["coordinator.example"], coordinator.clock
     )
 
-    with pytest.raises(Unavailable, match="does not name the host"):
+    with pytest.raises(WrongHost, match=r"it is for coordinator\.example"):
         await enrolled(coordinator, folder, coordinator.invite())
 
 

@@ -16,8 +16,9 @@ from common.certificates import parse_certificates, serial_text
 from common.errors import AccordError, CertificateRevoked, JoinTokenInvalid, OutOfTurn, Unavailable
 from coordinator.cli.parser import build_parser
 from coordinator.services.admin_client import AdminClient, OperatorIdentity
-from participant.enrollment import dial, enroll
+from participant.enrollment import enroll
 from participant.identity import IdentityFolder
+from participant.network.dialling import dial
 from tests.fakes import FakeClock
 from tests.rpc.federation import Federation, MadeUpTrainer, delta_of, now
 

@@ -17,7 +17,7 @@ from common.rpc.unknown import unknown_fields
 from common.version import software_version
 from coordinator.services import convert
 from participant.client import CoordinatorClient
-from participant.enrollment import dial
+from participant.network.dialling import dial, straight
 from participant.preflight import network
 from tests.rpc.background import coordinator_in_background
 
@@ -75,7 +75,10 @@ def test_a_newer_site_is_served_and_its_version_is_kept(coordinator, identity):
 
 
 def test_every_authenticated_answer_says_the_coordinators_version(coordinator, identity):
-    assert network.ask(identity, clock=SystemClock()).software_version == software_version()
+    assert (
+        network.ask(identity, straight(identity.coordinator_address), clock=SystemClock()).software_version
+        == software_version()
+    )
     with dial(identity) as channel:
         stub = round_pb2_grpc.RoundServiceStub(channel)
         _, call = stub.GetCharter.with_call(round_pb2.GetCharterRequest(), timeout=20)

@@ -15,7 +15,7 @@ from common.adapters import AdapterSpec, LinearLayer
 from common.basemodel import BaseModel
 from common.charter import CHARTER_FORM, USUAL_BOUNDS, Charter, CharterMember
 from common.domains import PlanDomain
-from common.errors import BaseModelMismatch, PolicyRefusal
+from common.errors import BaseModelMismatch, ClockWrong, PolicyRefusal
 from common.instruction_updates import Updates
 from common.instructions import (
     DomainShare,
@@ -372,7 +372,7 @@ def test_a_deadline_at_the_very_edge_of_the_plans_window_is_accepted_and_one_bey
     now = datetime(2026, 5, 4, 12, tzinfo=UTC)
     guard.review_deadline(PLAN, deadline=now + offset, now=now)
     beyond = timedelta(seconds=1 if offset > timedelta(0) else -1)
-    with pytest.raises(PolicyRefusal, match="compare the clocks") as refusal:
+    with pytest.raises(ClockWrong, match="compare the clocks") as refusal:
         guard.review_deadline(PLAN, deadline=now + offset + beyond, now=now)
     assert refusal.value.metadata["fields"] == "deadline"
 

@@ -52,7 +52,7 @@ class Templates:
             "ago": words.ago,
             "bare": words.bare,
             "figure": words.figure,
-            "length": words.length,
+            "lasting": words.length,
             "link_of": link_of,
             "loss_of": loss_of,
             "moment": words.moment,
@@ -63,6 +63,7 @@ class Templates:
             "spoken": words.spoken,
             "stamp": words.stamp,
             "took": took,
+            "subject": words.subject,
             "tone": words.tone,
             "why": lambda row: words.why(row["reason"], row["message"]),
         }

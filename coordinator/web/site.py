@@ -55,7 +55,9 @@ HEADERS: Final[Mapping[str, str]] = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
-    "Referrer-Policy": "no-referrer",
+    # Not "no-referrer": then browsers send "Origin: null" with our own forms.
+    "Referrer-Policy": "same-origin",
+    "Server": "Accord",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }

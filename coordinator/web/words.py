@@ -10,7 +10,9 @@ from typing import Final
 MINUTE: Final = 60
 HOUR: Final = 60 * MINUTE
 DAY: Final = 24 * HOUR
+YEAR: Final = 365 * DAY
 SHORT_DIGEST: Final = 12
+DIGEST_LENGTH: Final = 64
 # How a state looks: its sign and its tone. A sign beside the colour, so that the colour alone says nothing.
 _TONES: Final = {
     "good": ("succeeded", "accepted", "active", "ready", "in", "used"),
@@ -65,7 +67,7 @@ def _rough(seconds: float) -> str:
         return f"{int(seconds // MINUTE)} min"
     if seconds < 2 * DAY:
         return f"{int(seconds // HOUR)} h"
-    return f"{int(seconds // DAY)} days"
+    return f"{int(seconds // DAY)} days" if seconds < 2 * YEAR else f"{int(seconds // YEAR)} years"
 
 
 def length(span: timedelta) -> str:
@@ -115,6 +117,12 @@ def bare(name: str) -> str:
 def short(digest: str) -> str:
     """Enough of a digest to tell one from another."""
     return digest[:SHORT_DIGEST]
+
+
+def subject(name: str) -> str:
+    """A resource's name, a digest in it cut short."""
+    head, slash, last = name.rpartition("/")
+    return f"{head}{slash}{short(last)}…" if len(last) == DIGEST_LENGTH else name
 
 
 def why(reason: str, message: str) -> str:

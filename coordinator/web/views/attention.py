@@ -15,16 +15,17 @@ CA_SOON: Final = timedelta(days=60)
 CERTIFICATE_SOON: Final = timedelta(days=7)
 SILENT_AFTER: Final = timedelta(hours=1)
 FAILED_RUN_IS_NEWS: Final = timedelta(days=3)
+MOST_NAMED: Final = 4
 _ORDER: Final = ("bad", "warn", "idle")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """tone: "bad", "warn" or "idle" (worth knowing). advice: what to do, as commands or words."""
+    """tone: "bad", "warn" or "idle" (worth knowing). advice: what to do; commands stand in backticks."""
 
     tone: str
     title: str
-    detail: str = ""
+    details: tuple[str, ...] = ()
     advice: str = ""
     link: str = ""
 
@@ -68,7 +69,7 @@ def _of_coordinator(
         Finding(
             "bad",
             f"The coordinator is not ready: {name}",
-            text,
+            (text,),
             "Look at its log; it goes on by itself once this ends.",
         )
         for name, text in sorted(health.items())
@@ -76,19 +77,17 @@ def _of_coordinator(
     ends = words.moment(federation["ca_expire_time"])
     if ends is not None and ends - now < CA_SOON:
         tone = "bad" if ends <= now else "warn"
-        detail = f"It ends at {words.stamp(ends)}; then no participant gets in."
+        detail = (f"It ends at {words.stamp(ends)}; then no participant gets in.",)
         found.append(
             Finding(tone, "The federation's CA ends soon", detail, "Replace it in time, with both trusted meanwhile.")
         )
     if not federation["charter_digest"]:
         if participants:
-            advice = (
-                "accord-coordinator charter draft --out charter.json, have all members pin it, then: charter publish"
-            )
-            found.append(Finding("warn", "No charter is published", "Without one no run can be created.", advice))
+            advice = "`accord-coordinator charter draft --out charter.json`; once all members pin it, `charter publish`"
+            found.append(Finding("warn", "No charter is published", ("Without one no run can be created.",), advice))
         else:
-            advice = "accord-coordinator token create NAME, for each member"
-            found.append(Finding("idle", "Nobody has enrolled yet", "Members join with a single-use token.", advice))
+            advice = "`accord-coordinator token create NAME` for each member"
+            found.append(Finding("idle", "Nobody has enrolled yet", ("Members join with a single-use token.",), advice))
     return found
 
 
@@ -96,25 +95,35 @@ def _of_run(run: Plain, explained: Plain | None, now: datetime) -> list[Finding]
     name, link = words.bare(run["name"]), f"/{run['name']}"
     ended = words.moment(run["end_time"])
     if run["state"] == "failed" and ended is not None and now - ended < FAILED_RUN_IS_NEWS:
-        advice = f"Read why its last rounds failed; what it published stays. accord-coordinator round list {name}"
-        return [Finding("bad", f"Run {name} has failed", words.why(run["reason"], run["message"]), advice, link)]
+        advice = f"Read why its last rounds failed; what it published stays. `accord-coordinator round list {name}`"
+        return [Finding("bad", f"Run {name} has failed", (words.why(run["reason"], run["message"]),), advice, link)]
     if run["state"] == "paused":
-        return [Finding("idle", f"Run {name} is paused", "", f"accord-coordinator run resume {name}", link)]
+        return [Finding("idle", f"Run {name} is paused", (), f"`accord-coordinator run resume {name}`", link)]
     if explained is None:
         return []
     silent = [row for row in explained["awaited"] if row["reason"] not in ("", "WORKING")]
+    place = explained_link(explained, link)
     found = []
     if silent:
-        who = words.names([words.bare(row["participant"]) for row in silent])
-        title = f"Run {name} waits for {len(silent)} that {'is' if len(silent) == 1 else 'are'} not at work: {who}"
-        found.append(Finding("warn", title, silent[0]["message"], silent[0]["advice"], explained_link(explained, link)))
+        title = f"Run {name} waits for {len(silent)} not at work"
+        found.append(Finding("warn", title, _each(silent), _advice(silent), place))
     if explained["out"]:
-        rows = explained["out"]
-        who = words.names([words.bare(row["participant"]) for row in rows])
-        title = f"Run {name} goes on without {len(rows)}: {who}"
-        detail = words.why(rows[0]["reason"], rows[0]["message"])
-        found.append(Finding("warn", title, detail, rows[0]["advice"], explained_link(explained, link)))
+        out = explained["out"]
+        found.append(Finding("warn", f"Run {name} goes on without {len(out)}", _each(out), _advice(out), place))
     return found
+
+
+def _each(rows: Sequence[Plain]) -> tuple[str, ...]:
+    """A line for each of the first few."""
+    shown = [
+        f"{words.bare(row['participant'])}: {words.why(row['reason'], row['message'])}" for row in rows[:MOST_NAMED]
+    ]
+    return (*shown, f"and {len(rows) - MOST_NAMED} more") if len(rows) > MOST_NAMED else tuple(shown)
+
+
+def _advice(rows: Sequence[Plain]) -> str:
+    """What helps each of them, if it is the same, or else the first."""
+    return next((str(row["advice"]) for row in rows if row["advice"]), "")
 
 
 def explained_link(explained: Plain, otherwise: str) -> str:
@@ -127,9 +136,9 @@ def _of_participants(federation: Plain, participants: Sequence[Plain], now: date
     for row in participants:
         by_standing.setdefault(standing_of(row, now), []).append(words.bare(row["name"]))
     texts = {
-        "expired": ("bad", "certificate has ended", "accord-coordinator token create NAME; the site enrols again"),
-        "expiring": ("warn", "certificate is not being renewed", "Ask the site: accord-participant check"),
-        "silent": ("warn", "has not called for an hour", "Ask the site: accord-participant status"),
+        "expired": ("bad", "certificate has ended", "`accord-coordinator token create NAME`; the site enrols again"),
+        "expiring": ("warn", "certificate is not being renewed", "Ask the site: `accord-participant check`"),
+        "silent": ("warn", "has not called for an hour", "Ask the site: `accord-participant status`"),
     }
     found = []
     for standing, (tone, title, advice) in texts.items():
@@ -140,7 +149,7 @@ def _of_participants(federation: Plain, participants: Sequence[Plain], now: date
                 if len(who) == 1
                 else f"{len(who)} participants: {title} ({words.names(who)})"
             )
-            found.append(Finding(tone, text, "", advice, f"/participants?show={standing}"))
+            found.append(Finding(tone, text, (), advice, f"/participants?show={standing}"))
     own = federation["software_version"]
     others = sorted(
         {
@@ -151,8 +160,6 @@ def _of_participants(federation: Plain, participants: Sequence[Plain], now: date
     )
     if others:
         found.append(
-            Finding(
-                "idle", f"Participants run other versions than {own}: {words.names(others)}", "", "", "/participants"
-            )
+            Finding("idle", f"Participants run other versions than {own}: {words.names(others)}", link="/participants")
         )
     return found

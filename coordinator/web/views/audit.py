@@ -70,7 +70,7 @@ def _facts(details: str) -> tuple[tuple[str, str], ...]:
 
 def _text(value: object) -> str:
     if isinstance(value, str):
-        return value
+        return words.subject(value)
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return words.names(value, most=6)
     return json.dumps(value, ensure_ascii=False)

@@ -21,7 +21,7 @@ EVENTS_OF_A_CALL: Final = 500
 MOST_CALLS: Final = 4
 MOST_EVENTS: Final = 12
 # A participant's own lines stand in the table of participants.
-_TOLD_ELSEWHERE: Final = (*BEGUN_BY, "participant_dropped")
+_TOLD_ELSEWHERE: Final = (*BEGUN_BY, "participant_dropped", "update_received")
 _OUT: Final = ("failed", "dropped")
 
 
@@ -63,6 +63,7 @@ async def round_(ask: Ask, run: str, number: int) -> Page:
                     name == show,
                 )
                 for name in SHOWS
+                if name in ("all", show) or counts[name]
             ],
             "counts": counts,
             "reasons": Counter(

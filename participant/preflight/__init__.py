@@ -171,7 +171,7 @@ CHECKS: Final[tuple[Check[Site], ...]] = (
     ),
     Check(
         "privacy",
-        lambda site: privacy.budget(site.config, site.policy),
+        _privacy,
         needs=("data",),
         action="accord-participant privacy says what was promised and spent",
     ),

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import signal
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Final
@@ -30,13 +30,15 @@ from common.version import software_version
 from coordinator import gauges
 from coordinator.authorization import RULES, StoredRevocations
 from coordinator.config import Config, split_address
+from coordinator.connections import Connections
 from coordinator.driver import Driver
 from coordinator.identity import ServingIdentity, load_identity
 from coordinator.invitations import Inviter
 from coordinator.keystore import PkiFolder
 from coordinator.manifests import public_key_hex
 from coordinator.metrics import Metrics
-from coordinator.rates import RateLimit
+from coordinator.rates import RECORDED, RateLimit
+from coordinator.refusals import Refusals
 from coordinator.replica import Replica
 from coordinator.runs import RunFactory
 from coordinator.services import listeners
@@ -160,6 +162,13 @@ class _Coordinator:
         self._manager = manager
         self._guards: list[CallGuard] = []
         self._driver_task: asyncio.Task[None] | None = None
+        self._refusals = Refusals(foundation.store, foundation.clock, on_refused=foundation.metrics.refused)
+        self._connections = Connections(
+            per_address=foundation.config.limits.connections_per_address,
+            on_closed=lambda address, why: self._refusals.connection(address, why.value),
+            on_counted=self._count_connections,
+        )
+        self._listener_of: dict[int, str] = {}
         self._admin_service: AdminServicer | None = None
         config, identity = foundation.config, foundation.identity
         self._revocations = StoredRevocations(
@@ -219,6 +228,7 @@ class _Coordinator:
                 await self._health.stop()
                 self._base.wakeups.end()
                 await _stop_listeners(opened.values(), grace=config.limits.stop_grace_seconds)
+                await self._refusals.write()
                 for task in background:
                     task.cancel()
         finally:
@@ -237,6 +247,8 @@ class _Coordinator:
             ("health", self._health.run()),
             ("gauges", self._observe()),
             ("certificates", self._refresh()),
+            ("refusals", self._refusals.run()),
+            ("connections", self._connections.run()),
             ("watch", self._watch.run()),
         )
 
@@ -254,6 +266,9 @@ class _Coordinator:
         if identity.own is not None:
             tls = ServerTls(identity.participants_tls.certificate, identity.participants_tls.key)
             opened["enrollment"] = self._open("enrollment", config.enrollment.listen, server_tls(tls), NobodyRevoked())
+        # Probes come without a certificate and from inside: their listener is not watched.
+        self._listener_of = {listener.port: name for name, listener in opened.items()}
+        self._connections.watch(self._listener_of)
         if config.health.grpc:
             opened["health_grpc"] = self._open("health.grpc", config.health.grpc, None, NobodyRevoked())
         return opened
@@ -268,16 +283,26 @@ class _Coordinator:
             revocations=revocations,
             clock=self._base.clock,
             on_call=lambda method, code, seconds: metrics.observe_rpc(method, code.name, seconds),
+            on_refused=self._refusals.call,
+            on_known=self._connections.prove,
+            most_open_calls=limits.open_calls,
         )
         self._guards.append(guard)
         rate = RateLimit(calls_per_second=limits.calls_per_second, burst=limits.calls_burst)
+        recorded = RateLimit(
+            calls_per_second=limits.recorded_calls_per_minute / 60, burst=limits.recorded_burst, methods=RECORDED
+        )
         return listeners.open_listener(
             name,
             address,
             credentials=credentials,
-            interceptors=(guard, rate),
-            limits=ListenerLimits(limits.message_bytes, limits.streams_per_connection),
+            interceptors=(guard, rate, recorded),
+            limits=ListenerLimits(limits.message_bytes, limits.streams_per_connection, limits.connections),
         )
+
+    def _count_connections(self, counts: Mapping[int, int]) -> None:
+        for port, count in counts.items():
+            self._base.metrics.connections.labels(self._listener_of[port]).set(count)
 
     def _add_servicers(self, opened: dict[str, Listener]) -> None:
         base, config = self._base, self._base.config

@@ -84,6 +84,10 @@ class Metrics:
         self.rpc_seconds = Histogram(
             "accord_rpc_seconds", "How long calls took.", ("method",), buckets=_RPC_SECONDS, registry=own
         )
+        self.refusals = Counter(
+            "accord_refusals", "Refused calls and connections, by who called and why.", ("role", "reason"), registry=own
+        )
+        self.connections = Gauge("accord_connections", "Open connections by listener.", ("listener",), registry=own)
         self.driver_step_seconds = Histogram(
             "accord_driver_step_seconds",
             "How long the driver's steps took.",
@@ -130,6 +134,10 @@ class Metrics:
         """Count one served call. method: "/accord.v1.RoundService/GetAssignment"; code: "OK", "NOT_FOUND", ..."""
         self.rpcs.labels(method, code).inc()
         self.rpc_seconds.labels(method).observe(seconds)
+
+    def refused(self, role: str, reason: str) -> None:
+        """Count a refused call or connection. role: of the caller, "anonymous" for who has shown no certificate."""
+        self.refusals.labels(role, reason).inc()
 
     def phase_ended(self, phase: str, seconds: float) -> None:
         """Count how long a phase of a round took."""

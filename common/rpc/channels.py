@@ -29,6 +29,10 @@ LEAST_PING_INTERVAL_SECONDS: Final = 7
 LEAST_CLIENT_PING_SECONDS: Final = 10
 
 MOST_STREAMS_PER_CONNECTION: Final = 100
+# Who takes longer for TLS and the first frame holds a connection and says nothing; the library's own bound is 120 s.
+HANDSHAKE_SECONDS: Final = 15
+# A connection without an open call is closed then; a participant's has its long poll, others come back by themselves.
+IDLE_SECONDS: Final = 300
 
 # What a sender may have on its way that the receiver has not read yet. The library's own way is to let that grow for as
 # long as the network gets faster by it; between eight fast sites and a busy coordinator that took another 130 MiB. A
@@ -80,6 +84,8 @@ def server_options(
 ) -> list[ChannelOption]:
     """Options of every listener."""
     return [
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
+        ("grpc.max_connection_idle_ms", IDLE_SECONDS * 1000),
         *_common_options(ping_seconds=SERVER_PING_SECONDS, window_bytes=SERVER_WINDOW_BYTES),
         *_message_limits(most_message_bytes),
         ("grpc.http2.min_ping_interval_without_data_ms", LEAST_PING_INTERVAL_SECONDS * 1000),

@@ -9,20 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, NoReturn, Protocol, cast
 
 import grpc
 
 from common.clock import Clock
-from common.errors import AccordError, CertificateRevoked, PermissionDenied, Unauthenticated
+from common.errors import (
+    AccordError,
+    CertificateRevoked,
+    InvalidArgument,
+    PermissionDenied,
+    ResourceExhausted,
+    Unauthenticated,
+)
 from common.identifiers import FederationId, Role
 from common.log import bound, get_logger
 from common.rpc.channels import TIME_METADATA, VERSION_METADATA
-from common.rpc.handlers import Context, Handler, behaviour_of, with_behaviour
+from common.rpc.handlers import Context, Handler, Unreadable, behaviour_of, reading_anything
 from common.rpc.identity import ANONYMOUS, Caller, CallerReader, set_current_caller
 from common.rpc.status import status_code, to_status
 from common.version import software_version
@@ -33,6 +41,7 @@ RECHECK_SECONDS: Final = 2.0
 
 Rules = Mapping[str, frozenset[Role]]
 OnCall = Callable[[str, grpc.StatusCode, float], None]
+OnRefused = Callable[[str, Caller, str, AccordError], None]
 
 
 class Revocations(Protocol):
@@ -75,6 +84,14 @@ def _not_measured(method: str, code: grpc.StatusCode, seconds: float) -> None:
     return None
 
 
+def _not_told(method: str, caller: Caller, peer: str, error: AccordError) -> None:
+    return None
+
+
+def _not_proven(peer: str) -> None:
+    return None
+
+
 @dataclass(eq=False, slots=True)
 class _OpenCall:
     """A call that is being served, and the error it was ended with from outside."""
@@ -90,6 +107,10 @@ class CallGuard(grpc.aio.ServerInterceptor):
     rules: roles by method, "accord.v1.RoundService/GetPlan". on_call(method, code, seconds): called once per call of a
     known method. Open calls are checked anew every `recheck_seconds`, so that a revocation or the end of a
     certificate's life also ends a stream; `recheck` does it at once.
+
+    on_refused(method, caller, peer, error): called once per call that an error ended. on_known(peer): somebody with a
+    certificate that counts has called over this connection. most_open_calls: how many calls one caller (one address
+    without a certificate) may have open at once; 0 for any number.
     """
 
     def __init__(
@@ -100,6 +121,9 @@ class CallGuard(grpc.aio.ServerInterceptor):
         revocations: Revocations,
         clock: Clock,
         on_call: OnCall = _not_measured,
+        on_refused: OnRefused = _not_told,
+        on_known: Callable[[str], None] = _not_proven,
+        most_open_calls: int = 0,
         recheck_seconds: float = RECHECK_SECONDS,
         stopwatch: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -108,6 +132,10 @@ class CallGuard(grpc.aio.ServerInterceptor):
         self._revocations = revocations
         self._clock = clock
         self._on_call = on_call
+        self._on_refused = on_refused
+        self._on_known = on_known
+        self._most_open_calls = most_open_calls
+        self._open_of: Counter[str] = Counter()
         self._recheck_seconds = recheck_seconds
         self._stopwatch = stopwatch
         self._version = software_version()
@@ -147,11 +175,12 @@ class CallGuard(grpc.aio.ServerInterceptor):
         """The same handler, with the guard around its behaviour."""
         serve = behaviour_of(handler)
         produce = _written if handler.response_streaming else _awaited
+        readable = _readable_stream if handler.request_streaming else _readable
 
         async def guarded(request: object, context: Context) -> object:
-            return await self._serve(method, context, lambda: produce(serve(request, context), context))
+            return await self._serve(method, context, lambda: produce(serve(readable(request), context), context))
 
-        return with_behaviour(handler, guarded)
+        return reading_anything(handler, guarded)
 
     async def _serve(self, method: str, context: Context, produce: Callable[[], Awaitable[object]]) -> object:
         """Run one call and end it with the right status, whatever happens."""
@@ -171,6 +200,9 @@ class CallGuard(grpc.aio.ServerInterceptor):
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
             raise
+        except grpc.aio.InternalError as error:  # the caller has gone in the middle of an answer
+            code = grpc.StatusCode.CANCELLED
+            raise asyncio.CancelledError from error
         except Exception:
             code = grpc.StatusCode.INTERNAL
             log.exception("rpc_failed", method=method)
@@ -186,8 +218,9 @@ class CallGuard(grpc.aio.ServerInterceptor):
             await self._check_caller(caller)
             set_current_caller(caller)
             if caller.role is not Role.ANONYMOUS:
+                self._on_known(context.peer())
                 context.set_trailing_metadata((*self._facts(), (VERSION_METADATA, self._version)))
-            with bound(caller=caller.actor), self._opened(caller) as call:
+            with bound(caller=caller.actor), self._opened(caller, context.peer()) as call:
                 try:
                     answer = await produce()
                 except asyncio.CancelledError:
@@ -200,6 +233,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
                 return answer
         except AccordError as error:
             log.info("rpc_refused", caller=caller.actor, reason=error.reason, error=str(error), cause=_cause(error))
+            self._on_refused(method, caller, context.peer(), error)
             raise
 
     def _facts(self) -> tuple[tuple[str, str], ...]:
@@ -217,10 +251,17 @@ class CallGuard(grpc.aio.ServerInterceptor):
     # --- open calls --------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _opened(self, caller: Caller) -> Iterator[_OpenCall]:
+    def _opened(self, caller: Caller, peer: str) -> Iterator[_OpenCall]:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a call is served outside a task")
+        # Without a certificate the address is all that tells one caller from another.
+        key = peer.rpartition(":")[0] if caller.role is Role.ANONYMOUS else caller.actor
+        if self._most_open_calls and self._open_of[key] >= self._most_open_calls:
+            raise ResourceExhausted(
+                f"{key} has {self._most_open_calls} calls open, which is as many as one caller may; end some first"
+            )
+        self._open_of[key] += 1
         call = _OpenCall(caller=caller, task=task)
         if caller.role is not Role.ANONYMOUS:
             self._open.add(call)
@@ -229,6 +270,9 @@ class CallGuard(grpc.aio.ServerInterceptor):
             yield call
         finally:
             self._open.discard(call)
+            self._open_of[key] -= 1
+            if not self._open_of[key]:
+                del self._open_of[key]
             if not self._open and self._watch is not None:
                 self._watch.cancel()  # else it would still sleep when the server has stopped and its loop is closed
                 self._watch = None
@@ -245,6 +289,18 @@ class CallGuard(grpc.aio.ServerInterceptor):
             except Exception:
                 # Never without a watch: the next turn tries again.
                 log.exception("recheck_failed")
+
+
+def _readable(request: object) -> object:
+    """The request. Raises InvalidArgument for bytes that are no message of this call."""
+    if isinstance(request, Unreadable):
+        raise InvalidArgument(f"the request's {request.size_bytes} bytes are no message of this call")
+    return request
+
+
+async def _readable_stream(requests: object) -> AsyncGenerator[object]:
+    async for request in cast("AsyncIterator[object]", requests):
+        yield _readable(request)
 
 
 async def _awaited(result: object, context: Context) -> object:

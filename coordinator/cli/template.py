@@ -78,6 +78,11 @@ host_names = $host_names  # "localhost" and 127.0.0.1 are added
 )
 
 
+# recorded_calls_per_minute = 30.0                       # of one caller, such as leave a line in the audit log
+# recorded_burst = 100
+# open_calls = 64                                        # of one caller at once
+# connections = 4096                                     # of all callers on one listener
+# connections_per_address = 256                          # 0 behind a balancer, which then has to limit them
 def render(*, federation: str, data_folder: str, host_names: Sequence[str]) -> str:
     """A whole coordinator.toml. The first host name is what join tokens tell participants to dial."""
     return _TEMPLATE.substitute(

@@ -36,10 +36,11 @@ PARTICIPANT_SERVICES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class ListenerLimits:
-    """Bounds of every listener: bytes of one message, and streams of one connection."""
+    """Bounds of every listener: bytes of one message, streams of one connection, and connections of all callers."""
 
     message_bytes: int
     streams_per_connection: int
+    connections: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ def open_listener(
     options = dict(server_options()) | {
         "grpc.max_receive_message_length": limits.message_bytes,
         "grpc.max_concurrent_streams": limits.streams_per_connection,
+        "grpc.max_allowed_incoming_connections": limits.connections,
     }
     server = grpc.aio.server(interceptors=list(interceptors), options=list(options.items()))
     try:

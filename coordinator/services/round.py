@@ -213,6 +213,9 @@ class RoundServicer(round_pb2_grpc.RoundServiceServicer):
                     f"runs/{run.name} tunes {base_model.name} with digest {base_model.digest}; the base model here has "
                     f"digest {request.base_model_digest[:64]}: configure the same model, byte for byte"
                 )
+            known = writer.run_member(run.name, participant)
+            if known is not None and known.joined:
+                return  # it has said so before, and a line in the audit log is enough
             writer.put_run_member(RunMember(run.name, participant, True, self._clock.now()))
             audit_lines.append(
                 writer,
@@ -226,6 +229,9 @@ class RoundServicer(round_pb2_grpc.RoundServiceServicer):
         reason, message = _said(request.reason, request.message)
         with self._store.write() as writer:
             run = self._open_run(writer, request.run, participant)
+            known = writer.run_member(run.name, participant)
+            if known is not None and (known.joined, known.reason, known.message) == (False, reason, message):
+                return
             writer.put_run_member(RunMember(run.name, participant, False, self._clock.now(), reason, message))
             audit_lines.append(
                 writer,

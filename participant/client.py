@@ -28,6 +28,7 @@ from common.rpc import assignments as wire
 from common.rpc.channels import TIME_METADATA
 from common.rpc.status import raised_as_errors
 from participant.network.clocks import parse_time
+from participant.outward import without_folders
 
 CALL_SECONDS: Final = 30.0
 STREAM_SECONDS: Final = 24 * 3600.0
@@ -168,7 +169,7 @@ class CoordinatorClient:
             self._rounds.JoinRun(request, timeout=CALL_SECONDS)
 
     def decline_run(self, run: str, *, reason: str, message: str) -> None:
-        request = round_pb2.DeclineRunRequest(run=run, reason=reason, message=message)
+        request = round_pb2.DeclineRunRequest(run=run, reason=reason, message=without_folders(message))
         with raised_as_errors():
             self._rounds.DeclineRun(request, timeout=CALL_SECONDS)
 
@@ -183,7 +184,7 @@ class CoordinatorClient:
             self._rounds.ReportPrepared(request, timeout=CALL_SECONDS)
 
     def report_failure(self, run: str, round_: int, *, reason: str, message: str) -> None:
-        request = round_pb2.ReportFailureRequest(run=run, round=round_, reason=reason, message=message)
+        request = round_pb2.ReportFailureRequest(run=run, round=round_, reason=reason, message=without_folders(message))
         with raised_as_errors():
             self._rounds.ReportFailure(request, timeout=CALL_SECONDS)
 

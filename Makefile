@@ -124,27 +124,6 @@ $(TOOLS)/%/.installed: constraints/tools/%.txt
 .PHONY: tools
 tools: $(patsubst constraints/tools/%.txt,$(TOOLS)/%/.installed,$(wildcard constraints/tools/*.txt))  ## programs that the checks use, below .tools
 
-# --- images and charts ------------------------------------------------------------------------------------------------
-# What is too dear for every run, in environments of its own from constraints/checks.
-$(TOOLS)/%/.installed: constraints/checks/%.txt
-	@echo "tools: installing $*"
-	@rm -rf $(TOOLS)/$*
-	@$(PYTHON) -m venv $(TOOLS)/$*
-	@PIP_CONSTRAINT= PIP_BUILD_CONSTRAINT= $(TOOLS)/$*/bin/python -m pip install --quiet --no-deps -r $<
-	@touch $@
-
-.PHONY: chart
-chart: venv  ## write the charts' README tables and their copy of the alert rules
-	@$(BIN)/python deploy/helm/chart_files.py
-
-.PHONY: check-chart
-check-chart: venv tools $(TOOLS)/checkov/.installed  ## checkov's policies on the charts and the Dockerfile
-	@$(BIN)/python -m tests.chart_policy
-
-.PHONY: sbom
-sbom: venv $(TOOLS)/sbom/.installed  ## what the coordinator's image has in it: dist/accord-coordinator.cdx.json
-	@$(BIN)/python -m tests.image_sbom dist/accord-coordinator.cdx.json
-
 # --- API --------------------------------------------------------------------------------------------------------------
 # $(call generate,FOLDER): stubs and their types for every proto, under FOLDER/accord/v1
 define generate
@@ -161,8 +140,28 @@ protos: $(PROTOGEN)/.installed  ## write the generated code anew
 check-protos: venv $(PROTOGEN)/.installed  ## buf lint and format, and: is the committed generated code what the protos say?
 	@$(BIN)/buf lint
 	@$(BIN)/buf format --diff --exit-code
+	@$(MAKE) --no-print-directory check-breaking
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT; \
 	$(call generate,"$$fresh"); \
-	diff -r --exclude=__pycache__ --exclude='*.proto' --exclude=__init__.py --exclude=py.typed "$$fresh" protos \
+	diff -r --exclude=__pycache__ --exclude='*.proto' --exclude=__init__.py --exclude=py.typed --exclude=baseline.binpb "$$fresh" protos \
 	  || { echo "the generated code differs from the protos: run make protos and commit what it writes" >&2; exit 1; }
 	@echo "protos: generated code is up to date"
+
+# Old and new versions talk. What is compared with is the newest release; where there is no tag yet, and in CI's shallow
+# clone, the image that is committed. After a release `make baseline` brings that up to it.
+.PHONY: check-breaking
+check-breaking:  ## buf: does the API still serve what the last release, or protos/baseline.binpb, knows?
+	@tag=$$(git tag --list 'v*' --sort=-version:refname 2>/dev/null | head -n 1); \
+	against=$${tag:+$$(git rev-parse --absolute-git-dir)#tag=$$tag}; \
+	$(BIN)/buf breaking --against "$${against:-protos/baseline.binpb}" \
+	  || { echo "the API breaks what $${tag:-protos/baseline.binpb} knows: reserve what is removed, add beside what is changed" >&2; exit 1; }; \
+	echo "protos: compatible with $${tag:-protos/baseline.binpb}"
+
+.PHONY: baseline
+baseline: venv  ## take the API as it is for what later changes are compared with: at a release, or before the first one
+	@$(BIN)/buf build --exclude-source-info --output protos/baseline.binpb
+
+# --- packages ---------------------------------------------------------------------------------------------------------
+.PHONY: package
+package:  ## wheel and Debian package into dist, on the release that they are for; TRAINING=1: and one with torch
+	@deploy/debian/build dist $(if $(TRAINING),training)

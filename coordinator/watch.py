@@ -48,6 +48,7 @@ class Watch:
         watchdog = self._manager.watchdog_seconds
         pause = min(STATUS_EVERY_SECONDS, watchdog / SIGNS_PER_WATCHDOG) if watchdog else STATUS_EVERY_SECONDS
         while True:
+            await asyncio.sleep(pause)
             try:
                 await self._check_driver()
             except AccordError as error:
@@ -56,7 +57,6 @@ class Watch:
             else:
                 self._manager.alive()
                 self._manager.status(await self._status())
-            await asyncio.sleep(pause)
 
     async def _status(self) -> str:
         readiness = self._readiness()

@@ -49,7 +49,7 @@ from common.states import RoundState
 from common.version import software_version
 from participant import guard
 from participant.base_models import BaseModels
-from participant.client import BACKOFF_SECONDS, CoordinatorClient
+from participant.client import BACKOFF_SECONDS, Assignments, CoordinatorClient
 from participant.contact import Contact
 from participant.journal import Journal, RoundEntry, RoundPhase, RunEntry, RunStanding
 from participant.masking import MaskingDesk, RunTerms
@@ -214,14 +214,22 @@ class Daemon:
         self._metrics.last_contact_seconds.set(self._clock.now().timestamp())
         self._contact.answered(answer.server_time, asked=asked)
         self._tag = answer.tag
-        self._tell("in touch with the coordinator" if answer.tasks else "in touch with the coordinator; nothing to do")
-        if wrong := self._contact.clock_wrong:
-            self._tell(f"in touch with the coordinator, but {wrong.reason}: {wrong.message}")
         if answer.not_understood:
             log.error("assignment_not_understood", count=answer.not_understood, software_version=software_version())
-            self._tell("the coordinator asks for something that this version does not know: upgrade accord here")
+        standing = self._standing(answer)
+        self._tell(standing)
         done = [self._do(task) for task in answer.tasks]
+        if self._workbench.wait(0):  # a round that is being prepared tells its own progress
+            self._manager.status(standing)
         return all(done)
+
+    def _standing(self, answer: Assignments) -> str:
+        """How this site and the coordinator get on, for the status line."""
+        if answer.not_understood:
+            return "the coordinator asks for something that this version does not know: upgrade accord here"
+        if wrong := self._contact.clock_wrong:
+            return f"in touch with the coordinator, but {wrong.reason}: {wrong.message}"
+        return "in touch with the coordinator"
 
     def wait_for_preparation(self, seconds: float | None = None) -> bool:
         """Return when no round is being prepared any more; False if one still is after `seconds`."""

@@ -23,7 +23,7 @@ from participant.config import TrainingConfig
 from participant.preflight.report import Result, failed, ok, warning
 from participant.training.job import Device, Precision, Sharding
 
-TRAINING_STACK: Final = ("torch", "transformers", "peft", "gguf", "pyarrow")
+TRAINING_STACK: Final = ("torch", "transformers", "peft", "gguf", "pyarrow", "dp_accounting", "opacus")
 
 _MEBIBYTE: Final = 1024 * 1024
 _DEVICE_SECONDS: Final = 180

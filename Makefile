@@ -124,6 +124,27 @@ $(TOOLS)/%/.installed: constraints/tools/%.txt
 .PHONY: tools
 tools: $(patsubst constraints/tools/%.txt,$(TOOLS)/%/.installed,$(wildcard constraints/tools/*.txt))  ## programs that the checks use, below .tools
 
+# --- images and charts ------------------------------------------------------------------------------------------------
+# What is too dear for every run, in environments of its own from constraints/checks.
+$(TOOLS)/%/.installed: constraints/checks/%.txt
+	@echo "tools: installing $*"
+	@rm -rf $(TOOLS)/$*
+	@$(PYTHON) -m venv $(TOOLS)/$*
+	@PIP_CONSTRAINT= PIP_BUILD_CONSTRAINT= $(TOOLS)/$*/bin/python -m pip install --quiet --no-deps -r $<
+	@touch $@
+
+.PHONY: chart
+chart: venv  ## write the charts' README tables and their copy of the alert rules
+	@$(BIN)/python deploy/helm/chart_files.py
+
+.PHONY: check-chart
+check-chart: venv tools $(TOOLS)/checkov/.installed  ## checkov's policies on the charts and the Dockerfile
+	@$(BIN)/python -m tests.chart_policy
+
+.PHONY: sbom
+sbom: venv $(TOOLS)/sbom/.installed  ## what the coordinator's image has in it: dist/accord-coordinator.cdx.json
+	@$(BIN)/python -m tests.image_sbom dist/accord-coordinator.cdx.json
+
 # --- API --------------------------------------------------------------------------------------------------------------
 # $(call generate,FOLDER): stubs and their types for every proto, under FOLDER/accord/v1
 define generate

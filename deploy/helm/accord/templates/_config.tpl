@@ -19,6 +19,9 @@
 {{- $_ := set $database "url" .Values.database.url -}}
 {{- end -}}
 {{- $_ := set $blobs "url" .Values.blobs.url -}}
+{{- if .Values.blobs.existingSecret -}}
+{{- $_ := set $blobs "credentials_file" (printf "/run/accord/blobs/%s" .Values.blobs.credentialsKey) -}}
+{{- end -}}
 {{- end -}}
 {{- dict
   "federation" .Values.federation

@@ -18,18 +18,8 @@ seccompProfile:
   type: RuntimeDefault
 {{- end -}}
 
-{{/* Secrets are files, which no child process and no crash report inherits. */}}
-{{- define "accord.env" -}}
-{{- if .Values.blobs.existingSecret }}
-- name: AWS_SHARED_CREDENTIALS_FILE
-  value: /run/accord/blobs/{{ .Values.blobs.credentialsKey }}
-{{- end }}
-{{- with .Values.extraEnv }}
-{{ toYaml . }}
-{{- end }}
-{{- end -}}
-
-{{/* What both the coordinator and the job of migrations reach the state by. */}}
+{{/* What both the coordinator and the job of migrations reach the state by. Secrets are files, which no child process and
+no crash report inherits. */}}
 {{- define "accord.stateMounts" -}}
 {{- if .Values.database.existingSecret }}
 - name: database
@@ -194,9 +184,9 @@ spec:
       image: {{ include "accord.image" . }}
       imagePullPolicy: {{ .Values.image.pullPolicy }}
       args: [serve, --config, /etc/accord/coordinator.toml]
-      {{- with include "accord.env" . | trim }}
+      {{- with .Values.extraEnv }}
       env:
-        {{- . | nindent 8 }}
+        {{- toYaml . | nindent 8 }}
       {{- end }}
       ports:
         - name: participants

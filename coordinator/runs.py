@@ -254,6 +254,16 @@ def roll_back(writer: Writer, name: str, digest: str, *, at: datetime) -> Run:
     return after
 
 
+def adapter_of_round(reader: Reader, name: str, number: int) -> str:
+    """Digest of the adapter that a round of the run has made; 0 is the initial one. Raises NotFound."""
+    rows = reader.adapters(name).rows
+    found = next((row.digest for row in rows if row.round == number), None)
+    if found is None:
+        made = ", ".join(str(row.round) for row in reversed(rows))
+        raise NotFound(f"round {number} of {run_name(name)} has made no adapter; there are those of rounds {made}")
+    return found
+
+
 def _open_round(reader: Reader, run: Run) -> Round | None:
     if run.latest_round == 0:
         return None

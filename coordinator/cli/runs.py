@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 from common.cli.output import print_json, print_table, print_text
-from common.errors import ConfigInvalid, InvalidArgument, NotFound
+from common.errors import ConfigInvalid, InvalidArgument
 from common.identifiers import parse_digest, run_name
 from coordinator.cli.connection import open_client
 from coordinator.cli.exits import Exit
@@ -58,7 +58,7 @@ def _execute(client: AdminClient, options: argparse.Namespace) -> Exit:
         case "cancel":
             run = client.cancel_run(name, reason=options.reason)
         case _:
-            run = client.roll_back_run(name, adapter_digest=_rolled_back_to(client, name, options))
+            run = _roll_back(client, name, options)
     return _show(run, options)
 
 
@@ -144,17 +144,12 @@ def _explain(answer: Plain, options: argparse.Namespace) -> Exit:
     return Exit.OK
 
 
-def _rolled_back_to(client: AdminClient, run: str, options: argparse.Namespace) -> str:
+def _roll_back(client: AdminClient, run: str, options: argparse.Namespace) -> Plain:
     if (options.adapter is None) == (options.round is None):
         raise InvalidArgument("name the adapter by its digest, or by its round with --round: one of them")
-    if options.round is None:
-        return _digest(client, run, options.adapter)
-    rows = list(client.adapters(run))
-    found = [bare(row["name"]) for row in rows if row["round"] == options.round]
-    if not found:
-        rounds = ", ".join(sorted((str(row["round"]) for row in rows), key=int))
-        raise NotFound(f"round {options.round} of {run} has made no adapter; there are those of rounds {rounds}")
-    return found[0]
+    if options.round is not None:
+        return client.roll_back_run(run, adapter_round=options.round)
+    return client.roll_back_run(run, adapter_digest=_digest(client, run, options.adapter))
 
 
 def _digest(client: AdminClient, run: str, text: str) -> str:

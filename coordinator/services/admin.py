@@ -16,7 +16,7 @@ from accord.v1 import admin_pb2_grpc, resources_pb2
 from common import identifiers
 from common.charter import LEAST_COHORT_FLOOR, Charter
 from common.clock import Clock
-from common.errors import NotFound, OutOfTurn
+from common.errors import InvalidArgument, NotFound, OutOfTurn
 from common.rpc.assignments import ROUND_STATES, RUN_STATES, timestamp
 from common.rpc.handlers import Context
 from common.rpc.identity import current_caller
@@ -308,11 +308,15 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def RollBackRun(self, request: pb.RollBackRunRequest, context: Context) -> pb.RollBackRunResponse:
         name = identifiers.parse_run_name(request.name)
-        digest = identifiers.parse_digest(request.adapter_digest, field="adapter_digest")
+        by_round = request.adapter_round if request.HasField("adapter_round") else None
+        if (by_round is None) == (not request.adapter_digest):
+            raise InvalidArgument("name the adapter by adapter_digest or by adapter_round: one of them")
+        wanted = identifiers.parse_digest(request.adapter_digest, field="adapter_digest") if by_round is None else ""
         actor = current_caller().actor
 
         def act(writer: Writer) -> pb.RollBackRunResponse:
             before = writer.run(name)
+            digest = wanted or runs.adapter_of_round(writer, name, by_round or 0)
             run = runs.roll_back(writer, name, digest, at=self._clock.now())
             self._audit(
                 writer, actor, "run_rolled_back", request.name, adapter=digest, adapter_before=before.newest_adapter

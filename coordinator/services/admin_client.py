@@ -184,8 +184,11 @@ class AdminClient:
         request = pb.CancelRunRequest(request_id=_request_id(), name=name, reason=reason)
         return _only(self._ask(self._stub.CancelRun, request, attempts=ATTEMPTS), "run")
 
-    def roll_back_run(self, name: str, *, adapter_digest: str) -> Plain:
-        request = pb.RollBackRunRequest(request_id=_request_id(), name=name, adapter_digest=adapter_digest)
+    def roll_back_run(self, name: str, *, adapter_digest: str = "", adapter_round: int | None = None) -> Plain:
+        """The adapter by its digest, or by the round that has made it."""
+        request = pb.RollBackRunRequest(
+            request_id=_request_id(), name=name, adapter_digest=adapter_digest, adapter_round=adapter_round
+        )
         return _only(self._ask(self._stub.RollBackRun, request, attempts=ATTEMPTS), "run")
 
     # --- rounds, adapters, audit ----------------------------------------------------------------------------------

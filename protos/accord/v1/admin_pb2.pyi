@@ -821,21 +821,27 @@ class RollBackRunRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     ADAPTER_DIGEST_FIELD_NUMBER: _builtins.int
+    ADAPTER_ROUND_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     name: _builtins.str
     adapter_digest: _builtins.str
+    adapter_round: _builtins.int
+    """Instead of the digest: the adapter that this round of the run has made; 0 is the initial one."""
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         name: _builtins.str = ...,
         adapter_digest: _builtins.str = ...,
+        adapter_round: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adapter_round", b"_adapter_round", "adapter_round", b"adapter_round"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_digest", b"adapter_digest", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter_round", b"_adapter_round", "adapter_digest", b"adapter_digest", "adapter_round", b"adapter_round", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__adapter_round: _TypeAlias = _typing.Literal["adapter_round"]  # noqa: Y015
+    _WhichOneofArgType__adapter_round: _TypeAlias = _typing.Literal["_adapter_round", b"_adapter_round"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__adapter_round) -> _WhichOneofReturnType__adapter_round | None: ...
 
 Global___RollBackRunRequest: _TypeAlias = RollBackRunRequest  # noqa: Y015
 

@@ -64,7 +64,7 @@ class Lab:
         command = ["runuser", "-u", user, "--", *words] if user else list(words)
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
         # What is asked again and again stays out of the log.
-        if words[0] not in ("journalctl",) and words[:2] != ("systemctl", "show"):
+        if words[0] != "journalctl" and words[:2] != ("systemctl", "show"):
             self.log.write(
                 f"{time.monotonic():.1f} $ {' '.join(words)}\n{done.stdout}{done.stderr}= {done.returncode}\n"
             )
@@ -295,7 +295,8 @@ def main(folder: Path) -> None:
     except Exception as error:
         lab.keep(error=f"{type(error).__name__}: {error}")
         for name in (BANK, COORDINATOR, *OTHERS):
-            lab.run("journalctl", "--unit", name, "--no-pager", "--lines=60", must_work=False)
+            words = ["journalctl", "--unit", name, "--no-pager", "--lines=60"]
+            lab.log.write(lab.run(*words, must_work=False).stdout)
         raise
     finally:
         subprocess.run(["systemctl", "poweroff", "--force"], check=False)

@@ -18,9 +18,10 @@ from typing import Final
 
 import grpc
 
+from common.charter import Charter
 from common.clock import Clock, SystemClock
 from common.durable import write_durably
-from common.errors import AccordError, ConfigInvalid, StorageFailed, Unavailable
+from common.errors import AccordError, ConfigInvalid, NotFound, StorageFailed, Unavailable
 from common.log import get_logger
 from common.memory import share_one_pool
 from common.rpc.interceptors import CallGuard, NobodyRevoked, Revocations
@@ -29,6 +30,7 @@ from common.service_manager import ServiceManager
 from common.version import software_version
 from coordinator import gauges
 from coordinator.authorization import RULES, StoredRevocations
+from coordinator.charters import require_signing_key
 from coordinator.config import Config, split_address
 from coordinator.connections import Connections
 from coordinator.driver import Driver
@@ -39,6 +41,7 @@ from coordinator.manifests import public_key_hex
 from coordinator.metrics import Metrics
 from coordinator.rates import RECORDED, RateLimit
 from coordinator.refusals import Refusals
+from coordinator.relay import Relay
 from coordinator.replica import Replica
 from coordinator.runs import RunFactory
 from coordinator.services import listeners
@@ -52,7 +55,7 @@ from coordinator.services.round import RoundServicer
 from coordinator.services.secure_aggregation import SecureAggregationServicer
 from coordinator.store.blobs import BlobStore
 from coordinator.store.interface import Store
-from coordinator.store.opening import open_blobs, open_store
+from coordinator.store.opening import open_blobs, open_signals, open_store
 from coordinator.store.schema import check_schema, migrate
 from coordinator.wakeups import Wakeups
 from coordinator.watch import Watch
@@ -140,18 +143,34 @@ def _lay_foundation(config: Config, clock: Clock) -> Foundation:
         migrate(config.database_url)
     else:
         check_schema(config.database_url)
+    store = open_store(config.database_url, clock=clock)
+    try:
+        _check_signing_key(store, identity)
+    except BaseException:
+        store.close()
+        raise
     metrics = Metrics()
     metrics.build.labels(software_version()).set(1)
     return Foundation(
         config=config,
         clock=clock,
         identity=identity,
-        store=open_store(config.database_url),
+        store=store,
         blobs=open_blobs(config.blobs_url),
         wakeups=Wakeups(),
         metrics=metrics,
         replica=Replica.claim(config.data_folder),
     )
+
+
+def _check_signing_key(store: Store, identity: ServingIdentity) -> None:
+    """Raises ConfigInvalid if members would refuse what this coordinator signs."""
+    try:
+        with store.read() as reader:
+            charter = Charter.from_bytes(reader.charter())
+    except NotFound:
+        return  # none is published yet
+    require_signing_key(charter, public_key_hex(identity.signing_key))
 
 
 class _Coordinator:
@@ -242,8 +261,11 @@ class _Coordinator:
 
     def _background(self) -> tuple[tuple[str, Coroutine[object, object, None]], ...]:
         """What runs beside the listeners; the first one is the driver."""
+        base = self._base
+        signals = open_signals(base.config.database_url, name=base.replica.name)
         return (
             ("driver", self._driver.run()),
+            *((("signals", Relay(base.wakeups, signals).run()),) if signals is not None else ()),
             ("health", self._health.run()),
             ("gauges", self._observe()),
             ("certificates", self._refresh()),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.charter import CHARTER_FORM, LEAST_COHORT_FLOOR, USUAL_BOUNDS, Charter, CharterMember, canonical_authority
-from common.errors import CharterInvalid
+from common.errors import CharterInvalid, ConfigInvalid
 from common.identifiers import FederationId, ParticipantId, ParticipantIdentity
 from coordinator.rounds.model import Participant, ParticipantState
 
@@ -65,6 +65,19 @@ def draft_charter(
     )
     charter.check()
     return charter
+
+
+def require_signing_key(charter: Charter, coordinator_public_key: str) -> None:
+    """Raises ConfigInvalid if members of this charter would refuse what this coordinator signs.
+
+    So a replica with keys of its own, or a database that was restored without them, does not begin to serve.
+    """
+    if charter.coordinator_public_key != coordinator_public_key:
+        raise ConfigInvalid(
+            f"the charter in force names the signing key {charter.coordinator_public_key}, and this coordinator has "
+            f"{coordinator_public_key}: give every replica the same signing-key.pem (keys.folder), or restore it from "
+            "the backup"
+        )
 
 
 def check_publishable(

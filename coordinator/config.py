@@ -162,6 +162,16 @@ class CertificatesConfig(StrictModel):
         return self
 
 
+class KeysConfig(StrictModel):
+    """The keys that all replicas of a coordinator share, in one folder: signing-key.pem and, with the own CA, ca.pem,
+    ca.key, trusted/ and revoked.txt. While the coordinator serves it may be read-only, a mounted secret, say.
+
+    Without one a coordinator has its keys in its data folder.
+    """
+
+    folder: Path | None = None
+
+
 class LogConfig(StrictModel):
     """How much is logged, and how it looks."""
 
@@ -212,6 +222,7 @@ class Config(StrictModel):
     health: HealthConfig = HealthConfig()
     web: WebConfig = WebConfig()
     certificates: CertificatesConfig = CertificatesConfig()
+    keys: KeysConfig = KeysConfig()
     log: LogConfig = LogConfig()
     limits: LimitsConfig = LimitsConfig()
 
@@ -260,12 +271,18 @@ class Config(StrictModel):
 
     @property
     def pki_folder(self) -> Path:
+        """The CA, and whose certificates count."""
+        return self.keys.folder or self.server_folder
+
+    @property
+    def server_folder(self) -> Path:
+        """The listeners' own certificate: each replica issues itself one."""
         return self.data_folder / "pki"
 
     @property
     def signing_key_file(self) -> Path:
         """The Ed25519 key that signs manifests and the masked part's start messages."""
-        return self.data_folder / "signing-key.pem"
+        return (self.keys.folder or self.data_folder) / "signing-key.pem"
 
     @property
     def operators_folder(self) -> Path:
@@ -314,11 +331,13 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
     certificates = config.certificates
     given = {name: getattr(certificates, name) for name in CERTIFICATE_FILES}
     files = {name: folder / with_credentials(path, unit=UNIT) for name, path in given.items() if path is not None}
+    keys = {"folder": folder / config.keys.folder.expanduser()} if config.keys.folder is not None else {}
     named = config.database.url_file
     url_file = {"url_file": folder / with_credentials(named, unit=UNIT)} if named is not None else {}
     return config.model_copy(
         update={
             "data_folder": (folder / config.data_folder.expanduser()).resolve(),
+            "keys": config.keys.model_copy(update=keys),
             "certificates": certificates.model_copy(update=files),
             "database": config.database.model_copy(update=url_file),
         }

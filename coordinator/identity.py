@@ -112,10 +112,13 @@ def load_identity(config: Config, clock: Clock) -> ServingIdentity:
     Raises NotFound before `accord-coordinator init`, ConfigInvalid for files that are missing or do not fit.
     """
     federation = FederationId(config.federation)
+    if config.keys.folder is not None and not config.signing_key_file.exists():
+        # Replicas that each made one would sign what nobody but themselves could verify.
+        raise NotFound(f"{config.signing_key_file} does not exist; `accord-coordinator init` makes it, once for all")
     signing_key = ensure_signing_key(config.signing_key_file)
     if config.certificates.mode is PkiMode.FILES:
         return _from_files(config, federation, signing_key)
-    folder = PkiFolder(config.pki_folder)
+    folder = PkiFolder(config.pki_folder, own=config.server_folder)
     own = OwnAuthority(folder, federation, config.host_names, clock)
     own.refresh()
     return ServingIdentity(

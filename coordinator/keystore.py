@@ -3,7 +3,7 @@
     ca.pem ca.key              the CA that issues, and with it those that count too while it is being replaced
     ca-next.key                key of the CA that is to issue next; its certificate is in ca.pem already
     trusted/*.pem              CAs of partners with a PKI of their own; they count for participants' certificates alone
-    server.pem server.key      what the listeners present; issued anew before it expires
+    server.pem server.key      what the listeners present; issued anew before it expires. In the data folder always
     revoked.txt                serial numbers of revoked certificates, one a line
 
 Keys are readable for their owner alone. The Ed25519 signing key lies where the configuration says.
@@ -40,9 +40,13 @@ class Rotation:
 
 @dataclass(frozen=True, slots=True)
 class PkiFolder:
-    """Where the coordinator's keys and certificates lie. Knows the names of the files, and how they are written."""
+    """Where the coordinator's keys and certificates lie. Knows the names of the files, and how they are written.
+
+    own: where the listeners' certificate lies, if the rest is shared with other replicas, and perhaps read-only.
+    """
 
     path: Path
+    own: Path | None = None
 
     @property
     def authority_certificate(self) -> Path:
@@ -58,11 +62,11 @@ class PkiFolder:
 
     @property
     def server_certificate(self) -> Path:
-        return self.path / "server.pem"
+        return (self.own or self.path) / "server.pem"
 
     @property
     def server_key(self) -> Path:
-        return self.path / "server.key"
+        return (self.own or self.path) / "server.key"
 
     @property
     def revoked(self) -> Path:
@@ -176,7 +180,7 @@ class PkiFolder:
         now = clock.now()
         if self._server_certificate_serves(authority, host_names, now):
             return False
-        self._make()
+        self.server_key.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         issued = authority.issue_server(host_names, now=now)
         # Listeners read both files again when one has changed, and go on with the old pair until the two fit.
         write_durably(self.server_key, issued.key_pem, mode=OWNER_ONLY)

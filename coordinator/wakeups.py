@@ -1,17 +1,23 @@
-"""Wakes those who wait for a change of state in this process: the driver, and the long polls of participants.
+"""Wakes those who wait for a change of state: the driver, and the long polls of participants.
 
-Only a hint: whoever wakes reads the store again, and nobody relies on being woken, because another replica may have
-made the change. Belongs to one event loop; bells may be rung from any thread.
+Only a hint: whoever wakes reads the store again, and nobody relies on being woken. A change that another replica has
+made rings here too (`coordinator.relay`), if nothing is in the way. Belongs to one event loop; bells may be rung from
+any thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Final
 
 # A waiter looks at the store this often even when nobody wakes it.
 FALLBACK_SECONDS: Final = 5.0
+
+
+def nobody_hears() -> None:
+    """There is no other process."""
 
 
 class Bell:
@@ -20,6 +26,8 @@ class Bell:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._event = asyncio.Event()
+        # Told of every ring of this process, so that it is heard elsewhere too; called from any thread.
+        self.on_ring: Callable[[], object] = nobody_hears
 
     def ticket(self) -> asyncio.Event:
         """What `wait` waits for; take it before looking at the store. Call on the event loop."""
@@ -27,7 +35,12 @@ class Bell:
         return self._event
 
     def ring(self) -> None:
-        """Wake everybody who waits now."""
+        """Wake everybody who waits now, in every process that hears of it."""
+        self.ring_here()
+        self.on_ring()
+
+    def ring_here(self) -> None:
+        """Wake everybody who waits now in this process."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._wake)
 
@@ -63,7 +76,8 @@ class Wakeups:
     def end(self) -> None:
         """Wake everybody for the last time, so that long polls are answered and do not hold up the end."""
         self._is_over = True
-        self.notify()
+        self.driver.ring_here()
+        self.polls.ring_here()
 
     def notify(self) -> None:
         """Wake everybody who waits now."""

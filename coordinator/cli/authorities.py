@@ -47,7 +47,7 @@ def execute(options: argparse.Namespace) -> Exit:
     config = load_config(find_config(options.config))
     if config.certificates.mode is PkiMode.FILES:
         raise ConfigInvalid('certificates.mode is "files": your own PKI replaces its CA, and its files are read anew')
-    folder, federation = PkiFolder(config.pki_folder), FederationId(config.federation)
+    folder, federation = PkiFolder(config.pki_folder, own=config.server_folder), FederationId(config.federation)
     match options.action:
         case "begin":
             staged = folder.stage_authority(federation, SystemClock())

@@ -48,7 +48,7 @@ def execute(options: argparse.Namespace) -> Exit:
         print_text("everything was there already; nothing was changed")
     print_note(
         f"\nThe coordinator's signing key is {key}.\n"
-        f"Keep {config.data_folder} readable for the service alone, and back it up.\n"
+        f"Keep {config.keys.folder or config.data_folder} readable for the service alone, and back it up.\n"
         f"Next:\n  accord-coordinator check-config --config {path}\n  accord-coordinator serve --config {path}\n"
         "  accord-coordinator token create NAME"
     )

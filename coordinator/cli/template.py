@@ -20,6 +20,7 @@ data_folder = $data_folder
 
 [database]
 # url = "sqlite:////srv/accord/coordinator.sqlite"       # default: coordinator.sqlite in the data folder
+# url = "postgresql://accord@db.example.org/accord"      # for replicas; docs/operations-state.md
 # url_file = "$${CREDENTIALS_DIRECTORY}/database.url"     # or the first line of a file: a credential of the service
 # migrate_on_start = true                                # false: `accord-coordinator migrate` is a step of its own
 
@@ -62,6 +63,8 @@ host_names = $host_names  # "localhost" and 127.0.0.1 are added
 # key = "tls/coordinator.key"                            # or "$${CREDENTIALS_DIRECTORY}/tls.key"
 # participant_cas = "tls/partners.pem"                   # every CA whose participants are accepted
 # operator_cas = "tls/operators.pem"                     # every CA whose operators are accepted
+
+# Replicas share their keys: name the folder by keys.folder (docs/operations-state.md).
 
 [log]
 # format = "json"                                        # or "console"

@@ -1,11 +1,15 @@
 """The driver's loop: wakes when something has changed or a deadline has come, and takes every due step of every run.
 
-Several processes may drive one store: a run is driven by whoever holds its lease.
+Several processes may drive one store: a run is driven by whoever holds its lease. A lease is short, and renewed beside
+the work: a coordinator that dies is followed by another one in seconds. Leases go by the clocks of those who take them
+(`coordinator.app` keeps those within seconds of the database's), and only save work: what makes a second driver
+harmless is that every step is committed with a version check.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -25,7 +29,9 @@ from coordinator.store.blobs import BlobStore
 from coordinator.store.interface import Store
 from coordinator.wakeups import FALLBACK_SECONDS, Wakeups
 
-LEASE: Final = timedelta(seconds=60)
+LEASE: Final = timedelta(seconds=6)
+# A driver that has shown no sign of life for so long does not keep its leases.
+STANDSTILL: Final = timedelta(minutes=5)
 _ENDED: Final = tuple(state for state in RunState if state.is_over)
 _STEPS: Final = (("run", step_run), ("epoch", step_epoch), ("round", step_round))
 _OPEN: Final = tuple(state for state in RunState if not state.is_over)
@@ -55,6 +61,9 @@ class Driver:
         self._store = store
         self._holder = holder
         self._leases: dict[str, datetime] = {}
+        # Runs that another process drives, and when to ask for them again.
+        self._others: dict[str, datetime] = {}
+        self._leasing = threading.Lock()
         self._turned_at: datetime | None = None
         self._work = Work(store, blobs, clock, signing_key, scratch, observer, self._require_lease, kept_rounds)
 
@@ -66,6 +75,7 @@ class Driver:
     async def run(self) -> None:
         """Drive until cancelled. A step that fails is logged and tried again; the loop never ends by itself."""
         turn: asyncio.Future[float] | None = None
+        keeper = asyncio.create_task(self._keep_leases(), name="leases")
         try:
             while True:
                 ticket = self._wakeups.driver.ticket()
@@ -73,7 +83,17 @@ class Driver:
                 wait = await asyncio.shield(turn)
                 await self._wakeups.driver.wait(ticket, seconds=wait)
         finally:
+            keeper.cancel()
             await asyncio.shield(self._end(turn))
+
+    async def _keep_leases(self) -> None:
+        """Renew what is held, whatever the step at work is waiting for."""
+        while True:
+            await asyncio.sleep(LEASE.total_seconds() / 4)
+            try:
+                await asyncio.to_thread(self._renew)
+            except AccordError as error:
+                log.warning("leases_not_renewed", reason=error.reason, message=error.message)
 
     async def _end(self, turn: asyncio.Future[float] | None) -> None:
         """Give the leases back. A turn goes on in its thread though nobody waits for it any more, and may take one."""
@@ -116,10 +136,14 @@ class Driver:
         has_changed = False
         try:
             while True:
+                if wait := self._seconds_of_another(name):
+                    return wait
                 with self._store.read() as reader:
                     view = look(reader, name, now=self._clock.now())
-                if not self._has_work(view) or not self._take_lease(name):
+                if not self._has_work(view):
                     return FALLBACK_SECONDS
+                if not self._take_lease(name):
+                    continue
                 if not self._step(view):
                     return _seconds_left(view)
                 has_changed = True
@@ -142,16 +166,35 @@ class Driver:
             return True
         return view.epoch is not None and not view.epoch.state.is_over and view.run.state.is_over
 
+    def _seconds_of_another(self, name: str) -> float:
+        """How long not to ask for a run that another process drives; 0 for all others."""
+        return max(0.0, (self._others.get(name, self._clock.now()) - self._clock.now()).total_seconds())
+
     def _take_lease(self, name: str) -> bool:
         """Hold the run's lease for at least half its length from now."""
         now = self._clock.now()
         if self._leases.get(name, now) > now + LEASE / 2:
             return True
+        with self._leasing:
+            return self._acquire(name)
+
+    def _acquire(self, name: str) -> bool:
+        now = self._clock.now()
         if not self._store.acquire_lease(_lease(name), holder=self._holder, now=now, until=now + LEASE):
             self._leases.pop(name, None)
+            self._others[name] = now + LEASE / 2
             return False
+        self._others.pop(name, None)
         self._leases[name] = now + LEASE
         return True
+
+    def _renew(self) -> None:
+        if self._turned_at is not None and self._clock.now() - self._turned_at > STANDSTILL:
+            return
+        for name in list(self._leases):
+            with self._leasing:
+                if name in self._leases:  # not given back meanwhile
+                    self._acquire(name)
 
     def _require_lease(self, name: str) -> None:
         # Called from within long steps: a driver that is at work has not hung.
@@ -160,9 +203,10 @@ class Driver:
             raise LeaseLost(f"another coordinator drives runs/{name} now")
 
     def _release(self) -> None:
-        for name in self._leases:
-            self._store.release_lease(_lease(name), holder=self._holder)
-        self._leases.clear()
+        with self._leasing:
+            for name in self._leases:
+                self._store.release_lease(_lease(name), holder=self._holder)
+            self._leases.clear()
 
 
 def _lease(run: str) -> str:

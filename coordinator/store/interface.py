@@ -234,9 +234,6 @@ class Store(Protocol):
     def release_lease(self, name: str, *, holder: str) -> None: ...
 
     def ping(self) -> None:
-        """Raises StorageFailed if the database does not answer."""
-
-    def now(self) -> datetime | None:
-        """The clock that all who share the database can compare theirs with; None if it is this host's own."""
+        """Raises StorageFailed if the database does not answer, or its clock and this host's are far apart."""
 
     def close(self) -> None: ...

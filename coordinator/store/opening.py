@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
+from common.clock import Clock, SystemClock
 from common.errors import ConfigInvalid
 from coordinator.store.blobs import BlobStore
 from coordinator.store.blobs_file import FileBlobStore
-from coordinator.store.engine import parse_url
+from coordinator.store.engine import is_sqlite, parse_url
 from coordinator.store.interface import Store
 from coordinator.store.sql import SqlStore
 
+if TYPE_CHECKING:
+    from coordinator.store.signals import Signals
 
-def open_store(url: str) -> Store:
+SYSTEM_CLOCK: Final = SystemClock()
+
+
+def open_store(url: str, *, clock: Clock = SYSTEM_CLOCK) -> Store:
     """The database at `url`: "sqlite:////var/lib/accord/coordinator.db" (four slashes: an absolute path), or
     "postgresql://accord@db.example.org/accord".
 
     Raises ConfigInvalid for a URL that names no supported database, and StorageFailed if the database does not answer
     or its schema is not this version's (see `coordinator.store.schema`).
     """
-    return SqlStore(url)
+    return SqlStore(url, clock=clock)
+
+
+def open_signals(url: str, *, name: str) -> Signals | None:
+    """What the coordinators on one database tell each other by; None where there can be one alone.
+
+    name: this one's, which no other living one has. Raises ConfigInvalid as `open_store` does.
+    """
+    if is_sqlite(url):
+        return None
+    # Here and not above: the driver is an extra.
+    from coordinator.store.signals import PostgresSignals
+
+    return PostgresSignals(url, name=name)
 
 
 def open_blobs(url: str) -> BlobStore:

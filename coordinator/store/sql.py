@@ -10,6 +10,7 @@ from typing import Final
 
 from sqlalchemy import bindparam, delete, or_
 
+from common.clock import Clock, SystemClock
 from common.errors import StorageFailed
 from coordinator.store import tables
 from coordinator.store.column_types import UtcTime
@@ -20,6 +21,9 @@ from coordinator.store.rows import INSERT, Insert, counted
 from coordinator.store.schema import check_database
 from coordinator.store.writer import SqlWriter
 
+SYSTEM_CLOCK: Final = SystemClock()
+# Far more than NTP leaves, far less than any window of a round.
+MOST_SKEW: Final = timedelta(seconds=10)
 _LEASES: Final = tables.LEASES.c
 _RELEASE: Final = delete(tables.LEASES).where(_LEASES.name == bindparam("name"), _LEASES.holder == bindparam("holder"))
 
@@ -31,10 +35,13 @@ class SqlStore:
     ends with the transaction. Readers see the state as it was at their first read, and nobody waits for them.
     """
 
-    def __init__(self, url: str, *, busy_timeout: timedelta = DEFAULT_BUSY_TIMEOUT) -> None:
+    def __init__(
+        self, url: str, *, busy_timeout: timedelta = DEFAULT_BUSY_TIMEOUT, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
         """Open a database that exists and has this version's schema (`schema.migrate` makes both).
 
-        `busy_timeout`: how long a writer waits for its turn before StorageFailed.
+        busy_timeout: how long a writer waits for its turn before StorageFailed. clock: this host's, which `ping`
+        compares with the database's.
         Raises ConfigInvalid for a URL that names no supported database, StorageFailed if it cannot be used.
         """
         self._database = open_database(url, busy_timeout=busy_timeout)
@@ -43,6 +50,7 @@ class SqlStore:
         except BaseException:
             self._database.close()
             raise
+        self._clock = clock
         self._turn = threading.Lock()
         self._writing_thread: int | None = None
         self._acquire = _acquire_statement(self._database.reader.dialect.name)
@@ -67,16 +75,15 @@ class SqlStore:
             writer.connection.execute(_RELEASE, {"name": name, "holder": holder})
 
     def ping(self) -> None:
-        with self.read() as reader:
-            reader.audit_head()
-
-    def now(self) -> datetime | None:
         with self._database.read() as connection:
-            return self._database.now(connection)
-
-    def server(self) -> str:
-        with self._database.read() as connection:
-            return self._database.server(connection)
+            SqlReader(connection).audit_head()
+            theirs = self._database.now(connection)
+        if theirs is not None and abs(skew := self._clock.now() - theirs) > MOST_SKEW:
+            # Windows and leases that one coordinator has opened are closed by another one's clock.
+            raise StorageFailed(
+                f"{self._database.place}: this host's clock is {abs(skew.total_seconds()):.0f} s "
+                f"{'ahead of' if skew > timedelta(0) else 'behind'} the database's: synchronise both (NTP)"
+            )
 
     def close(self) -> None:
         self._database.close()

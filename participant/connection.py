@@ -10,6 +10,7 @@ from typing import Final
 
 import grpc
 
+from common import tracing
 from common.clock import Clock
 from common.errors import AccordError, CertificateRevoked
 from common.log import get_logger
@@ -44,7 +45,7 @@ class Connection:
         on_expiry: Callable[[datetime], None],
         on_chunk: Callable[[], None] = lambda: None,
     ) -> None:
-        """line: how to dial, from the enrolment's address; asked again when calls fail. on_chunk: CoordinatorClient."""
+        """line: how to dial, from the enrolment's address; asked at every turn. on_chunk: see CoordinatorClient."""
         self._folder = folder
         self._line = line
         self._clock = clock
@@ -66,7 +67,14 @@ class Connection:
             return self._open.client
 
     def keep_valid(self) -> None:
-        """Renew the certificate when it is due; a failure is tried again later, as there is time."""
+        """Take up a proxy, or its password, that has changed, and renew the certificate when it is due.
+
+        A renewal that fails is tried again later, as there is time.
+        """
+        line = self._line(self._identity.coordinator_address)
+        if line != self._open.line:
+            log.info("coordinator_dialled_anew", target=line.route.target, via=line.route.via.strip())
+            self._dial_again()
         now = self._clock.now()
         self._on_expiry(self._identity.expires_at)
         offered = self._trust_offered
@@ -87,15 +95,8 @@ class Connection:
         self._dial_again()
 
     def explain(self, error: AccordError) -> AccordError:
-        """Why calls fail: what stands in the way, as far as it can be seen from here. Takes up to half a minute.
-
-        A proxy, or its password, that has changed meanwhile is taken up.
-        """
-        line = self._line(self._identity.coordinator_address)
-        if line != self._open.line:
-            log.info("coordinator_dialled_anew", target=line.route.target, via=line.route.via.strip())
-            self._dial_again()
-        return explained(error, line.route, Papers.of(self._folder), now=self._clock.now())
+        """Why calls fail: what stands in the way, as far as it can be seen from here. Takes up to half a minute."""
+        return explained(error, self._open.line.route, Papers.of(self._folder), now=self._clock.now())
 
     def close(self) -> None:
         for channel in self._open.channels:
@@ -128,6 +129,7 @@ class Connection:
         identity = self._identity
         line = self._line(identity.coordinator_address)
         channel, uploads = dial(identity, line), dial_for_uploads(identity, line)
+        channel, uploads = tracing.traced_channel(channel), tracing.traced_channel(uploads)
         client = CoordinatorClient(
             channel, uploads, software_version=software_version(), on_chunk=self._on_chunk, on_trust=self._hear_trust
         )

@@ -194,7 +194,7 @@ class IdentityFolder:
             raise ClockWrong(
                 f"the certificate that was just issued is valid from {begin.isoformat()} to {end.isoformat()}, and "
                 f"here it is {now.isoformat()}; set this machine's clock (timedatectl set-ntp true) and repeat the "
-                "command, or tell the federation's operator to set the coordinator's"
+                "command. If the coordinator's is the wrong one, its operator sets it and makes a new join token"
             )
         parse_authorities(trust_bundle, what="the trust bundle")
 

@@ -28,6 +28,9 @@ LEAST_PING_INTERVAL_SECONDS: Final = 7
 # What a site behind a balancer that forgets connections sooner than usual may set, with room for a late packet.
 LEAST_CLIENT_PING_SECONDS: Final = 10
 
+# The library's own bound is two minutes, for which a site would stay away from a coordinator that is back.
+MOST_RECONNECT_SECONDS: Final = 15
+
 MOST_STREAMS_PER_CONNECTION: Final = 100
 # Who takes longer for TLS and the first frame holds a connection and says nothing; the library's own bound is 120 s.
 HANDSHAKE_SECONDS: Final = 15
@@ -136,7 +139,7 @@ def _message_limits(most_bytes: int) -> list[ChannelOption]:
 
 def _own_connection() -> list[ChannelOption]:
     """The library shares connections between channels of equal settings; a renewed certificate needs its own."""
-    return [("grpc.use_local_subchannel_pool", 1)]
+    return [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", MOST_RECONNECT_SECONDS * 1000)]
 
 
 def _service_config(methods: Sequence[str]) -> str:

@@ -64,13 +64,14 @@ class BackgroundCoordinator:
     enrollment_port: int
     port: int
     told: Told = field(default_factory=Told)
+    host: str = HOST
 
     def invite(self, participant: str) -> str:
         """A join token's text."""
         row, text = Inviter(
             federation=FEDERATION,
-            enrollment_address=f"{HOST}:{self.enrollment_port}",
-            coordinator_address=f"{HOST}:{self.port}",
+            enrollment_address=f"{self.host}:{self.enrollment_port}",
+            coordinator_address=f"{self.host}:{self.port}",
             authority=self.pki.folder.trust_bundle,
             clock=SystemClock(),
         ).invite(ParticipantId(participant), life=timedelta(hours=1))
@@ -111,9 +112,14 @@ class BackgroundCoordinator:
 
 
 @contextmanager
-def coordinator_in_background(folder: Path, *, server: Pki | None = None) -> Iterator[BackgroundCoordinator]:
-    """Serve until the end of the block. server: whose certificates are shown; the callers' CA is always its own."""
-    pki = Pki.create(folder / "pki")
+def coordinator_in_background(
+    folder: Path, *, server: Pki | None = None, host: str = HOST, listen: str = HOST
+) -> Iterator[BackgroundCoordinator]:
+    """Serve until the end of the block. server: whose certificates are shown; the callers' CA is always its own.
+
+    host: what join tokens tell sites to dial, and what the certificate is for.
+    """
+    pki = Pki.create(folder / "pki", host_names=("localhost", HOST, host.strip("[]")))
     url = f"sqlite:///{folder / 'coordinator.sqlite'}"
     migrate(url)
     store = open_store(url)
@@ -121,9 +127,11 @@ def coordinator_in_background(folder: Path, *, server: Pki | None = None) -> Ite
     thread = threading.Thread(target=loop.run_forever, name="coordinator")
     thread.start()
     try:
-        servers, ports = asyncio.run_coroutine_threadsafe(_serve(pki, server or pki, store, told), loop).result(30)
+        servers, ports = asyncio.run_coroutine_threadsafe(_serve(pki, server or pki, store, told, listen), loop).result(
+            30
+        )
         try:
-            yield BackgroundCoordinator(pki, store, ports[0], ports[1], told)
+            yield BackgroundCoordinator(pki, store, ports[0], ports[1], told, host)
         finally:
             asyncio.run_coroutine_threadsafe(_stop(servers), loop).result(30)
     finally:
@@ -133,7 +141,9 @@ def coordinator_in_background(folder: Path, *, server: Pki | None = None) -> Ite
         store.close()
 
 
-async def _serve(pki: Pki, shown: Pki, store: Store, told: Told) -> tuple[list[grpc.aio.Server], list[int]]:
+async def _serve(
+    pki: Pki, shown: Pki, store: Store, told: Told, listen: str
+) -> tuple[list[grpc.aio.Server], list[int]]:
     clock = ToldClock(told)
     enrollment = EnrollmentServicer(
         store=store, authority=lambda: pki.authority, trust_bundle=pki.folder.trust_bundle, clock=clock
@@ -153,7 +163,7 @@ async def _serve(pki: Pki, shown: Pki, store: Store, told: Told) -> tuple[list[g
         server = grpc.aio.server(interceptors=[guard], options=server_options())
         enrollment_pb2_grpc.add_EnrollmentServiceServicer_to_server(enrollment, server)
         round_pb2_grpc.add_RoundServiceServicer_to_server(rounds, server)
-        ports.append(server.add_secure_port(f"{HOST}:0", credential))
+        ports.append(server.add_secure_port(f"{listen}:0", credential))
         await server.start()
         servers.append(server)
     return servers, ports

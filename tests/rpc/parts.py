@@ -5,7 +5,7 @@ TLS reads the machine's clock, so certificates are issued as of now; the guard's
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -48,11 +48,13 @@ class Pki:
     now: datetime = field(default_factory=lambda: SystemClock().now())
 
     @classmethod
-    def create(cls, path: Path, federation: FederationId = FEDERATION) -> Pki:
+    def create(
+        cls, path: Path, federation: FederationId = FEDERATION, host_names: Sequence[str] = ("localhost", HOST)
+    ) -> Pki:
         folder = PkiFolder(path)
         # Old enough to have issued certificates that have expired since.
         authority = folder.create_authority(federation, FakeClock(SystemClock().now() - timedelta(days=365)))
-        folder.ensure_server_certificate(authority, ["localhost", HOST], SystemClock())
+        folder.ensure_server_certificate(authority, list(dict.fromkeys(host_names)), SystemClock())
         return cls(folder, authority, federation)
 
     @property

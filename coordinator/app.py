@@ -428,6 +428,7 @@ class _Coordinator:
             return None
         return await open_web(
             base.config.web,
+            base.config.limits,
             federation=base.identity.federation,
             admin=self._admin_service,
             files=base.identity.admin_tls,

@@ -12,7 +12,7 @@ from common.identifiers import FederationId
 from common.rpc.interceptors import Revocations
 from common.rpc.tls import ServerTls, browser_tls
 from coordinator.authorization import RULES
-from coordinator.config import WebConfig, split_address
+from coordinator.config import LimitsConfig, WebConfig, split_address
 from coordinator.services.admin import AdminServicer
 from coordinator.services.admin_reads import AdminReads
 from coordinator.store.interface import Store
@@ -32,6 +32,7 @@ class OpenWeb:
 
 async def open_web(
     config: WebConfig,
+    limits: LimitsConfig,
     *,
     federation: FederationId,
     admin: AdminServicer,
@@ -61,6 +62,8 @@ async def open_web(
             clock=clock,
             wakeups=wakeups,
             health=health,
+            pages_a_second=limits.calls_per_second,
+            pages_at_once=limits.calls_burst,
         )
     )
     tls = browser_tls(files, requires_certificate=not config.tokens)

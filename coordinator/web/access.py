@@ -94,6 +94,10 @@ def drop_cookie(response: web.StreamResponse) -> None:
     response.del_cookie(COOKIE, path="/", secure=True, httponly=True, samesite="Strict")
 
 
+def shows_token(request: web.BaseRequest) -> bool:
+    return bool(_token(request))
+
+
 def _certificate(request: web.BaseRequest) -> bytes | None:
     """The client's certificate as PEM, verified at the handshake; None if it showed none."""
     transport = request.transport

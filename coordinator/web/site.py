@@ -32,7 +32,7 @@ from common.identifiers import parse_participant_id, parse_run_id
 from common.log import get_logger
 from coordinator.rates import RateLimit
 from coordinator.wakeups import Wakeups
-from coordinator.web.access import Access, Visitor, drop_cookie, set_cookie
+from coordinator.web.access import Access, Visitor, drop_cookie, set_cookie, shows_token
 from coordinator.web.history import RoundHistory
 from coordinator.web.live import Live
 from coordinator.web.page import Ask, Page
@@ -78,10 +78,9 @@ PAGE_SECONDS: Final = 30.0
 ANSWER_SECONDS: Final = 30.0
 # Templates are made in threads of our own: a page of a thousand participants takes long enough for a round to notice.
 RENDERERS: Final = 2
-PAGES_A_SECOND: Final = 10.0
-PAGES_AT_ONCE: Final = 60
-TRIES_A_SECOND: Final = 0.5
-TRIES_AT_ONCE: Final = 10
+# Tokens that were tried, by address. Nobody guesses one; this keeps guessers from the database.
+TRIES_A_SECOND: Final = 1.0
+TRIES_AT_ONCE: Final = 30
 
 Answer = Callable[[Ask, Mapping[str, str]], Awaitable[Page]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -90,7 +89,10 @@ _LOCAL: Final = re.compile(r"/(?![/\\])[!-~]*")
 
 @dataclass(frozen=True, slots=True)
 class SiteParts:
-    """What the pages are made from. federation: its name. health: why the coordinator is not ready, by what failed."""
+    """What the pages are made from. federation: its name. health: why the coordinator is not ready, by what failed.
+
+    pages_a_second, pages_at_once: how often one visitor may ask.
+    """
 
     federation: str
     reads: Reads
@@ -98,6 +100,8 @@ class SiteParts:
     clock: Clock
     wakeups: Wakeups
     health: Callable[[], Mapping[str, str]]
+    pages_a_second: float
+    pages_at_once: int
 
 
 class Site:
@@ -108,7 +112,7 @@ class Site:
         self._templates = Templates()
         self._history = RoundHistory()
         self._live = Live(parts.access, parts.wakeups, parts.clock)
-        self._rate = RateLimit(calls_per_second=PAGES_A_SECOND, burst=PAGES_AT_ONCE)
+        self._rate = RateLimit(calls_per_second=parts.pages_a_second, burst=parts.pages_at_once)
         self._tries = RateLimit(calls_per_second=TRIES_A_SECOND, burst=TRIES_AT_ONCE)
         self._threads = ThreadPoolExecutor(RENDERERS, thread_name_prefix="web")
         self.application: Final = web.Application(middlewares=[self._answered], client_max_size=FORM_BYTES)
@@ -146,8 +150,9 @@ class Site:
         """Raises what `Access.visitor` raises, ResourceExhausted for who asks too often."""
         try:
             visitor = await self._parts.access.visitor(request)
-        except AccordError:
-            self._tries.take(request.remote or "")
+        except Unauthenticated:
+            if shows_token(request):
+                self._tries.take(request.remote or "")
             raise
         self._rate.take(visitor.caller.actor)
         return visitor
@@ -207,13 +212,13 @@ class Site:
             log.info("web_token_refused", address=request.remote, error=str(error))
             return self._door_page(request, next_=next_, message=error.message, status=401)
         log.info("web_token_used", caller=visitor.caller.actor, label=visitor.name, address=request.remote)
-        response = web.HTTPSeeOther(next_)
+        response = _elsewhere(next_)
         set_cookie(response, visitor, clock=self._parts.clock)
         return response
 
     async def _leave(self, request: web.Request) -> web.StreamResponse:
         _require_own_form(request)
-        response = web.HTTPSeeOther("/login")
+        response = _elsewhere("/login")
         drop_cookie(response)
         return response
 
@@ -272,7 +277,7 @@ class Site:
                 # A link from a chat or a mail: browsers keep a strict cookie back until the page itself asks again.
                 return _html(self._templates.bare("again.html", title="One moment", path=request.path_qs))
             if self._parts.access.tokens:
-                return web.HTTPSeeOther(f"/login?{urlencode({'next': _local(request.path_qs)})}")
+                return _elsewhere(f"/login?{urlencode({'next': _local(request.path_qs)})}")
         return self._error(request, status, error.message)
 
     def _is_browser_at_a_page(self, request: web.Request) -> bool:
@@ -342,6 +347,10 @@ _TITLES: Final = {
 
 def _html(content: str, *, status: int = 200) -> web.Response:
     return web.Response(text=content, content_type="text/html", charset="utf-8", status=status)
+
+
+def _elsewhere(address: str) -> web.Response:
+    return web.Response(status=303, headers={hdrs.LOCATION: address})
 
 
 def _closing(response: web.Response) -> web.Response:

@@ -51,12 +51,17 @@ def findings(
     participants: Sequence[Plain],
     runs: Sequence[Plain],
     explained: Mapping[str, Plain],
+    declined: Mapping[str, frozenset[str]],
     now: datetime,
 ) -> tuple[Finding, ...]:
-    """The worst first. explained: what each open run waits for, by its name."""
+    """The worst first. explained, declined: what each open run waits for, and who will not join it, by its name."""
     found = [
         *_of_coordinator(health, federation, participants, now),
-        *(finding for run in runs for finding in _of_run(run, explained.get(run["name"]), now)),
+        *(
+            finding
+            for run in runs
+            for finding in _of_run(run, explained.get(run["name"]), declined.get(run["name"], frozenset()), now)
+        ),
         *_of_participants(federation, participants, now),
     ]
     return tuple(sorted(found, key=lambda finding: _ORDER.index(finding.tone)))
@@ -91,7 +96,7 @@ def _of_coordinator(
     return found
 
 
-def _of_run(run: Plain, explained: Plain | None, now: datetime) -> list[Finding]:
+def _of_run(run: Plain, explained: Plain | None, declined: frozenset[str], now: datetime) -> list[Finding]:
     name, link = words.bare(run["name"]), f"/{run['name']}"
     ended = words.moment(run["end_time"])
     if run["state"] == "failed" and ended is not None and now - ended < FAILED_RUN_IS_NEWS:
@@ -107,9 +112,12 @@ def _of_run(run: Plain, explained: Plain | None, now: datetime) -> list[Finding]
     if silent:
         title = f"Run {name} waits for {len(silent)} not at work"
         found.append(Finding("warn", title, _each(silent), _advice(silent), place))
-    if explained["out"]:
-        out = explained["out"]
+    out = [row for row in explained["out"] if row["participant"] not in declined]
+    if out:
         found.append(Finding("warn", f"Run {name} goes on without {len(out)}", _each(out), _advice(out), place))
+    refused = [row for row in explained["out"] if row["participant"] in declined]
+    if refused:
+        found.append(Finding("idle", f"{len(refused)} declined run {name}", _each(refused), _advice(refused), link))
     return found
 
 

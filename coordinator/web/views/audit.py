@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -13,6 +14,7 @@ from coordinator.web.reads import Plain
 
 # Details of one line may name a thousand members; the whole of it is in the export.
 MOST_VALUE: Final = 160
+_HEX: Final = re.compile(r"[0-9a-f]{40,}")
 _RESOURCES: Final = ("runs/", "participants/")
 
 
@@ -70,7 +72,7 @@ def _facts(details: str) -> tuple[tuple[str, str], ...]:
 
 def _text(value: object) -> str:
     if isinstance(value, str):
-        return words.subject(value)
+        return f"{words.short(value)}…" if _HEX.fullmatch(value) else value
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return words.names(value, most=6)
     return json.dumps(value, ensure_ascii=False)

@@ -22,10 +22,11 @@ EVENTS_SHOWN: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class OpenRun:
-    """A run that is not over. waits: what it waits for now."""
+    """A run that is not over. waits: what it waits for now. declined: names of those who will not join."""
 
     run: Plain
     waits: Plain
+    declined: frozenset[str]
     steps: tuple[Step, ...]
     curve: Chart | None
 
@@ -40,6 +41,7 @@ async def overview(ask: Ask) -> Page:
     )
     shown = [await _open_run(ask, run) for run in open_runs["runs"]]
     explained = {one.run["name"]: one.waits for one in shown}
+    declined = {one.run["name"]: one.declined for one in shown}
     runs = {run["name"]: run for run in (*newest["runs"], *open_runs["runs"])}
     found = findings(
         health=ask.health(),
@@ -47,6 +49,7 @@ async def overview(ask: Ask) -> Page:
         participants=participants,
         runs=tuple(runs.values()),
         explained=explained,
+        declined=declined,
         now=ask.now,
     )
     recent: tuple[Line, ...] = lines(events["events"])
@@ -67,6 +70,10 @@ async def overview(ask: Ask) -> Page:
 
 
 async def _open_run(ask: Ask, run: Plain) -> OpenRun:
-    waits = await ask.reads.explain(ask.caller, run["name"])
-    rounds = await ask.history.of(ask.reads, ask.caller, run["name"])
-    return OpenRun(run, waits, steps(waits["round_state"]), chart(loss_series(rounds)))
+    whole, waits, rounds = await asyncio.gather(
+        ask.reads.run(ask.caller, run["name"]),
+        ask.reads.explain(ask.caller, run["name"]),
+        ask.history.of(ask.reads, ask.caller, run["name"]),
+    )
+    declined = frozenset(row["participant"] for row in whole["members"] if not row["joined"])
+    return OpenRun(run, waits, declined, steps(waits["round_state"]), chart(loss_series(rounds)))

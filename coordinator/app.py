@@ -12,13 +12,15 @@ import os
 import secrets
 import signal
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Final
 
 import grpc
 
 from common.charter import Charter
+from common import tracing
 from common.clock import Clock, SystemClock
 from common.durable import write_durably
 from common.errors import AccordError, ConfigInvalid, NotFound, StorageFailed, Unavailable
@@ -28,7 +30,6 @@ from common.rpc.interceptors import CallGuard, NobodyRevoked, Revocations
 from common.rpc.tls import ServerTls, mutual_tls, server_tls
 from common.service_manager import ServiceManager
 from common.version import software_version
-from coordinator import gauges
 from coordinator.authorization import RULES, StoredRevocations
 from coordinator.charters import require_signing_key
 from coordinator.config import Config, split_address
@@ -39,6 +40,7 @@ from coordinator.invitations import Inviter
 from coordinator.keystore import PkiFolder
 from coordinator.manifests import public_key_hex
 from coordinator.metrics import Metrics
+from coordinator.monitoring import Monitoring, serving_metrics
 from coordinator.rates import RECORDED, RateLimit
 from coordinator.refusals import Refusals
 from coordinator.relay import Relay
@@ -55,13 +57,14 @@ from coordinator.services.round import RoundServicer
 from coordinator.services.secure_aggregation import SecureAggregationServicer
 from coordinator.store.blobs import BlobStore
 from coordinator.store.interface import Store
+from coordinator.store.measured import MeasuredBlobs, MeasuredStore
 from coordinator.store.opening import open_blobs, open_signals, open_store
+from coordinator.store.told import ToldStore
 from coordinator.store.schema import check_schema, migrate
 from coordinator.wakeups import Wakeups
 from coordinator.watch import Watch
 from coordinator.web_page import OpenWeb, open_web
 
-GAUGES_EVERY_SECONDS: Final = 5.0
 REFRESH_EVERY_SECONDS: Final = 60.0
 # Blocking steps may take minutes (a large adapter); a driver that has not come round for longer hangs.
 DRIVER_STALE: Final = timedelta(minutes=15)
@@ -81,6 +84,7 @@ class Addresses:
     health_grpc: str
     pid: int
     web: str = ""
+    metrics: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +129,23 @@ async def serve(
     Raises ConfigInvalid, NotFound or StorageFailed if it cannot start.
     """
     foundation = await asyncio.to_thread(_lay_foundation, config, clock)
+    foundation = replace(
+        foundation,
+        store=ToldStore(MeasuredStore(foundation.store, foundation.metrics)),
+        blobs=MeasuredBlobs(foundation.blobs, foundation.metrics),
+    )
+    end_traces = tracing.configure(
+        endpoint=config.tracing.endpoint,
+        ca=config.tracing.ca,
+        service="accord-coordinator",
+        instance=foundation.replica.name,
+        federation=config.federation,
+    )
     try:
         coordinator = _Coordinator(foundation, manager or ServiceManager())
         await coordinator.serve(stop, started)
     finally:
+        await asyncio.to_thread(end_traces)
         await asyncio.to_thread(foundation.store.close)
 
 
@@ -150,7 +167,6 @@ def _lay_foundation(config: Config, clock: Clock) -> Foundation:
         store.close()
         raise
     metrics = Metrics()
-    metrics.build.labels(software_version()).set(1)
     return Foundation(
         config=config,
         clock=clock,
@@ -214,6 +230,14 @@ class _Coordinator:
             clock=foundation.clock,
             metrics=foundation.metrics,
         )
+        self._monitoring = Monitoring(
+            foundation.metrics,
+            config=config,
+            store=foundation.store,
+            clock=foundation.clock,
+            identity=identity,
+            leases=self._driver.driven_since,
+        )
         self._watch = Watch(
             manager,
             store=foundation.store,
@@ -225,6 +249,7 @@ class _Coordinator:
         config = self._base.config
         http: asyncio.Server | None = None
         web: OpenWeb | None = None
+        shown = ExitStack()
         opened = self._open_listeners()
         try:
             self._add_servicers(opened)
@@ -235,7 +260,8 @@ class _Coordinator:
                     await listener.server.start()
                 http = await self._start_http()
                 web = await self._start_web()
-                addresses = self._addresses(opened, http, web)
+                metrics_port = shown.enter_context(serving_metrics(self._base.metrics, config.metrics))
+                addresses = self._addresses(opened, http, web, metrics_port)
                 _write_addresses(config, addresses)
                 await self._health.check()
                 log.info("coordinator_started", **asdict(addresses), version=software_version())
@@ -252,6 +278,7 @@ class _Coordinator:
                     task.cancel()
         finally:
             await _stop_listeners(opened.values(), grace=0)
+            shown.close()
             if http is not None:
                 http.close()
             if web is not None:
@@ -267,7 +294,7 @@ class _Coordinator:
             ("driver", self._driver.run()),
             *((("signals", Relay(base.wakeups, signals).run()),) if signals is not None else ()),
             ("health", self._health.run()),
-            ("gauges", self._observe()),
+            ("monitoring", self._monitoring.run()),
             ("certificates", self._refresh()),
             ("refusals", self._refusals.run()),
             ("connections", self._connections.run()),
@@ -318,7 +345,7 @@ class _Coordinator:
             name,
             address,
             credentials=credentials,
-            interceptors=(guard, rate, recorded),
+            interceptors=(guard, rate, recorded, *tracing.server_interceptors()),
             limits=ListenerLimits(limits.message_bytes, limits.streams_per_connection, limits.connections),
         )
 
@@ -336,15 +363,17 @@ class _Coordinator:
                 wakeups=base.wakeups,
                 clock=base.clock,
                 on_dropped=base.metrics.participant_dropped,
+                on_declined=base.metrics.run_declined,
                 trust_bundle_sha256=own.bundle_sha256 if own is not None else lambda: "",
             ),
-            adapters=AdapterServicer(store=base.store, blobs=base.blobs),
+            adapters=AdapterServicer(store=base.store, blobs=base.blobs, on_sent=base.metrics.download_bytes.inc),
             secure_aggregation=SecureAggregationServicer(
                 store=base.store,
                 blobs=base.blobs,
                 wakeups=base.wakeups,
                 clock=base.clock,
                 on_durable_bytes=base.metrics.upload_bytes.inc,
+                on_resumed=base.metrics.upload_resumes.inc,
             ),
             enrollment=enrollment,
         )
@@ -418,7 +447,9 @@ class _Coordinator:
             return None
         host, port = split_address(address)
         try:
-            return await HealthHttp(self._health, self._base.metrics).start(host, port)
+            # Where metrics have a listener of their own they are for those whom it lets in.
+            shown = None if self._base.config.metrics.listen else self._base.metrics
+            return await HealthHttp(self._health, shown).start(host, port)
         except OSError as error:
             raise ConfigInvalid(f"health.http: cannot listen on {address}: {error.strerror}") from error
 
@@ -439,7 +470,9 @@ class _Coordinator:
             health=lambda: self._health.readiness.reasons,
         )
 
-    def _addresses(self, opened: dict[str, Listener], http: asyncio.Server | None, web: OpenWeb | None) -> Addresses:
+    def _addresses(
+        self, opened: dict[str, Listener], http: asyncio.Server | None, web: OpenWeb | None, metrics_port: int
+    ) -> Addresses:
         config = self._base.config
         enrollment, health = opened.get("enrollment"), opened.get("health_grpc")
         return Addresses(
@@ -450,6 +483,7 @@ class _Coordinator:
             health_grpc=_local(config.health.grpc, health.port) if health is not None else "",
             pid=os.getpid(),
             web=_local(config.web.listen, web.port) if web is not None else "",
+            metrics=_local(config.metrics.listen, metrics_port) if metrics_port else "",
         )
 
     # --- what watches ---------------------------------------------------------------------------------------------
@@ -471,24 +505,6 @@ class _Coordinator:
         expires_at = await asyncio.to_thread(self._base.identity.certificate_expires_at)
         if expires_at - self._base.clock.now() <= LEAST_CERTIFICATE_LEFT:
             raise Unavailable(f"the listeners' certificate ended at {expires_at.isoformat()}; put a new one in place")
-
-    async def _observe(self) -> None:
-        """Keep the gauges current."""
-        while True:
-            try:
-                await asyncio.to_thread(self._observe_once)
-            except AccordError as error:
-                log.warning("gauges_not_observed", reason=error.reason, message=error.message)
-            await asyncio.sleep(GAUGES_EVERY_SECONDS)
-
-    def _observe_once(self) -> None:
-        base = self._base
-        now = base.clock.now()
-        with base.store.read() as reader:
-            gauges.observe(reader, base.metrics, now=now)
-        base.metrics.set_days_left("server", base.identity.certificate_expires_at(), now=now)
-        if base.identity.own is not None:
-            base.metrics.set_days_left("ca", base.identity.own.trust().expires_at, now=now)
 
     async def _refresh(self) -> None:
         """Renew the listeners' certificate before it ends."""

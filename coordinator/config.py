@@ -17,8 +17,10 @@ from pydantic_core import ErrorDetails
 
 from common.credentials import read_secret, with_credentials
 from common.errors import ConfigInvalid, InvalidArgument
+from common.http_listener import HttpTls
 from common.identifiers import parse_federation_id
 from common.log import LogForm
+from common.seeing import TLS_FILES, check_tls_files, checked_endpoint, http_tls
 from coordinator.uploads import MOST_KEPT_ROUNDS
 
 MEBIBYTE: Final = 1024 * 1024
@@ -124,6 +126,40 @@ class WebConfig(StrictModel):
     tokens: bool = True
 
 
+class MetricsConfig(StrictModel):
+    """A listener for /metrics alone. Where it is set, the plaintext health listener shows no metrics any more.
+
+    certificate, key, client_ca: PEM files for mutual TLS, all three or none; then who scrapes shows a certificate of
+    that CA.
+    """
+
+    listen: OptionalAddress = ""
+    certificate: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+
+    @model_validator(mode="after")
+    def _files_are_complete(self) -> Self:
+        check_tls_files(self.certificate, self.key, self.client_ca)
+        if self.certificate is not None and not self.listen:
+            raise ValueError("certificate, key and client_ca are for a listener of its own; set metrics.listen, too")
+        return self
+
+    @property
+    def tls(self) -> HttpTls | None:
+        return http_tls(self.certificate, self.key, self.client_ca)
+
+
+class TracingConfig(StrictModel):
+    """Where spans go (OpenTelemetry, OTLP over gRPC); without an endpoint nothing is traced and nothing loaded for it.
+
+    ca: whom the collector's certificate must come from, where not from the system's.
+    """
+
+    endpoint: Annotated[str, AfterValidator(checked_endpoint)] = ""
+    ca: Path | None = None
+
+
 class PkiMode(Enum):
     """Who signs certificates."""
 
@@ -221,6 +257,8 @@ class Config(StrictModel):
     admin: AdminConfig = AdminConfig()
     health: HealthConfig = HealthConfig()
     web: WebConfig = WebConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    tracing: TracingConfig = TracingConfig()
     certificates: CertificatesConfig = CertificatesConfig()
     keys: KeysConfig = KeysConfig()
     log: LogConfig = LogConfig()
@@ -237,6 +275,7 @@ class Config(StrictModel):
                 self.health.http,
                 self.health.grpc,
                 self.web.listen,
+                self.metrics.listen,
             )
             if address and not address.endswith(":0")
         ]
@@ -332,6 +371,8 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
     given = {name: getattr(certificates, name) for name in CERTIFICATE_FILES}
     files = {name: folder / with_credentials(path, unit=UNIT) for name, path in given.items() if path is not None}
     keys = {"folder": folder / config.keys.folder.expanduser()} if config.keys.folder is not None else {}
+    metrics = {name: getattr(config.metrics, name) for name in TLS_FILES}
+    shown = {name: folder / with_credentials(path, unit=UNIT) for name, path in metrics.items() if path is not None}
     named = config.database.url_file
     url_file = {"url_file": folder / with_credentials(named, unit=UNIT)} if named is not None else {}
     return config.model_copy(
@@ -339,6 +380,10 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
             "data_folder": (folder / config.data_folder.expanduser()).resolve(),
             "keys": config.keys.model_copy(update=keys),
             "certificates": certificates.model_copy(update=files),
+            "metrics": config.metrics.model_copy(update=shown),
+            "tracing": config.tracing.model_copy(
+                update={"ca": folder / config.tracing.ca} if config.tracing.ca is not None else {}
+            ),
             "database": config.database.model_copy(update=url_file),
         }
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.serialization import Encoding
 from prometheus_client import CollectorRegistry
 
-from common import log
+from common import log, tracing
 from common.charter import Charter
 from common.clock import Clock, SystemClock
 from common.errors import AccordError, ConfigInvalid
@@ -75,6 +75,28 @@ def run(config: ParticipantConfig, *, read_again: Callable[[], ParticipantConfig
 
 def _work(config: ParticipantConfig, policy: Policy, *, stop: threading.Event, manager: ServiceManager) -> None:
     log.configure(form=config.log.form, level=config.log.level_number)
+    with _traced(config):
+        _work_on(config, policy, stop=stop, manager=manager)
+
+
+@contextmanager
+def _traced(config: ParticipantConfig) -> Iterator[None]:
+    """Send spans to the collector that is named, if one is."""
+    identity = IdentityFolder(config.identity_directory).load()
+    end = tracing.configure(
+        endpoint=config.tracing.endpoint,
+        ca=config.tracing.ca,
+        service="accord-participant",
+        instance=identity.participant,
+        federation=identity.federation,
+    )
+    try:
+        yield
+    finally:
+        end()
+
+
+def _work_on(config: ParticipantConfig, policy: Policy, *, stop: threading.Event, manager: ServiceManager) -> None:
     trainer = WorkerTrainer(config.data.settings(policy), config.evaluation.settings(), config.training.resources())
     sources = tuple(BaseModelSource(model.source, model.digest) for model in config.base_models)
     base_models = ConfiguredBaseModels(sources, cache=config.cache_directory, stop=stop, on_step=manager.alive)
@@ -100,6 +122,7 @@ def serving(
     state = config.state_directory
     registry = CollectorRegistry()
     metrics = ParticipantMetrics.create(registry)
+    metrics.watch_disk(state)
     with ExitStack() as parts:
         parts.enter_context(_only_one(state / "lock"))
         journal = Journal(config.journal_file, fence=Fence(config.counter_file))
@@ -114,7 +137,9 @@ def serving(
         parts.callback(connection.close)
         if config.metrics.is_served:
             parts.enter_context(
-                serving_health(config.metrics.host, config.metrics.port, registry=registry, clock=clock)
+                serving_health(
+                    config.metrics.host, config.metrics.port, registry=registry, clock=clock, tls=config.metrics.tls
+                )
             )
         desk = MaskingDesk(
             client=connection.client,
@@ -176,6 +201,7 @@ def serving(
             ),
             poll_seconds=config.coordinator.poll_seconds,
         )
+        workbench.show_privacy()
         logger.info("participant_started", participant=connection.identity.participant, pid=os.getpid())
         yield daemon
         logger.info("participant_stopped")

@@ -24,8 +24,10 @@ from pydantic import (
 
 from common.credentials import read_secret, with_credentials
 from common.errors import ConfigInvalid, InvalidArgument
+from common.http_listener import HttpTls
 from common.log import LogForm
 from common.rpc.channels import CLIENT_PING_SECONDS, LEAST_CLIENT_PING_SECONDS
+from common.seeing import TLS_FILES, check_tls_files, checked_endpoint, http_tls
 from participant.network.dialling import POLL_SECONDS, Line
 from participant.network.route import Route, by_environment, parse_proxy, straight_to
 from participant.policy import Policy
@@ -246,14 +248,45 @@ class EvaluationConfig(StrictModel):
 
 
 class MetricsConfig(StrictModel):
-    """Where /metrics and /health are served. Port 0: nowhere."""
+    """Where /metrics and /health are served. Port 0: nowhere.
+
+    certificate, key, client_ca: PEM files for mutual TLS, all three or none; then /metrics is for who shows a
+    certificate of that CA, and /health for everybody, as probes have none.
+    """
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 0
+    certificate: FilePath | None = None
+    key: FilePath | None = None
+    client_ca: FilePath | None = None
+
+    @field_validator(*TLS_FILES, mode="before")
+    @classmethod
+    def _credential(cls, value: object) -> object:
+        return with_credentials(Path(value), unit=UNIT) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _files_are_complete(self) -> Self:
+        check_tls_files(self.certificate, self.key, self.client_ca)
+        return self
 
     @property
     def is_served(self) -> bool:
         return self.port != 0
+
+    @property
+    def tls(self) -> HttpTls | None:
+        return http_tls(self.certificate, self.key, self.client_ca)
+
+
+class TracingConfig(StrictModel):
+    """Where spans go (OpenTelemetry, OTLP over gRPC); without an endpoint nothing is traced and nothing loaded for it.
+
+    ca: whom the collector's certificate must come from, where not from the system's.
+    """
+
+    endpoint: Annotated[str, AfterValidator(checked_endpoint)] = ""
+    ca: FilePath | None = None
 
 
 class LogConfig(StrictModel):
@@ -287,6 +320,7 @@ class ParticipantConfig(StrictModel):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     metrics: MetricsConfig = MetricsConfig()
+    tracing: TracingConfig = TracingConfig()
     log: LogConfig = LogConfig()
 
     @field_validator("base_models")

@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Final
 
+from common import tracing
 from common.assignments import (
     AdvertiseKeys,
     Assignment,
@@ -246,7 +247,11 @@ class Daemon:
             where = f"run {task.run}" if number is None else f"run {task.run}, round {number}"
             self._manager.status(f"{where}: {_DOING[type(task)]}")
         most_seconds = _MOST_REVIEW_SECONDS if isinstance(task, ReviewRun) else _MOST_TASK_SECONDS
-        with bound(run=task.run, round=number, task=name), self._manager.slow(most_seconds):
+        with (
+            bound(**{key: value for key, value in (("run", task.run), ("round", number)) if value}, task=name),
+            tracing.span(f"task {name}", run=task.run, round_=number),
+            self._manager.slow(most_seconds),
+        ):
             try:
                 self._metrics.assignments.labels(task=name).inc()
                 with self._metrics.timed(_PHASES[type(task)]) if type(task) in _PHASES else nullcontext():

@@ -7,20 +7,17 @@ the reasons. Reads the metrics, so that a probe and an alert never disagree. Ser
 from __future__ import annotations
 
 import json
-import socketserver
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Final
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import make_wsgi_app
 
 from common.clock import Clock
-from common.errors import ConfigInvalid
+from common.http_listener import HttpTls, has_certificate, serving_http
 
 # Several long polls and the longest wait between two tries: a coordinator's restart makes no site unhealthy.
 MOST_SILENCE: Final = timedelta(minutes=5)
@@ -44,25 +41,15 @@ def problems(registry: CollectorRegistry, *, started_at: datetime, now: datetime
 
 
 @contextmanager
-def serving_health(host: str, port: int, *, registry: CollectorRegistry, clock: Clock) -> Iterator[int]:
+def serving_health(
+    host: str, port: int, *, registry: CollectorRegistry, clock: Clock, tls: HttpTls | None = None
+) -> Iterator[int]:
     """Serve until the end of the block; yields the port (that was taken, if 0 was asked for).
 
-    Raises ConfigInvalid if the port cannot be had.
+    tls: then /metrics is for those with a certificate. Raises ConfigInvalid if the port cannot be had.
     """
-    try:
-        server = make_server(host, port, _application(registry, clock), _Server, _Silent)
-    except OSError as error:
-        raise ConfigInvalid(
-            f"metrics: cannot listen on {host}:{port}: {error.strerror}; choose another port"
-        ) from error
-    thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="health", daemon=True)
-    thread.start()
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving_http(host, port, _application(registry, clock), tls=tls) as taken:
+        yield taken
 
 
 def _application(registry: CollectorRegistry, clock: Clock) -> WSGIApplication:
@@ -72,6 +59,9 @@ def _application(registry: CollectorRegistry, clock: Clock) -> WSGIApplication:
     def answer(environment: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         path = environment.get("PATH_INFO", "")
         if path == "/metrics":
+            if not has_certificate(environment):
+                start("403 Forbidden", [("Content-Type", "text/plain")])
+                return [b"/metrics needs a client certificate\n"]
             return metrics(environment, start)
         if path != "/health":
             start("404 Not Found", [("Content-Type", "text/plain")])
@@ -87,23 +77,3 @@ def _application(registry: CollectorRegistry, clock: Clock) -> WSGIApplication:
 def _time(registry: CollectorRegistry, name: str) -> datetime | None:
     seconds = registry.get_sample_value(name)
     return datetime.fromtimestamp(seconds, UTC) if seconds else None
-
-
-class _Server(socketserver.ThreadingMixIn, WSGIServer):
-    """One slow scraper keeps no probe waiting."""
-
-    daemon_threads = True
-    allow_reuse_address = True
-
-    def server_bind(self) -> None:
-        # The library's own asks DNS for this host's full name, which may hang where there is no DNS.
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-        self.setup_environ()
-
-
-class _Silent(WSGIRequestHandler):
-    """A probe every few seconds is no news."""
-
-    def log_message(self, format: str, *args: object) -> None:
-        return None

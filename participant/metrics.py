@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from common.errors import (
     AccordError,
@@ -34,6 +36,8 @@ from common.errors import (
     UpdateNotFinite,
     WrongHost,
 )
+
+from common.version import software_version
 
 OTHER_REASON: Final = "OTHER"
 
@@ -109,16 +113,38 @@ class ParticipantMetrics:
     clipped_norm_ratio: Gauge
     update_scale_ratio: Gauge
     training_tokens_per_second: Gauge
+    training_steps: Counter
+    training_loss_nats: Gauge
+    heldout_loss_nats: Gauge
+    privacy_epsilon_spent: Gauge
+    privacy_epsilon_budget: Gauge
     refusals: Counter
     failures: Counter
     certificate_expiry_seconds: Gauge
     last_contact_seconds: Gauge
     clock_difference_seconds: Gauge
     free_disk_bytes: Gauge
+    disk_size_bytes: Gauge
+    build: Gauge
 
     @classmethod
     def create(cls, registry: CollectorRegistry) -> ParticipantMetrics:
-        """Declare them all. Raises ValueError if the registry has them already."""
+        """Declare them all, with their known series at zero: an alert on a series that is not there never fires.
+
+        Raises ValueError if the registry has them already.
+        """
+        made = cls._declare(registry)
+        ProcessCollector(registry=registry)
+        made.build.labels(version=software_version()).set(1)
+        for result in RoundResult:
+            made.rounds.labels(result=result.value)
+        for reason in (*sorted(REASONS), OTHER_REASON):
+            made.refusals.labels(reason=reason)
+            made.failures.labels(reason=reason)
+        return made
+
+    @classmethod
+    def _declare(cls, registry: CollectorRegistry) -> ParticipantMetrics:
         return cls(
             assignments=Counter(
                 "accord_participant_assignments", "Assignments taken up, by task.", ["task"], registry=registry
@@ -158,6 +184,31 @@ class ParticipantMetrics:
             training_tokens_per_second=Gauge(
                 "accord_participant_training_tokens_per_second", "Speed of the latest training.", registry=registry
             ),
+            training_steps=Counter(
+                "accord_participant_training_steps", "Optimiser steps that were taken.", registry=registry
+            ),
+            training_loss_nats=Gauge(
+                "accord_participant_training_loss_nats",
+                "This site's own training loss of the latest step, per answer token. It stays here.",
+                registry=registry,
+            ),
+            heldout_loss_nats=Gauge(
+                "accord_participant_heldout_loss_nats",
+                "The newest global adapter's loss on this site's held-out records, per answer token. It stays here.",
+                registry=registry,
+            ),
+            privacy_epsilon_spent=Gauge(
+                "accord_participant_privacy_epsilon_spent",
+                "Epsilon that is spent on this site's data set, of what.",
+                ["of"],
+                registry=registry,
+            ),
+            privacy_epsilon_budget=Gauge(
+                "accord_participant_privacy_epsilon_budget",
+                "Epsilon that the policy allows for this site's data set, of what; absent where it sets no budget.",
+                ["of"],
+                registry=registry,
+            ),
             refusals=Counter(
                 "accord_participant_refusals",
                 "Runs and rounds that this site refused, by reason.",
@@ -188,12 +239,43 @@ class ParticipantMetrics:
             free_disk_bytes=Gauge(
                 "accord_participant_state_free_bytes", "Free space where the state directory lies.", registry=registry
             ),
+            disk_size_bytes=Gauge(
+                "accord_participant_state_size_bytes",
+                "Size of the file system that the state directory lies on.",
+                registry=registry,
+            ),
+            build=Gauge(
+                "accord_participant_build_info",
+                "Always 1; the label is the software's version.",
+                ["version"],
+                registry=registry,
+            ),
         )
 
     def timed(self, phase: WorkPhase) -> AbstractContextManager[object]:
         """Count the block's time to a part of a round, however the block ends."""
         timer: AbstractContextManager[object] = self.phase_seconds.labels(phase=phase.value).time()
         return timer
+
+    def watch_disk(self, folder: Path) -> None:
+        """Show the space around a folder as it is whenever somebody looks."""
+
+        def usage() -> tuple[int, int]:
+            try:
+                found = shutil.disk_usage(folder)
+            except OSError:
+                return 0, 0
+            return found.free, found.total
+
+        self.free_disk_bytes.set_function(lambda: usage()[0])
+        self.disk_size_bytes.set_function(lambda: usage()[1])
+
+    def show_privacy(self, *, training: tuple[float, float | None], figures: tuple[float, float | None]) -> None:
+        """(epsilon spent, budget or None) of private training and of noisy figures."""
+        for of, (spent, budget) in (("training", training), ("figures", figures)):
+            self.privacy_epsilon_spent.labels(of=of).set(spent)
+            if budget is not None:
+                self.privacy_epsilon_budget.labels(of=of).set(budget)
 
     def refused(self, error: AccordError) -> None:
         """Count a refusal under its reason."""

@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+from common import tracing
 from common.adapters import ADAPTER_FILE, MANIFEST_FILE, FlatFile
 from common.assignments import PrepareUpdate
 from common.clock import Clock
@@ -53,8 +54,8 @@ from participant.preparation import Preparations
 from participant.privacy.desk import PrivacyDesk
 from participant.shelf import AdapterShelf
 from participant.trainer import ADAPTER_FOLDER, Preparation, Trainer
-from participant.training.result import Progress
-from participant.update import Update, open_update
+from participant.training.result import Phase, Progress
+from participant.update import Contribution, Update, open_update
 
 log = get_logger(__name__)
 
@@ -196,7 +197,15 @@ class Workbench:
             # must not be found prepared.
             self._journal.put_round(replace(entry, phase=RoundPhase.FAILED, updated_at=self._clock.now()))
             self._privacy.give_back(run, round_, job=self._job(run, round_))
+            self.show_privacy()
         shutil.rmtree(self._job(run, round_), ignore_errors=True)
+
+    def show_privacy(self) -> None:
+        """Show in the metrics what of the privacy budget is spent."""
+        spent = self._privacy.spent()
+        self._metrics.show_privacy(
+            training=(spent.training, spent.training_budget), figures=(spent.figures, spent.figures_budget)
+        )
 
     def clear_run(self, run: str) -> None:
         shutil.rmtree(self._folder / run, ignore_errors=True)
@@ -245,7 +254,10 @@ class Workbench:
     def _work(self, task: PrepareUpdate, terms: RunTerms, entry: RoundEntry, stop: threading.Event) -> None:
         """Fetch the adapter, evaluate, train; runs in the preparation's thread."""
         self._report(task.run, task.round, "fetching the adapter", 0, 0)
-        with self._metrics.timed(WorkPhase.FETCH_ADAPTER):
+        with (
+            self._metrics.timed(WorkPhase.FETCH_ADAPTER),
+            tracing.span("fetch_adapter", run=task.run, round_=task.round),
+        ):
             adapter = self._fetch_adapter(task.adapter, terms.plan, stop)
         self._check_instruction_set(task, terms.plan, adapter)
         below = terms.plan.plan_beneath()
@@ -269,8 +281,13 @@ class Workbench:
                 terms.plan, round_=task.round, kind=task.kind, job=self._job(task.run, task.round)
             ),
         )
-        with self._metrics.timed(WorkPhase.PREPARE):
+        self.show_privacy()
+        with (
+            self._metrics.timed(WorkPhase.PREPARE),
+            tracing.span("training_job", run=task.run, round_=task.round, kind=task.kind.value),
+        ):
             prepared = self._trainer.prepare(work, on_progress=lambda progress: self._heard(task, progress), stop=stop)
+        self._show_loss(prepared.contribution)
         if task.kind is RoundKind.TRAIN:
             # Looked at now, so that a NaN is a failure of training and not a surprise once the cohort is fixed.
             write_extras(self._extras(entry), terms.plan, self._open_deltas(terms.plan, entry))
@@ -332,9 +349,18 @@ class Workbench:
         """Pass the training's progress on, without its losses: those are this site's own."""
         if progress.tokens_per_second is not None:
             self._metrics.training_tokens_per_second.set(progress.tokens_per_second)
+        if progress.phase is Phase.TRAIN and progress.step:
+            self._metrics.training_steps.inc()
+            if progress.loss is not None:
+                self._metrics.training_loss_nats.set(progress.loss)
         if time.monotonic() - self._reported_at >= PROGRESS_SECONDS or progress.step == progress.total_steps:
             self._reported_at = time.monotonic()
             self._report(task.run, task.round, progress.phase.value, progress.step, progress.total_steps)
+
+    def _show_loss(self, contribution: Contribution) -> None:
+        figures = contribution.metrics
+        if figures.get("heldout_tokens"):
+            self._metrics.heldout_loss_nats.set(figures["heldout_loss"] / figures["heldout_tokens"])
 
     def _report(self, run: str, round_: int, activity: str, done: int, total: int) -> None:
         """For operators to look at; nothing depends on it."""
@@ -345,7 +371,6 @@ class Workbench:
     def _check_disk(self) -> None:
         """Raises StorageFailed rather than begin a round that would end in a full disk."""
         free = free_bytes(self._folder)
-        self._metrics.free_disk_bytes.set(free)
         if free < self._least_free_bytes:
             raise StorageFailed(f"{free >> 20} MiB are free here, least_free_mebibytes asks for more; free some space")
 

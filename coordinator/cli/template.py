@@ -53,6 +53,18 @@ grpc = "127.0.0.1:8081"                                  # grpc.health.v1; "" tu
 # listen = "127.0.0.1:8446"                              # default: "", off
 # tokens = true                                          # web tokens let people in beside operators' certificates
 
+# /metrics on a listener of its own, with mutual TLS; the plaintext listener above then shows none (docs/monitoring.md).
+[metrics]
+# listen = ""                                            # "0.0.0.0:9464" for example
+# certificate = "tls/metrics.pem"
+# key = "tls/metrics.key"
+# client_ca = "tls/prometheus-ca.pem"                    # who scrapes shows a certificate of this CA
+
+# Traces, by OpenTelemetry (OTLP over gRPC). They need the extra accord[tracing].
+[tracing]
+# endpoint = ""                                          # "http://127.0.0.1:4317", or https:// for TLS
+# ca = "tls/collector-ca.pem"
+
 [certificates]
 mode = "own"                                             # the coordinator's own small CA
 host_names = $host_names  # "localhost" and 127.0.0.1 are added

@@ -92,7 +92,9 @@ def step_aggregating(work: Work, view: View, round_: Round) -> bool:
             if round_.kind is RoundKind.EVALUATE:
                 end_run(work, view, writer, run, round_, found)
     phase_ended(work, round_, after)
-    work.observer.round_ended(after)
+    round_ended(work, after)
+    if view.run.candidate_adapter is not None and view.run.candidate_adapter == round_.base_adapter:
+        work.observer.candidate_judged(is_accepted=verdict.is_accepted)
     return True
 
 

@@ -17,9 +17,10 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from common import tracing
 from common.clock import Clock
 from common.errors import AccordError, LeaseLost, VersionConflict
-from common.log import get_logger
+from common.log import bound, get_logger
 from common.states import RunState
 from coordinator.driver.epochs import step_epoch
 from coordinator.driver.rounds import step_round
@@ -61,6 +62,7 @@ class Driver:
         self._store = store
         self._holder = holder
         self._leases: dict[str, datetime] = {}
+        self._held_since: dict[str, datetime] = {}
         # Runs that another process drives, and when to ask for them again.
         self._others: dict[str, datetime] = {}
         self._leasing = threading.Lock()
@@ -71,6 +73,10 @@ class Driver:
     def turned_at(self) -> datetime | None:
         """When the loop has last been all the way round; a stale one means that the driver hangs."""
         return self._turned_at
+
+    def driven_since(self, now: datetime) -> dict[str, datetime]:
+        """Since when this process drives each run whose lease it holds at that time."""
+        return {name: self._held_since[name] for name, until in self._leases.copy().items() if until > now}
 
     async def run(self) -> None:
         """Drive until cancelled. A step that fails is logged and tried again; the loop never ends by itself."""
@@ -155,9 +161,17 @@ class Driver:
     def _step(self, view: View) -> bool:
         """Take one due step of a run; False if none is due."""
         for name, step in _STEPS:
-            started = time.monotonic()
-            if step(self._work, view):
+            started, began = time.monotonic(), self._clock.now()
+            with bound(run=view.run.name, round=view.run.latest_round):
+                is_taken = step(self._work, view)
+            if is_taken:
                 self._work.observer.step_taken(name, time.monotonic() - started)
+                if view.round is not None:
+                    number, state = view.round.number, view.round.state.value
+                    ended = self._clock.now()
+                    tracing.over(
+                        f"step {name}", run=view.run.name, round_=number, started=began, ended=ended, phase=state
+                    )
                 return True
         return False
 
@@ -181,10 +195,14 @@ class Driver:
     def _acquire(self, name: str) -> bool:
         now = self._clock.now()
         if not self._store.acquire_lease(_lease(name), holder=self._holder, now=now, until=now + LEASE):
-            self._leases.pop(name, None)
+            if self._leases.pop(name, None) is not None:
+                self._work.observer.lease_lost()
+                log.warning("lease_lost", run=name)
             self._others[name] = now + LEASE / 2
             return False
         self._others.pop(name, None)
+        if self._leases.get(name, now) <= now:  # it had run out, or was never there
+            self._held_since[name] = now
         self._leases[name] = now + LEASE
         return True
 

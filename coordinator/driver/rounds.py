@@ -18,7 +18,7 @@ from common.secagg import choose_close, make_start
 from common.states import RoundState
 from coordinator.driver.aggregating import step_aggregating
 from coordinator.driver.epochs import MOST_TRIES, needs_epoch, open_epoch
-from coordinator.driver.work import TRY_AGAIN, View, Work, audit, phase_ended
+from coordinator.driver.work import TRY_AGAIN, View, Work, audit, phase_ended, round_ended
 from coordinator.masked import context_of, epoch_of, roster_of
 from coordinator.rounds.decisions import (
     Close,
@@ -333,7 +333,8 @@ def _fail(work: Work, view: View, round_: Round, reason: str, message: str) -> N
         run = writer.run(round_.run)
         writer.update_run(replace(run, failed_in_a_row=run.failed_in_a_row + 1, version=run.version + 1))
         audit(work, writer, "round_failed", round_.name, reason=reason, message=message)
-    work.observer.round_ended(after)
+    phase_ended(work, round_, after)
+    round_ended(work, after)
 
 
 def _expel(work: Work, view: View, round_: Round, error: MemberAtFault) -> None:

@@ -9,7 +9,7 @@ from common.manifest import read_manifest
 from common.states import RoundState
 from common.update_chain import handed_out
 from coordinator.driver.epochs import needs_epoch, open_epoch
-from coordinator.driver.work import View, Work, audit
+from coordinator.driver.work import View, Work, audit, round_ended
 from coordinator.rounds.decisions import deadline_of, may_open_round, next_round_kind
 from coordinator.rounds.events import EpochClosed, RoundCancelled, RunFailed
 from coordinator.rounds.lifecycle import advance_epoch, advance_round, advance_run
@@ -85,6 +85,7 @@ def _fail(work: Work, view: View) -> bool:
 def _clear_up(work: Work, view: View) -> bool:
     """A run that is over has no open round, no keys, and no state of a server optimiser, as no round begins from it."""
     has_epoch = view.epoch is not None and not view.epoch.state.is_over
+    cancelled: Round | None = None
     if view.round is None and not has_epoch:
         return False
     shutil.rmtree(work.scratch / view.run.name, ignore_errors=True)
@@ -96,4 +97,6 @@ def _clear_up(work: Work, view: View) -> bool:
             audit(work, writer, "round_cancelled", cancelled.name)
         if view.epoch is not None and has_epoch:
             writer.update_epoch(advance_epoch(view.epoch, EpochClosed(view.now, "the run is over")))
+    if cancelled is not None:
+        round_ended(work, cancelled)
     return True

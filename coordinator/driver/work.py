@@ -10,6 +10,7 @@ from typing import Final, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from common import tracing
 from common.clock import Clock
 from common.errors import LeaseLost, StorageFailed, Unavailable, VersionConflict
 from common.plan import Plan
@@ -29,6 +30,10 @@ class Observer(Protocol):
     def phase_ended(self, phase: str, seconds: float) -> None: ...
 
     def round_ended(self, round_: Round) -> None: ...
+
+    def candidate_judged(self, *, is_accepted: bool) -> None: ...
+
+    def lease_lost(self) -> None: ...
 
     def participant_dropped(self, participant: str, reason: str) -> None: ...
 
@@ -88,5 +93,22 @@ def audit(work: Work, writer: Writer, action: str, subject: str, **details: obje
 
 
 def phase_ended(work: Work, before: Round, after: Round) -> None:
-    """Tell the observer how long a phase took."""
-    work.observer.phase_ended(before.state.value, (after.phase_started_at - before.phase_started_at).total_seconds())
+    """Tell metrics and traces how long a phase took."""
+    began, ended = before.phase_started_at, after.phase_started_at if not after.state.is_over else after.ended_at
+    ended = ended or after.phase_started_at
+    work.observer.phase_ended(before.state.value, (ended - began).total_seconds())
+    tracing.over(f"phase {before.state.value}", run=before.run, round_=before.number, started=began, ended=ended)
+
+
+def round_ended(work: Work, after: Round) -> None:
+    """Tell metrics and traces of a round that has ended."""
+    work.observer.round_ended(after)
+    tracing.round_over(
+        run=after.run,
+        round_=after.number,
+        started=after.created_at,
+        ended=after.ended_at or after.phase_started_at,
+        state=after.state.value,
+        kind=after.kind.value,
+        reason=after.reason,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final
 
 import grpc
@@ -39,9 +39,11 @@ def chunk_bytes(open_downloads: int) -> int:
 class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
     """What is published is everybody's in the federation; a digest's bytes never change. Counts open downloads."""
 
-    def __init__(self, *, store: Store, blobs: BlobStore) -> None:
+    def __init__(self, *, store: Store, blobs: BlobStore, on_sent: Callable[[int], None] = lambda count: None) -> None:
+        """on_sent: told of the bytes of every chunk that is sent."""
         self._store = store
         self._blobs = blobs
+        self._on_sent = on_sent
         self._open_downloads = 0
 
     async def GetAdapter(
@@ -69,6 +71,7 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
                 read = await asyncio.to_thread(self._blobs.read, key, start, size)
                 chunk = b"".join(read[at : at + count] for at, count in pieces)
                 yield adapter_pb2.DownloadAdapterResponse(chunk=chunk)
+                self._on_sent(len(chunk))
         finally:
             self._open_downloads -= 1
 

@@ -118,7 +118,8 @@ class Health:
 class HealthHttp:
     """GET /healthz, /readyz and /metrics over plain HTTP/1.1; everything else is 404. One answer a connection."""
 
-    def __init__(self, health: Health, metrics: Metrics) -> None:
+    def __init__(self, health: Health, metrics: Metrics | None) -> None:
+        """metrics: None where they are shown elsewhere."""
         self._health = health
         self._metrics = metrics
 
@@ -158,7 +159,7 @@ class HealthHttp:
                 readiness = self._health.readiness
                 body = json.dumps({"ready": readiness.is_ready, "reasons": dict(readiness.reasons)}).encode() + b"\n"
                 return "200 OK" if readiness.is_ready else "503 Service Unavailable", "application/json", body
-            case b"/metrics":
+            case b"/metrics" if self._metrics is not None:
                 # Text of a few thousand series takes milliseconds; streams go on meanwhile.
                 body = await asyncio.to_thread(self._metrics.exposition)
                 return "200 OK", self._metrics.content_type, body

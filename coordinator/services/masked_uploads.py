@@ -37,12 +37,19 @@ class MaskedUploads:
     """Keeps nothing but a count of open uploads: every answer is computed from the store."""
 
     def __init__(
-        self, *, store: Store, blobs: BlobStore, clock: Clock, on_durable_bytes: Callable[[int], None]
+        self,
+        *,
+        store: Store,
+        blobs: BlobStore,
+        clock: Clock,
+        on_durable_bytes: Callable[[int], None],
+        on_resumed: Callable[[], None],
     ) -> None:
         self._store = store
         self._blobs = blobs
         self._clock = clock
         self._on_durable_bytes = on_durable_bytes
+        self._on_resumed = on_resumed
         self._open_uploads = 0
 
     def upload_of(self, request: pb.GetUploadRequest, participant: str) -> Upload | None:
@@ -67,6 +74,8 @@ class MaskedUploads:
             raise
         if upload.is_complete:
             return upload.total_bytes
+        if upload.durable_chunks:
+            self._on_resumed()
         held: list[bytes] = []
         self._open_uploads += 1
         try:

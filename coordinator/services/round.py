@@ -58,9 +58,12 @@ class RoundServicer(round_pb2_grpc.RoundServiceServicer):
         wakeups: Wakeups,
         clock: Clock,
         on_dropped: Callable[[str, str], None] = lambda participant, reason: None,
+        on_declined: Callable[[str, str], None] = lambda participant, reason: None,
         trust_bundle_sha256: Callable[[], str] = lambda: "",
     ) -> None:
         """on_dropped: hears the name of each participant that says it is out of a round, and its reason.
+
+        on_declined: the same of a run.
 
         trust_bundle_sha256: names the CAs that a renewal brings at the moment, "" where nobody renews here.
         """
@@ -69,6 +72,7 @@ class RoundServicer(round_pb2_grpc.RoundServiceServicer):
         self._wakeups = wakeups
         self._clock = clock
         self._on_dropped = on_dropped
+        self._on_declined = on_declined
 
     async def GetAssignment(
         self, request: round_pb2.GetAssignmentRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -242,6 +246,7 @@ class RoundServicer(round_pb2_grpc.RoundServiceServicer):
                 reason=reason,
                 message=message,
             )
+        self._on_declined(participant, reason)
 
     def _open_run(self, reader: Reader, name: str, participant: str) -> Run:
         run = reader.run(identifiers.parse_run_id(name, field="run"))

@@ -40,10 +40,13 @@ class SecureAggregationServicer(secure_aggregation_pb2_grpc.SecureAggregationSer
         wakeups: Wakeups,
         clock: Clock,
         on_durable_bytes: Callable[[int], None] = lambda _: None,
+        on_resumed: Callable[[], None] = lambda: None,
     ) -> None:
         self._wakeups = wakeups
         self._epochs = KeyEpochs(store=store, clock=clock)
-        self._uploads = MaskedUploads(store=store, blobs=blobs, clock=clock, on_durable_bytes=on_durable_bytes)
+        self._uploads = MaskedUploads(
+            store=store, blobs=blobs, clock=clock, on_durable_bytes=on_durable_bytes, on_resumed=on_resumed
+        )
         self._closing = Closing(store=store, clock=clock)
         self._audits = ChunkAudits(store=store, blobs=blobs, clock=clock)
 

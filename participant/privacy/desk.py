@@ -16,7 +16,7 @@ from typing import Final
 
 from common.clock import Clock
 from common.durable import OWNER_ONLY, write_durably
-from common.errors import InvalidArgument, PolicyRefusal, StorageFailed
+from common.errors import DataInvalid, InvalidArgument, PolicyRefusal, StorageFailed
 from common.plan import Plan
 from common.privacy import PrivateTraining
 from common.states import RoundKind
@@ -81,6 +81,16 @@ class RunTerms:
             )
         except InvalidArgument as error:
             raise PolicyRefusal(f"this run's epsilon is used up at this site: {error.message}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Epsilon that is spent on the data set so far, of training and of figures, and the budgets, None where none is."""
+
+    training: float
+    figures: float
+    training_budget: float | None
+    figures_budget: float | None
 
 
 class PrivacyDesk:
@@ -161,7 +171,26 @@ class PrivacyDesk:
                     Entry(kind=EntryKind.RETURNED, at=at, run=run, run_id=begun.run_id, round=round_, job=name)
                 )
 
+    def spent(self) -> Spent:
+        """What the ledger comes to, at the delta of the budgets."""
+        bounds, training, figures = self._bounds, self._ledger.training(), self._ledger.figures()
+        delta = bounds.delta if bounds is not None else None
+        if delta is None:
+            delta = usual_delta(self._records_now(training)) if training or figures else 1.0
+        return Spent(
+            training=epsilon_of([entry.private_steps for entry in training], delta=delta) if training else 0.0,
+            figures=epsilon_of_curve(figures_curve(figures), delta=delta) if figures else 0.0,
+            training_budget=bounds.epsilon if bounds is not None else None,
+            figures_budget=bounds.figures_epsilon if bounds is not None else None,
+        )
+
     # --- how -----------------------------------------------------------------------------------------------------
+
+    def _records_now(self, training: Sequence[Entry]) -> int:
+        try:
+            return self._count_records()
+        except DataInvalid:
+            return max((entry.records for entry in training), default=0)
 
     def _of_run(self, plan: Plan) -> tuple[Entry, ...]:
         return tuple(entry for entry in self._ledger.training() if entry.run_id == plan.run_id)

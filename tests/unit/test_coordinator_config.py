@@ -40,7 +40,7 @@ def test_every_default_that_the_example_shows_is_the_default():
     shown = "\n".join(
         line.removeprefix("# ") if line.startswith("# ") and " = " in line and '"files"' not in line else line
         for line in EXAMPLE.read_text().splitlines()
-        if not line.startswith(("# url", "# certificate", "# key", "# participant_cas", "# operator_cas"))
+        if not line.startswith(("# url", "# certificate", "# key", "# participant_cas", "# operator_cas", "# client_ca", "# ca ="))
     )
     written_out, left_out = parse(shown), parse(EXAMPLE.read_text())
     assert written_out == left_out

@@ -348,6 +348,30 @@ class StorageFailed(AccordError):
     reason = "STORAGE_FAILED"
 
 
+class StorageUnreachable(StorageFailed):
+    """The object store does not answer, is overloaded, or TLS with it fails."""
+
+    reason = "STORAGE_UNREACHABLE"
+
+
+class StorageDenied(StorageFailed):
+    """The storage knows us not or lets us not: wrong credentials, missing rights, a clock that is wrong."""
+
+    reason = "STORAGE_DENIED"
+
+
+class StorageMissing(StorageFailed):
+    """The bucket is not there."""
+
+    reason = "STORAGE_MISSING"
+
+
+class StorageFull(StorageFailed):
+    """No space is left, or a quota is used up."""
+
+    reason = "STORAGE_FULL"
+
+
 class ResourceExhausted(AccordError):
     """The caller has used up its rate, its streams or its quota."""
 

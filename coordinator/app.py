@@ -172,7 +172,7 @@ def _lay_foundation(config: Config, clock: Clock) -> Foundation:
         clock=clock,
         identity=identity,
         store=store,
-        blobs=open_blobs(config.blobs_url),
+        blobs=open_blobs(config.blobs_url, config.s3, owner=config.federation),
         wakeups=Wakeups(),
         metrics=metrics,
         replica=Replica.claim(config.data_folder),

@@ -21,6 +21,7 @@ from common.http_listener import HttpTls
 from common.identifiers import parse_federation_id
 from common.log import LogForm
 from common.seeing import TLS_FILES, check_tls_files, checked_endpoint, http_tls
+from coordinator.store.s3_settings import S3Settings
 from coordinator.uploads import MOST_KEPT_ROUNDS
 
 MEBIBYTE: Final = 1024 * 1024
@@ -89,9 +90,16 @@ class BlobsConfig(StrictModel):
 
     kept_rounds: uploads of so many newest rounds of a run are kept, the open one among them, so that its members can
     audit what was summed. Each takes the size of an upload for every member on disk.
+    The rest is for s3:// (docs/operations-blobs.md). credentials_file: in the form of AWS's; without one the
+    environment has the keys, or the host's role. ca_file: PEM bundle of the CAs that may certify the endpoint.
     """
 
     url: Annotated[str, AfterValidator(_url)] = ""
+    endpoint: Annotated[str, AfterValidator(_url)] = Field(default="", repr=False)  # someone may put keys into it
+    region: str = ""
+    credentials_file: Path | None = None
+    ca_file: Path | None = None
+    addressing: Literal["", "path", "virtual"] = ""
     kept_rounds: Annotated[int, Field(ge=2, le=MOST_KEPT_ROUNDS)] = 3
 
 
@@ -299,6 +307,12 @@ class Config(StrictModel):
         return self.blobs.url or (self.data_folder / "blobs").as_uri()
 
     @property
+    def s3(self) -> S3Settings:
+        """How the bucket is reached, where blobs_url is one."""
+        blobs = self.blobs
+        return S3Settings(blobs.endpoint, blobs.region, blobs.credentials_file, blobs.ca_file, blobs.addressing)
+
+    @property
     def scratch_folder(self) -> Path:
         """Files that may vanish when the process does."""
         return self.data_folder / "scratch"
@@ -385,8 +399,15 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
                 update={"ca": folder / config.tracing.ca} if config.tracing.ca is not None else {}
             ),
             "database": config.database.model_copy(update=url_file),
+            "blobs": config.blobs.model_copy(update=_absolute(config.blobs, folder, "credentials_file", "ca_file")),
         }
     )
+
+
+def _absolute(section: StrictModel, folder: Path, *names: str) -> dict[str, Path]:
+    """Of these keys those that are set, relative to the file's folder."""
+    given = {name: getattr(section, name) for name in names}
+    return {name: folder / with_credentials(path, unit=UNIT) for name, path in given.items() if path is not None}
 
 
 def _mistake(entry: ErrorDetails) -> str:

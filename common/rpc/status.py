@@ -81,6 +81,10 @@ STATUS_OF: Final[Mapping[type[errors.AccordError], StatusCode]] = {
     errors.WrongHost: StatusCode.UNAVAILABLE,
     errors.ClockWrong: StatusCode.FAILED_PRECONDITION,
     errors.StorageFailed: StatusCode.UNAVAILABLE,
+    errors.StorageUnreachable: StatusCode.UNAVAILABLE,
+    errors.StorageDenied: StatusCode.UNAVAILABLE,
+    errors.StorageMissing: StatusCode.UNAVAILABLE,
+    errors.StorageFull: StatusCode.UNAVAILABLE,
     errors.ResourceExhausted: StatusCode.RESOURCE_EXHAUSTED,
 }
 
@@ -118,7 +122,8 @@ def status_code(error: errors.AccordError) -> StatusCode:
 
 def to_status(error: errors.AccordError) -> grpc.Status:
     """What a server ends a call with: code, message and the details from which `to_error` makes the error again."""
-    message = _fitting(_WITHHELD.get(type(error), error.message) or type(error).reason)
+    withheld = next((text for kind, text in _WITHHELD.items() if isinstance(error, kind)), None)
+    message = _fitting(withheld or error.message or error.reason)
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=_small(error.metadata))
     detail = AnyMessage()
     detail.Pack(info)

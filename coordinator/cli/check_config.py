@@ -43,15 +43,15 @@ def execute(options: argparse.Namespace) -> Exit:
 
 
 def _mistakes(config: Config) -> list[str]:
-    """What only shows when files and URLs are looked at; nothing is made or changed."""
+    """What only shows when files and URLs are looked at. A bucket is tried with an object that is deleted again."""
     from coordinator.identity import check_files
     from coordinator.pki import host_name_entries
-    from coordinator.store.opening import check_blobs_url, check_database_url
+    from coordinator.store.opening import check_blobs, check_database_url
 
     found: list[str] = []
     checks: tuple[tuple[str, Callable[[], object]], ...] = (
         ("database.url", lambda: check_database_url(config.database_url)),
-        ("blobs.url", lambda: check_blobs_url(config.blobs_url)),
+        ("blobs.url", lambda: check_blobs(config.blobs_url, config.s3)),
         ("certificates.host_names", lambda: host_name_entries(config.host_names)),
         ("certificates", lambda: check_files(config)),
     )

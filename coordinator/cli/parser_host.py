@@ -40,7 +40,8 @@ examples:
         commands,
         "check-config",
         "show every mistake in the configuration at once",
-        """Read the configuration and the files that it names. Starts nothing and changes nothing.
+        """Read the configuration and the files that it names. Starts nothing and changes nothing; a bucket is tried
+with an object that is stored, read and deleted again.
 
 examples:
   accord-coordinator check-config --config coordinator.toml

@@ -26,6 +26,11 @@ data_folder = $data_folder
 
 [blobs]
 # url = "file:///srv/accord/blobs"                       # default: blobs in the data folder
+# url = "s3://bucket/prefix"                             # for replicas; docs/operations-blobs.md
+# endpoint = "https://s3.example.org"                    # a service other than AWS's
+# region = "us-east-1"
+# credentials_file = "$${CREDENTIALS_DIRECTORY}/s3.ini"   # in AWS's form; default: the environment, or the host's role
+# ca_file = "s3-ca.pem"                                  # a CA of your own that certifies the endpoint
 # kept_rounds = 3                                        # rounds whose uploads are kept for audits: disk for each
 
 # Participants dial this one with their certificates (mutual TLS).

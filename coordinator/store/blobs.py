@@ -7,9 +7,35 @@ not "runs/10". Safe to call from several threads.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
+
+from common.errors import InvalidArgument
+
+MAX_KEY_BYTES: Final = 1024
+_SEGMENT: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]{0,199}")
+
+
+def is_key(text: str) -> bool:
+    """Whether every store can hold a blob of this key."""
+    return len(text) <= MAX_KEY_BYTES and all(_SEGMENT.fullmatch(segment) for segment in text.split("/"))
+
+
+def check_key(key: str) -> None:
+    """Raises InvalidArgument for what is not a key."""
+    if not is_key(key):
+        raise InvalidArgument(
+            f"{key[:80]!r} is not a blob key: segments of A-Z a-z 0-9 _ . = - joined by '/', each at most 200 long "
+            f"and none starting with '.', '-' or '=', at most {MAX_KEY_BYTES} in all"
+        )
+
+
+def check_range(key: str, offset: int, length: int | None) -> None:
+    """Raises InvalidArgument for a part of a blob that cannot be."""
+    if offset < 0 or (length is not None and length < 0):
+        raise InvalidArgument(f"blob {key!r}: offset and length cannot be negative")
 
 
 class BlobStore(Protocol):

@@ -9,21 +9,19 @@ import errno
 import fcntl
 import io
 import os
-import re
 import secrets
 import shutil
 import stat
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from common.errors import InvalidArgument, NotFound, StorageFailed
+from common.errors import InvalidArgument, NotFound, StorageDenied, StorageFailed, StorageFull
+from coordinator.store.blobs import check_key, check_range
 from coordinator.store.folders import FOLDER_MODE, make_folders, sync_folder, sync_folders
 
-MAX_KEY_BYTES: Final = 1024
-_SEGMENT: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]{0,199}")
 _COPY_BYTES: Final = 1 << 20
 # A blob may be handed out as a hard link, so nobody may write to it, its owner included.
 _BLOB_MODE: Final = 0o400
@@ -88,8 +86,7 @@ class FileBlobStore:
                 raise
 
     def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
-        if offset < 0 or (length is not None and length < 0):
-            raise InvalidArgument(f"blob {key!r}: offset and length cannot be negative")
+        check_range(key, offset, length)
         with self._open(key) as file:
             size = os.fstat(file.fileno()).st_size
             wanted = max(size - offset, 0) if length is None else min(length, max(size - offset, 0))
@@ -154,13 +151,8 @@ class FileBlobStore:
                 doomed.unlink()
 
     def _path(self, key: str) -> Path:
-        segments = key.split("/")
-        if len(key) > MAX_KEY_BYTES or not all(_SEGMENT.fullmatch(segment) for segment in segments):
-            raise InvalidArgument(
-                f"{key[:80]!r} is not a blob key: segments of A-Z a-z 0-9 _ . = - joined by '/', each at most 200 long "
-                f"and none starting with '.', '-' or '=', at most {MAX_KEY_BYTES} in all"
-            )
-        return self._blobs.joinpath(*segments)
+        check_key(key)
+        return self._blobs.joinpath(*key.split("/"))
 
     def _temporary(self) -> Path:
         return self._scratch / secrets.token_hex(8)
@@ -259,6 +251,12 @@ def _walk(folder: Path, prefix: str) -> Iterator[str]:
             yield prefix + name
 
 
+_KINDS: Final[Mapping[int, type[StorageFailed]]] = {
+    errno.ENOSPC: StorageFull,
+    errno.EDQUOT: StorageFull,
+    errno.EACCES: StorageDenied,
+    errno.EPERM: StorageDenied,
+}
 _ADVICE: Final = {
     errno.ENOSPC: "the disk is full: free space there or move the folder to a larger disk",
     errno.EDQUOT: "the disk quota is used up: free space there or have it raised",
@@ -279,4 +277,5 @@ def _storage_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         advice = _ADVICE.get(error.errno or 0, error.strerror or str(error))
-        raise StorageFailed(f"{error.filename or path}: {advice}") from error
+        kind = _KINDS.get(error.errno or 0, StorageFailed)
+        raise kind(f"{error.filename or path}: {advice}") from error

@@ -12,12 +12,15 @@ from coordinator.store.blobs import BlobStore
 from coordinator.store.blobs_file import FileBlobStore
 from coordinator.store.engine import is_sqlite, parse_url
 from coordinator.store.interface import Store
+from coordinator.store.s3_settings import S3Settings
 from coordinator.store.sql import SqlStore
 
 if TYPE_CHECKING:
+    from coordinator.store.blobs_s3 import S3BlobStore
     from coordinator.store.signals import Signals
 
 SYSTEM_CLOCK: Final = SystemClock()
+DEFAULT_S3: Final = S3Settings()
 
 
 def open_store(url: str, *, clock: Clock = SYSTEM_CLOCK) -> Store:
@@ -43,11 +46,14 @@ def open_signals(url: str, *, name: str) -> Signals | None:
     return PostgresSignals(url, name=name)
 
 
-def open_blobs(url: str) -> BlobStore:
-    """The blob store at `url`: "file:///absolute/folder", which is made if it is not there.
+def open_blobs(url: str, s3: S3Settings = DEFAULT_S3, *, owner: str | None = None) -> BlobStore:
+    """The blob store at `url`: "file:///absolute/folder", which is made if it is not there, or "s3://bucket/prefix".
 
-    Raises ConfigInvalid for any other kind, StorageFailed if the folder cannot be used.
+    s3: how the bucket is reached. owner: the federation, to which the prefix must belong or not belong yet.
+    Raises ConfigInvalid for any other kind, StorageFailed if the folder or the bucket cannot be used.
     """
+    if _is_s3(url):
+        return _open_bucket(url, s3, owner=owner)
     return FileBlobStore(_blobs_folder(url))
 
 
@@ -56,17 +62,37 @@ def check_database_url(url: str) -> None:
     parse_url(url)
 
 
-def check_blobs_url(url: str) -> None:
-    """Raises ConfigInvalid for a URL that names no supported blob store. Makes nothing."""
-    _blobs_folder(url)
+def check_blobs(url: str, s3: S3Settings) -> None:
+    """Raises ConfigInvalid for a URL that names no supported blob store. Makes no folder.
+
+    A bucket is tried with an object that is stored, read and deleted again; raises StorageFailed if that fails.
+    """
+    if _is_s3(url):
+        _open_bucket(url, s3, owner=None).probe()
+    else:
+        _blobs_folder(url)
+
+
+def _is_s3(url: str) -> bool:
+    return urlsplit(url).scheme == "s3"
+
+
+def _open_bucket(url: str, s3: S3Settings, *, owner: str | None) -> S3BlobStore:
+    try:
+        # Here and not above: the client library is an extra, and takes a while to load.
+        from coordinator.store.blobs_s3 import S3BlobStore
+    except ModuleNotFoundError as error:
+        raise ConfigInvalid(f"S3 needs the extra accord[s3] ({error.name} is not installed)") from error
+    return S3BlobStore(url, s3, owner=owner)
 
 
 def _blobs_folder(url: str) -> Path:
     parts = urlsplit(url)
-    if parts.scheme == "s3":
-        raise ConfigInvalid("blobs in S3 are not supported by this version: use file:///absolute/folder")
     if parts.scheme != "file":
-        raise ConfigInvalid(f"a blob store is named by file:///absolute/folder, not by {parts.scheme or url[:40]!r}")
+        raise ConfigInvalid(
+            "a blob store is named by file:///absolute/folder or s3://bucket/prefix, "
+            f"not by {parts.scheme or url[:40]!r}"
+        )
     path = Path(unquote(parts.path))
     if parts.netloc not in ("", "localhost") or not path.is_absolute() or path == Path("/"):
         raise ConfigInvalid("file:// needs three slashes and an absolute folder, such as file:///var/lib/accord/blobs")

@@ -126,8 +126,9 @@ def test_metadata_without_end_is_cut():
     assert sum(len(value) for _, value in to_status(error).trailing_metadata) < 5000
 
 
-def test_the_text_of_a_storage_failure_is_withheld():
-    assert "secret" not in to_status(errors.StorageFailed("postgresql://accord:secret@db")).details
+@pytest.mark.parametrize("kind", [errors.StorageFailed, errors.StorageDenied])
+def test_the_text_of_a_storage_failure_is_withheld(kind):
+    assert "secret" not in to_status(kind("postgresql://accord:secret@db")).details
 
 
 def test_a_reason_from_a_newer_server_keeps_its_text():

@@ -269,7 +269,7 @@ def test_a_folder_whose_place_is_taken_by_a_file_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("s3://bucket/prefix", "not supported by this version"),
+        ("http://bucket/prefix", "s3://bucket/prefix"),
         ("blobs", "file:///absolute/folder"),
         ("/var/lib/blobs", "file:///absolute/folder"),
         ("gs://bucket", "'gs'"),

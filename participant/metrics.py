@@ -36,7 +36,6 @@ from common.errors import (
     UpdateNotFinite,
     WrongHost,
 )
-
 from common.version import software_version
 
 OTHER_REASON: Final = "OTHER"

@@ -31,7 +31,7 @@ from common.update_chain import after_round, domain_words, handed_out
 from common.version import software_version
 from coordinator.aggregation import OpenSum
 from coordinator.driver.ending import end_run
-from coordinator.driver.work import TRY_AGAIN, View, Work, audit, phase_ended
+from coordinator.driver.work import TRY_AGAIN, View, Work, audit, phase_ended, round_ended
 from coordinator.manifests import build_manifest, sign_manifest
 from coordinator.next_adapter import NextAdapter, StartingPoint, make_next_adapter, state_file
 from coordinator.product_monitor import product_error

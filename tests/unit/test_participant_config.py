@@ -78,6 +78,11 @@ def test_every_setting_of_the_example_is_also_documented_by_the_model():
         "memory_mebibytes",
         "processes",
         "sharding",
+        "certificate",
+        "key",
+        "client_ca",
+        "endpoint",
+        "ca",
     }
 
 

@@ -196,9 +196,7 @@ class Metrics:
         self.audit_entries = Gauge(
             "accord_audit_entries", "Lines of the audit log; it never gets shorter.", registry=own
         )
-        self.data_free_bytes = Gauge(
-            "accord_data_free_bytes", "Free space where the data folder lies.", registry=own
-        )
+        self.data_free_bytes = Gauge("accord_data_free_bytes", "Free space where the data folder lies.", registry=own)
         self.data_size_bytes = Gauge(
             "accord_data_size_bytes", "Size of the file system that the data folder lies on.", registry=own
         )

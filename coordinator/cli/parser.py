@@ -189,7 +189,10 @@ examples:
     )
     create.add_argument("run", metavar="RUN", help='id: 1 to 40 of a-z, 0-9 and "-"')
     create.add_argument(
-        "--base-model", type=Path, metavar="FILE", help="what `accord-participant describe-model` has printed"
+        "--base-model",
+        type=Path,
+        metavar="FILE",
+        help='what `accord-participant describe-model` has printed; "-" reads standard input',
     )
     create.add_argument("--settings", type=Path, metavar="FILE", help="settings by name, TOML or JSON")
     create.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="one setting; may be repeated")

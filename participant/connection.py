@@ -11,7 +11,6 @@ from typing import Final
 import grpc
 
 from common import tracing
-from common import tracing
 from common.clock import Clock
 from common.errors import AccordError, CertificateRevoked
 from common.log import get_logger
@@ -130,7 +129,6 @@ class Connection:
         identity = self._identity
         line = self._line(identity.coordinator_address)
         channel, uploads = dial(identity, line), dial_for_uploads(identity, line)
-        channel, uploads = tracing.traced_channel(channel), tracing.traced_channel(uploads)
         channel, uploads = tracing.traced_channel(channel), tracing.traced_channel(uploads)
         client = CoordinatorClient(
             channel, uploads, software_version=software_version(), on_chunk=self._on_chunk, on_trust=self._hear_trust

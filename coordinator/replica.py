@@ -55,6 +55,21 @@ class Replica:
             raise StorageFailed(f"cannot write to {path}: {error.strerror}") from error
 
 
+def is_in_use(folder: Path) -> bool:
+    """Whether a living coordinator has claimed the folder. Raises StorageFailed if nobody can say."""
+    path = folder / REPLICA_FILE
+    try:
+        with FileIO(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        raise StorageFailed(f"cannot read {path}: {error.strerror}") from error
+
+
 def _new_name() -> str:
     return secrets.token_hex(NAME_BYTES)
 

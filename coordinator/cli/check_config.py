@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 
 from common.cli.output import print_json
 from common.errors import AccordError, ConfigInvalid
@@ -19,11 +20,14 @@ def execute(options: argparse.Namespace) -> Exit:
     mistakes = _mistakes(config)
     if mistakes:
         raise ConfigInvalid(f"{path} has mistakes:\n" + "\n".join(f"  {mistake}" for mistake in mistakes))
+    server, schema = _database(config)
     facts = {
         "config": str(path),
         "federation": config.federation,
         "data_folder": str(config.data_folder),
-        "database": _without_password(config.database_url),
+        "database": _named(config.database_url),
+        "database_server": server,
+        "database_schema": schema,
         "blobs": config.blobs_url,
         "participants": config.participants.listen,
         "participants_public": config.participants.public_address,
@@ -43,14 +47,14 @@ def execute(options: argparse.Namespace) -> Exit:
 
 
 def _mistakes(config: Config) -> list[str]:
-    """What only shows when files and URLs are looked at. A bucket is tried with an object that is deleted again."""
+    """What only shows when files, database and bucket are looked at; see the command's help for what is tried."""
     from coordinator.identity import check_files
     from coordinator.pki import host_name_entries
-    from coordinator.store.opening import check_blobs, check_database_url
+    from coordinator.store.opening import check_blobs
 
     found: list[str] = []
     checks: tuple[tuple[str, Callable[[], object]], ...] = (
-        ("database.url", lambda: check_database_url(config.database_url)),
+        ("database.url", lambda: _database(config)),
         ("blobs.url", lambda: check_blobs(config.blobs_url, config.s3)),
         ("certificates.host_names", lambda: host_name_entries(config.host_names)),
         ("certificates", lambda: check_files(config)),
@@ -63,6 +67,22 @@ def _mistakes(config: Config) -> list[str]:
     return found
 
 
-def _without_password(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rsplit('@', 1)[-1]}"
+def _database(config: Config) -> tuple[str, str]:
+    """What answers and which schema it has, for people. Raises ConfigInvalid or StorageFailed if it does not answer."""
+    from coordinator.store.engine import is_sqlite, place_of
+    from coordinator.store.schema import describe, newest_revision
+
+    url = config.database_url
+    if is_sqlite(url) and not Path(place_of(url)).exists():
+        return "SQLite", "not made yet: `serve` or `migrate` makes it"
+    server, revision = describe(url)
+    if revision == newest_revision():
+        return server, f"{revision}, this version's"
+    return server, f"{revision or 'none'}, and this version's is {newest_revision()}: run accord-coordinator migrate"
+
+
+def _named(url: str) -> str:
+    """The database's URL as it may be shown: a password may also stand among its settings."""
+    from coordinator.store.engine import is_sqlite, place_of
+
+    return url if is_sqlite(url) else place_of(url)

@@ -40,21 +40,30 @@ examples:
         commands,
         "check-config",
         "show every mistake in the configuration at once",
-        """Read the configuration and the files that it names. Starts nothing and changes nothing; a bucket is tried
-with an object that is stored, read and deleted again.
+        """Read the configuration and the files that it names, and ask the database which schema it has. Starts nothing
+and changes nothing; a bucket is tried with an object that is stored, read and deleted again.
 
 examples:
   accord-coordinator check-config --config coordinator.toml
   accord-coordinator check-config --json""",
         command="check_config",
     )
-    local(
+    moving = local(
         commands,
         "migrate",
-        "bring the database to this version's schema",
+        "bring the database to this version's schema, or move it to PostgreSQL",
         """Make the database, or bring it forward. Back it up first; harmless if there is nothing to do.
-`serve` does the same by itself unless database.migrate_on_start is false.""",
+`serve` does the same by itself unless database.migrate_on_start is false.
+
+With --to all rows of a SQLite database go into an empty PostgreSQL database, in one transaction: all of them or none.
+Every table is compared and the audit log verified; the SQLite file stays as it is. Stop the coordinator first.
+
+examples:
+  accord-coordinator migrate
+  accord-coordinator migrate --to-file /etc/accord/database.url     (a file with the URL, because it has a password)""",
     )
+    moving.add_argument("--to", metavar="URL", help="postgresql://user@host/database, which PGPASSWORD may complete")
+    moving.add_argument("--to-file", type=Path, metavar="FILE", help="the same on the first line of a file")
 
 
 def add_operator(commands: Commands[Parser]) -> None:

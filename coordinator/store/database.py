@@ -24,7 +24,8 @@ class Database:
     """Two ways into one pool: `reader` begins snapshots, `writer` begins transactions that exclude other writers.
 
     place: where it is, for people, without a password. take_turn: the first thing that a write transaction does.
-    translate: what a refusal means, free of SQL and of values. now: the database's own clock, if it has one.
+    translate: what a refusal means, free of SQL and of values. now: the database's own clock, if it has one. server:
+    what it is, with its version, for people.
     """
 
     reader: Engine

@@ -10,7 +10,7 @@ from common.clock import Clock, SystemClock
 from common.errors import ConfigInvalid
 from coordinator.store.blobs import BlobStore
 from coordinator.store.blobs_file import FileBlobStore
-from coordinator.store.engine import is_sqlite, parse_url
+from coordinator.store.engine import is_sqlite
 from coordinator.store.interface import Store
 from coordinator.store.s3_settings import S3Settings
 from coordinator.store.sql import SqlStore
@@ -55,11 +55,6 @@ def open_blobs(url: str, s3: S3Settings = DEFAULT_S3, *, owner: str | None = Non
     if _is_s3(url):
         return _open_bucket(url, s3, owner=owner)
     return FileBlobStore(_blobs_folder(url))
-
-
-def check_database_url(url: str) -> None:
-    """Raises ConfigInvalid for a URL that names no supported database. Connects to nothing."""
-    parse_url(url)
 
 
 def check_blobs(url: str, s3: S3Settings) -> None:

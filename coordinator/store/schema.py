@@ -31,13 +31,18 @@ def migrate(url: str) -> str:
     database = open_database(url)
     try:
         with database.write() as connection:
-            _refuse_newer(current_revision(connection), database.place)
-            config = _config()
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-            return current_revision(connection)
+            return upgrade(connection, database)
     finally:
         database.close()
+
+
+def upgrade(connection: Connection, database: Database) -> str:
+    """The same within a write transaction of an open database."""
+    _refuse_newer(current_revision(connection), database.place)
+    config = _config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+    return current_revision(connection)
 
 
 def check_schema(url: str) -> None:
@@ -61,6 +66,24 @@ def check_database(database: Database) -> None:
             f"{database.place} has the schema of an older version ({revision}): back it up, then run "
             "accord-coordinator migrate"
         )
+
+
+def describe(url: str) -> tuple[str, str]:
+    """What answers at `url`, such as "PostgreSQL 17.2", and its revision, "" for an empty database.
+
+    Changes nothing, and does not mind another revision. Raises ConfigInvalid or StorageFailed as `check_schema` does.
+    """
+    database = open_database(url)
+    try:
+        with database.read() as connection:
+            return database.server(connection), current_revision(connection)
+    finally:
+        database.close()
+
+
+def newest_revision() -> str:
+    """This version's."""
+    return _history()[0]
 
 
 def current_revision(connection: Connection) -> str:

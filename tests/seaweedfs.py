@@ -137,11 +137,13 @@ class SeaweedFS:
         )
 
     def _has_bucket(self) -> bool:
-        """Made, and written to: a server that has just started knows no volumes for a moment."""
+        """Made, read and written to: a server that has just started knows no volumes, or not all, for a moment."""
         admin = self.client(bucket_only=False)
         try:
             if BUCKET not in [bucket["Name"] for bucket in admin.list_buckets()["Buckets"]]:
                 admin.create_bucket(Bucket=BUCKET)
+            for found in admin.list_objects_v2(Bucket=BUCKET).get("Contents", ()):
+                admin.get_object(Bucket=BUCKET, Key=found["Key"])["Body"].read()
             admin.put_object(Bucket=BUCKET, Key=".ready", Body=b"")
         except (BotoCoreError, ClientError):
             return False

@@ -595,7 +595,7 @@ class Federation:
 
     def blobs(self, prefix: str) -> list[str]:
         """Keys below a prefix of the coordinator's blob store."""
-        return list(open_blobs(self.config.blobs_url).keys(prefix))
+        return list(open_blobs(self.config.blobs_url, self.config.s3).keys(prefix))
 
     def errors(self, number: int, survivors: Collection[str], run: str = "run") -> tuple[FlatVector, float]:
         """How far a round's adapter is from the plaintext weighted mean over `survivors`, and the bound on that.

@@ -22,8 +22,10 @@ SKIPPED: Final = {
     "CKV_K8S_9": "the same for readiness",
     "CKV_K8S_11": "a limit of CPU only slows handshakes and sums down; requests say what is needed",
     "CKV_K8S_15": "tags are versions and never move, so nodes need not ask the registry at every start",
+    "CKV_K8S_21": "the namespace is the release's, which helm names and a rendered manifest does not",
     "CKV_K8S_43": "image.digest pins the image, where an organisation wants that",
     "CKV2_K8S_6": "the pod of `helm test` has no listener",
+    "CKV_DOCKER_7": "the base's exact version stands in an ARG, which checkov does not follow",
     "CKV_DOCKER_2": "Kubernetes' probes ask the service; a check inside of the image would be a second one",
 }
 

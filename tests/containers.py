@@ -69,6 +69,31 @@ class Containers:
         """What podman prints. Raises CommandFailed."""
         return self._run([str(self.podman_program), *self._storage(), *words], text=text, seconds=seconds)
 
+    def logs(self, container: str) -> str:
+        """What a container has printed, on either stream."""
+        done = subprocess.run(
+            [str(self.podman_program), *self._storage(), "logs", container],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            env=self._environment(),
+        )
+        return done.stdout
+
+    def shim(self, name: str, container: str, folder: Path) -> Path:
+        """A program `name` in a folder of its own: runs in the container what follows "--" in its arguments."""
+        words = shlex.join([str(self.podman_program), *self._storage(), "exec", "--interactive", container])
+        program = folder / name
+        program.write_text(
+            "#!/bin/sh\n"
+            f"export CONTAINERS_CONF={shlex.quote(self._environment()['CONTAINERS_CONF'])}\n"
+            'while [ "$1" != -- ]; do shift; done; shift\n'
+            f'exec {words} "$@"\n'
+        )
+        program.chmod(0o755)
+        return program
+
     def inspect(self, image: str) -> dict[str, Any]:
         found: list[dict[str, Any]] = json.loads(self.podman("image", "inspect", image))
         return found[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -18,6 +20,8 @@ from tests.charts import (
     HELMS,
     PARTICIPANT,
     call,
+    documented,
+    kubectl,
     manifests,
     of_kind,
     pods,
@@ -25,7 +29,7 @@ from tests.charts import (
     render,
     settings,
 )
-from tests.programs import tool
+from tests.programs import ROOT, tool
 
 VALUES = sorted(CHARTS.glob("*/ci/*-values.yaml"))
 NEEDED = ("federation=hospitals", "participants.publicAddress=accord.example.org:8443")
@@ -167,6 +171,25 @@ def test_passwords_and_keys_are_files_and_never_in_a_configmap_or_the_environmen
         assert "env" not in container
 
 
+def test_replicas_share_their_keys_by_a_secret_that_is_read_only(replicated):
+    (deployment,) = of_kind(replicated, "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    mounts = {mount["name"]: mount for mount in pod["containers"][0]["volumeMounts"]}
+    config = tomllib.loads(of_kind(replicated, "ConfigMap")[0]["data"]["coordinator.toml"])
+    assert config["keys"]["folder"] == mounts["keys"]["mountPath"]
+    assert mounts["keys"]["readOnly"] is True
+    # No pod makes keys of its own.
+    assert "initContainers" not in pod
+
+
+@pytest.mark.parametrize(("policy", "limit"), [("Local", 256), ("Cluster", 0)])
+def test_connections_are_limited_by_address_where_addresses_are_the_callers_own(policy, limit):
+    pairs = (*NEEDED, "service.type=LoadBalancer", f"service.externalTrafficPolicy={policy}")
+    (found,) = of_kind(manifests(render("4", COORDINATOR, *pairs)), "ConfigMap")
+    config = parse_config(found["data"]["coordinator.toml"], folder=Path("/etc/accord"))
+    assert config.limits.connections_per_address == limit
+
+
 def test_the_schema_goes_forward_before_replicas_of_a_new_version_start(replicated):
     (job,) = of_kind(replicated, "Job")
     hooks = [found for found in replicated if "helm.sh/hook" in found["metadata"].get("annotations", {})]
@@ -263,3 +286,44 @@ def test_gpus_are_asked_for_by_the_name_of_the_nodes_plugin():
     pod = of_kind(found, "StatefulSet")[0]["spec"]["template"]["spec"]
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 2
     assert pod["runtimeClassName"] == "nvidia"
+
+
+@pytest.mark.parametrize("block", ["install", "replicas", "cert-manager", "site", "pinned"])
+def test_installations_render_as_the_guide_types_them(block, tmp_path):
+    (tmp_path / "deploy").symlink_to(ROOT / "deploy")
+    (tmp_path / "policy.toml").write_bytes((ROOT / "deploy" / "examples" / "policy.toml").read_bytes())
+    lines = documented(block).replace("\\\n", " ").splitlines()
+    (command,) = [shlex.split(line) for line in lines if line.startswith("helm ")]
+    words = ["template", *command[2:]]
+    if "--reuse-values" in words:
+        earlier = PARTICIPANT / "ci" / "default-values.yaml"
+        words = [word for word in words if word != "--reuse-values"] + ["--values", str(earlier)]
+    words = [word for word in words if word != "--create-namespace"]
+    done = call("4", *words, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert pods(manifests(done.stdout))
+
+
+def test_the_guide_makes_the_secret_that_replicas_take_their_keys_from(tmp_path):
+    (tmp_path / "s3.ini").write_text("[default]\n")
+    shim = tmp_path / "bin" / "kubectl"
+    shim.parent.mkdir()
+    shim.write_text(f'#!/bin/sh\nexec {kubectl()} --kubeconfig=/dev/null "$@" --dry-run=client --output=yaml\n')
+    shim.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-euc", documented("identity").replace("kubectl", "echo ---; kubectl")],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{shim.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    made = {found["metadata"]["name"]: set(found["data"]) for found in manifests(done.stdout.partition("---")[2])}
+    assert made == {
+        "accord-identity": {"signing-key.pem", "ca.pem", "ca.key"},
+        "accord-database": {"url"},
+        "accord-bucket": {"credentials"},
+    }
+    # What lies in such a folder is all that a replica needs to serve.
+    assert {path.name for path in (tmp_path / "federation" / "data" / "pki").iterdir()} >= {"ca.pem", "ca.key"}

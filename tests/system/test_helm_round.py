@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import secrets
+import subprocess
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import yaml
@@ -20,14 +23,17 @@ import yaml
 from benchmarks.federation import CONFIG, POLICY, QUANTISATION_STEP, RANK, SITE, made_up_model
 from benchmarks.made_up_site import BASE_MODEL_FILE
 from common.secagg import choose_lanes, lane_limit
+from coordinator.cli.files import OPERATOR_CA, OPERATOR_CERTIFICATE, OPERATOR_KEY
 from demo.federation import Call, LocalFederation, free_ports
-from tests.charts import COORDINATOR, manifests, of_kind, render
-from tests.containers import Containers
+from tests.charts import COORDINATOR, documented, manifests, of_kind, render
+from tests.containers import CommandFailed, Containers
 
 SITES = ("bank", "clinic", "newsroom")
 MOST_PARTICIPANTS = 10
 WAIT_SECONDS = 60.0
 POLL_SECONDS = 0.5
+# Each asking is a process of its own in the pod.
+ASK_SECONDS = 2.0
 
 
 @dataclass
@@ -48,6 +54,23 @@ class PlayedCoordinator:
     def accord(self, *words: str) -> str:
         return self.exec("accord-coordinator", *words)
 
+    def type(self, lines: str, *, folder: Path) -> None:
+        """Run shell lines of the guide in a folder, with a `kubectl exec` that reaches this pod."""
+        programs = folder / "bin"
+        programs.mkdir(exist_ok=True)
+        self.containers.shim("kubectl", self.container, programs)
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", lines],
+            cwd=folder,
+            env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        assert done.returncode == 0, f"{lines}\n{done.stdout}{done.stderr}"
+
     def wait_until_ready(self) -> None:
         give_up = time.monotonic() + WAIT_SECONDS
         while True:
@@ -56,7 +79,7 @@ class PlayedCoordinator:
                     return
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 if time.monotonic() > give_up:
-                    raise AssertionError(self.containers.podman("logs", self.container)) from None
+                    raise AssertionError(self.containers.logs(self.container)) from None
                 time.sleep(POLL_SECONDS)
 
     def wait_for_success(self, run: str) -> None:
@@ -64,7 +87,7 @@ class PlayedCoordinator:
         while (found := json.loads(self.accord("run", "show", run, "--json")))["state"] != "succeeded":
             assert found["state"] in ("created", "running"), found
             assert time.monotonic() < give_up, found
-            time.sleep(POLL_SECONDS)
+            time.sleep(ASK_SECONDS)
 
 
 def as_pods(found, *, name, ports):
@@ -119,19 +142,19 @@ def played(tmp_path):
 
 @pytest.mark.system
 @pytest.mark.timeout(600)
-def test_three_sites_finish_a_round_with_the_pod_that_the_chart_renders(played, tmp_path):
+def test_three_sites_finish_a_round_with_the_pod_that_the_chart_renders_by_the_commands_of_the_guide(played, tmp_path):
     # No root, nothing to write to but the volume, and the admin API on the pod's loopback.
     assert played.exec("id", "-u").strip() == "10001"
-    with pytest.raises(AssertionError, match="Read-only file system"):
+    with pytest.raises(CommandFailed, match="Read-only file system"):
         played.exec("touch", "/etc/accord-was-here")
-    helm_test = (COORDINATOR / "files" / "answers.py").read_text()
-    listeners = "127.0.0.1:8443 127.0.0.1:8444"
     answered = played.exec(
-        "env", "ACCORD_HEALTH=http://127.0.0.1:8080", f"ACCORD_LISTENERS={listeners}", "python", "-c", helm_test
-    )
+        "env", "ACCORD_HEALTH=http://127.0.0.1:8080", "ACCORD_LISTENERS=127.0.0.1:8443 127.0.0.1:8444",
+        "python", "-c", (COORDINATOR / "files" / "answers.py").read_text(),
+    )  # fmt: skip
     assert answered.count(": ok") == 4
 
     model = made_up_model(0.5)
+    (tmp_path / "model.json").write_text(model.to_json())
     with LocalFederation(tmp_path, name="hospitals") as sites:
         for site in SITES:
             folder = sites.site_folder(site)
@@ -139,33 +162,28 @@ def test_three_sites_finish_a_round_with_the_pod_that_the_chart_renders(played, 
             (folder / BASE_MODEL_FILE).write_text(model.to_json())
             (folder / "policy.toml").write_text(POLICY)
             sites.site_config(site).write_text(CONFIG.format(digest="0" * 64, level="info"))
-        tokens = {site: played.accord("token", "create", site, "--json") for site in SITES}
+        configs = {site: str(sites.site_config(site)) for site in SITES}
+        played.type(documented("members"), folder=tmp_path)
+        tokens = {site: str(tmp_path / f"{site}.token") for site in SITES}
         sites.commands(
-            [
-                Call(
-                    "participant",
-                    ("enroll", "--config", str(sites.site_config(site)), "--token-file", "-"),
-                    text=json.loads(token)["token"],
-                )
-                for site, token in tokens.items()
-            ]
+            [Call("participant", ("enroll", "--config", configs[site], "--token-file", tokens[site])) for site in SITES]
         )
-        played.accord("charter", "draft", *SITES, "--out", "/tmp/charter.json")
-        digest = json.loads(played.accord("charter", "publish", "/tmp/charter.json", "--json"))["digest"]
-        pins = [("charter", "pin", "--config", str(sites.site_config(site)), "--digest", digest) for site in SITES]
-        sites.commands([Call("participant", words) for words in pins])
+        played.type(documented("charter"), folder=tmp_path)
+        digest = json.loads(played.accord("charter", "show", "--json"))["digest"]
+        sites.commands(
+            [Call("participant", ("charter", "pin", "--config", configs[site], "--digest", digest)) for site in SITES]
+        )
         for site in SITES:
             sites.site_config(site).write_text(CONFIG.format(digest=digest, level="info"))
             sites.start_site(site, SITE)
-        played.exec("sh", "-c", "cat > /tmp/model.json", text=model.to_json())
         clip = QUANTISATION_STEP * lane_limit(choose_lanes(MOST_PARTICIPANTS), MOST_PARTICIPANTS)
-        played.accord(
-            "run", "create", "support", "--base-model", "/tmp/model.json", "--rounds", "1", "--rank", str(RANK),
-            "--set", f"element_clip={clip}", "--set", f"most_participants={MOST_PARTICIPANTS}", "--start",
-        )  # fmt: skip
+        small = f"--rounds 1 --rank {RANK} --set element_clip={clip} --set most_participants={MOST_PARTICIPANTS}"
+        played.type(documented("run").replace("--rounds 3", small), folder=tmp_path)
         played.wait_for_success("support")
-        survivors = json.loads(played.accord("round", "show", "support", "1", "--json"))
-        assert survivors["state"] == "succeeded"
+        assert json.loads(played.accord("round", "show", "support", "1", "--json"))["state"] == "succeeded"
+
+    played.type(documented("operator"), folder=tmp_path)
+    assert all((tmp_path / name).exists() for name in (OPERATOR_CERTIFICATE, OPERATOR_KEY, OPERATOR_CA))
 
     # SIGTERM, as a rollout sends it: a clean end; and the next pod on the same volume is the same coordinator.
     played.containers.podman("pod", "stop", "--time", "30", played.name)

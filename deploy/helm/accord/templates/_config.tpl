@@ -12,6 +12,10 @@
 {{- end -}}
 {{- $database := dict "migrate_on_start" (not (and $replicated .Values.migrations.enabled)) -}}
 {{- $blobs := dict -}}
+{{- $keys := dict -}}
+{{- if .Values.identity.existingSecret -}}
+{{- $_ := set $keys "folder" "/run/accord/keys" -}}
+{{- end -}}
 {{- if $replicated -}}
 {{- if .Values.database.existingSecret -}}
 {{- $_ := set $database "url_file" (printf "/run/accord/database/%s" .Values.database.urlKey) -}}
@@ -34,6 +38,7 @@
   "web" (dict "listen" (ternary (printf "%s:8446" $listen) "" .Values.web.exposed))
   "health" (dict "http" (printf "%s:8080" $listen) "grpc" (printf "%s:8081" $listen))
   "certificates" $certificates
+  "keys" $keys
   | toJson -}}
 {{- end -}}
 
@@ -58,6 +63,10 @@
 {{- end -}}
 {{- $_ := set (index $all $section) $key $value -}}
 {{- end -}}
+{{- end -}}
+{{- if ne .Values.service.externalTrafficPolicy "Local" -}}
+{{- /* All partners come from the addresses of nodes then: a limit by address would be one for all of them together. */ -}}
+{{- $_ := set $all "limits" (mergeOverwrite (dict "connections_per_address" 0) (default dict (index $all "limits"))) -}}
 {{- end -}}
 {{- $all | toToml -}}
 {{- end -}}

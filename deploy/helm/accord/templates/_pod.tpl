@@ -57,6 +57,11 @@ no crash report inherits. */}}
 {{- define "accord.mounts" -}}
 - name: data
   mountPath: /var/lib/accord
+{{- if .Values.identity.existingSecret }}
+- name: keys
+  mountPath: /run/accord/keys
+  readOnly: true
+{{- end }}
 - name: config
   mountPath: /etc/accord
   readOnly: true
@@ -136,36 +141,8 @@ spec:
         matchLabels:
           {{- include "accord.selector" . | nindent 10 }}
   {{- end }}
-  {{- if or .Values.identity.existingSecret (eq .Values.certificates.mode "own") }}
+  {{- if not .Values.identity.existingSecret }}
   initContainers:
-    {{- if .Values.identity.existingSecret }}
-    # Keys that the volume has already are left alone: a rotation may have replaced them.
-    - name: identity
-      image: {{ include "accord.image" . }}
-      imagePullPolicy: {{ .Values.image.pullPolicy }}
-      command: [sh, -euc]
-      args:
-        - |
-          cd /var/lib/accord
-          [ -e signing-key.pem ] || install -m 0600 /run/identity/signing-key.pem signing-key.pem
-          {{- if eq .Values.certificates.mode "own" }}
-          install -d -m 0700 pki
-          [ -e pki/ca.pem ] || {
-            install -m 0600 /run/identity/ca.key pki/ca.key
-            install -m 0644 /run/identity/ca.pem pki/ca.pem
-          }
-          {{- end }}
-      securityContext:
-        {{- include "accord.containerSecurity" . | nindent 8 }}
-      resources:
-        {{- toYaml .Values.resources | nindent 8 }}
-      volumeMounts:
-        - name: data
-          mountPath: /var/lib/accord
-        - name: identity
-          mountPath: /run/identity
-          readOnly: true
-    {{- else }}
     # Makes the CA, the signing key and the first operator's certificate, once: what is there is left alone.
     - name: init
       image: {{ include "accord.image" . }}
@@ -177,7 +154,6 @@ spec:
         {{- toYaml .Values.resources | nindent 8 }}
       volumeMounts:
         {{- include "accord.mounts" . | nindent 8 }}
-    {{- end }}
   {{- end }}
   containers:
     - name: coordinator
@@ -254,7 +230,7 @@ spec:
         claimName: {{ .Values.persistence.existingClaim }}
     {{- end }}
     {{- with .Values.identity.existingSecret }}
-    - name: identity
+    - name: keys
       secret:
         secretName: {{ . }}
         defaultMode: 0440

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import stat
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -26,6 +27,7 @@ SWEEP_SECONDS: Final = 1.0
 SILENT_SECONDS: Final = 30.0
 DESCRIPTORS: Final = next((path for path in (Path("/proc/self/fd"), Path("/dev/fd")) if path.is_dir()), None)
 MAPPED: Final = "::ffff:"
+_NEVER_CLOSED: Final[list[int]] = []
 
 log: Final = get_logger(__name__)
 
@@ -151,6 +153,24 @@ class Connections:
                 log.warning("connections_not_swept", error=str(error))
 
 
+def _socket_of(number: int) -> socket.socket | None:
+    """A descriptor of our own for the socket behind a number; None if there is none any more.
+
+    A file is never duplicated: closing any descriptor of a file gives up all locks that this process holds on it, and a
+    database without its locks is soon a broken one.
+    """
+    try:
+        if not stat.S_ISSOCK(os.fstat(number).st_mode):
+            return None
+        own = os.dup(number)
+    except OSError:
+        return None  # gone since it was listed
+    if not stat.S_ISSOCK(os.fstat(own).st_mode):
+        _NEVER_CLOSED.append(own)  # a file took the number in between
+        return None
+    return socket.socket(fileno=own)
+
+
 def _connected(ports: Collection[int], *, shut: Collection[Peer]) -> Iterator[tuple[Peer, int, bool]]:
     """This process's connections to the ports: peer, port, and whether it was shut down just now, as `shut` asks.
 
@@ -160,15 +180,9 @@ def _connected(ports: Collection[int], *, shut: Collection[Peer]) -> Iterator[tu
     if DESCRIPTORS is None:
         return
     for entry in os.listdir(DESCRIPTORS):
-        try:
-            own = os.dup(int(entry))
-        except OSError:
-            continue  # gone since it was listed
-        try:
-            found = socket.socket(fileno=own)
-        except OSError:
-            os.close(own)
-            continue  # no socket
+        found = _socket_of(int(entry))
+        if found is None:
+            continue
         with found:
             try:
                 if found.type != socket.SOCK_STREAM or found.family not in (socket.AF_INET, socket.AF_INET6):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
+import subprocess
+import sys
 from contextlib import ExitStack
 
 import pytest
@@ -53,6 +56,20 @@ def test_behind_a_balancer_there_is_no_bound_on_one_address():
 )
 def test_peers_are_read_as_the_transport_names_them(text, peer):
     assert peer_of(text) == peer
+
+
+def test_locks_on_files_outlive_a_look_at_the_connections(tmp_path):
+    """A process loses its locks on a file when it closes any descriptor of it: SQLite's database would be lost soon."""
+    path = tmp_path / "locked"
+    kept = Connections(per_address=1, on_closed=lambda address, why: None)
+    kept.watch([1])
+    with path.open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for _ in range(3):
+            kept.sweep()
+        another = f"import fcntl; fcntl.lockf(open({str(path)!r}, 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        done = subprocess.run([sys.executable, "-c", another], capture_output=True, text=True, check=False)
+    assert "BlockingIOError" in done.stderr
 
 
 def test_this_process_shuts_down_its_own_connections_and_no_others():

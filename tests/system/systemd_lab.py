@@ -46,6 +46,23 @@ folder.certificate_file.write_text(issued.chain_pem)
 """
 
 
+# Several commands of both programs in one interpreter: the packages take a second to load each time.
+BATCH = """
+import contextlib, io, json, sys
+from coordinator.__main__ import main as coordinator
+from participant.__main__ import main as participant
+outputs = []
+for program, *words in json.load(sys.stdin):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        code = {"coordinator": coordinator, "participant": participant}[program](words)
+    if code != 0:
+        sys.exit(f"{program} {words} ended with {code}: {output.getvalue()}")
+    outputs.append(output.getvalue())
+print(json.dumps(outputs))
+"""
+
+
 class Lab:
     """Runs commands and keeps what came of them, by a name each."""
 
@@ -60,9 +77,11 @@ class Lab:
         # Whatever happens next, the tests can say how far it came.
         (self.folder / "out" / "results.json").write_text(json.dumps(self.results))
 
-    def run(self, *words: str, user: str = "", must_work: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *words: str, user: str = "", text: str = "", must_work: bool = True
+    ) -> subprocess.CompletedProcess[str]:
         command = ["runuser", "-u", user, "--", *words] if user else list(words)
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, cwd="/")
         # What is asked again and again stays out of the log.
         if words[0] != "journalctl" and words[:2] != ("systemctl", "show"):
             self.log.write(
@@ -82,8 +101,18 @@ class Lab:
     def say(self, *words: str) -> str:
         return self.run(*words).stdout.strip()
 
-    def coordinator(self, *words: str) -> str:
-        return self.run("accord-coordinator", *words, "--config", CONFIG, user=COORDINATOR).stdout
+    def coordinator(self, *commands: str) -> list[str]:
+        """Outputs of accord-coordinator's commands, typed by its own user."""
+        batch = [["coordinator", *command.split(), "--config", CONFIG] for command in commands]
+        return self._batch(batch, user=COORDINATOR)
+
+    def participant(self, *commands: str) -> list[str]:
+        return self._batch([["participant", *command.split()] for command in commands])
+
+    def _batch(self, batch: list[list[str]], *, user: str = "") -> list[str]:
+        done = self.run("/opt/accord/bin/python", "-c", BATCH, user=user, text=json.dumps(batch))
+        outputs: list[str] = json.loads(done.stdout.splitlines()[-1])
+        return outputs
 
     def unit(self, name: str, *properties: str) -> dict[str, str]:
         shown = self.say("systemctl", "show", name, *(f"--property={one}" for one in properties))
@@ -136,6 +165,10 @@ def install(lab: Lab) -> None:
     lab.keep(
         version=installed.splitlines()[-1],
         verified=lab.say("dpkg", "--verify", "accord"),
+        analyzed=[
+            lab.run("systemd-analyze", "verify", f"/lib/systemd/system/{name}.service", must_work=False).stderr
+            for name in (BANK, COORDINATOR)
+        ],
         enabled=[lab.run("systemctl", "is-enabled", n, must_work=False).stdout.strip() for n in (BANK, COORDINATOR)],
     )
 
@@ -149,8 +182,9 @@ def found_federation(lab: Lab) -> None:
     lab.keep(coordinator_started=lab.unit(COORDINATOR, "ActiveState", "SubState", "StatusText"))
 
     # The unit's site enrols by a credential, and is then held back: nobody has pinned a charter.
-    lab.coordinator("token", "create", "bank", "--out", "/var/lib/accord-coordinator/bank.token")
-    lab.run("mv", "/var/lib/accord-coordinator/bank.token", str(lab.folder))
+    state = "/var/lib/accord-coordinator"
+    lab.coordinator(*(f"token create {name} --out {state}/{name}.token" for name in ("bank", *OTHERS)))
+    lab.run("mv", f"{state}/bank.token", str(lab.folder))
     lab.guide("unattended")
     lab.guide("configure")
     lab.run("mkdir", "--parents", "/srv/models", "/srv/accord")
@@ -166,20 +200,19 @@ def found_federation(lab: Lab) -> None:
         unpinned_log=lab.say("journalctl", "--unit", BANK, "--output=cat", "--no-pager"),
     )
     for name in OTHERS:
-        site = Path("/srv", name)
-        lab.run("cp", "--recursive", str(lab.folder / name), str(site))
-        token = f"/var/lib/accord-coordinator/{name}.token"
-        lab.coordinator("token", "create", name, "--out", token)
-        lab.run("accord-participant", "enroll", "--config", f"{site}/participant.toml", "--token-file", token)
-    charter = "/var/lib/accord-coordinator/charter.json"
-    lab.coordinator("charter", "draft", "bank", *OTHERS, "--out", charter)
-    lab.coordinator("charter", "publish", charter)
-    digest = json.loads(lab.coordinator("charter", "show", "--json"))["digest"]
+        lab.run("cp", "--recursive", str(lab.folder / name), f"/srv/{name}")
+    lab.participant(
+        *(f"enroll --config /srv/{name}/participant.toml --token-file {state}/{name}.token" for name in OTHERS)
+    )
+    drafted = f"{state}/charter.json"
+    *_, shown = lab.coordinator(
+        f"charter draft bank {' '.join(OTHERS)} --out {drafted}", f"charter publish {drafted}", "charter show --json"
+    )
+    digest = json.loads(shown)["digest"]
     lab.guide("pin")
+    lab.participant(*(f"charter pin --config /srv/{name}/participant.toml --digest {digest}" for name in OTHERS))
     for folder in ("/etc/accord", *(f"/srv/{name}" for name in OTHERS)):
         config = Path(folder, "participant.toml")
-        if folder != "/etc/accord":
-            lab.run("accord-participant", "charter", "pin", "--config", str(config), "--digest", digest)
         config.write_text(config.read_text().replace("[charter]", f'[charter]\ndigest = "{digest}"'))
     lab.guide("check")
     lab.run("/opt/accord/bin/python", "-c", AGED_CERTIFICATE)
@@ -208,11 +241,22 @@ def renew(lab: Lab) -> None:
     lab.keep(renewal={"before": pid, "after": lab.pid(BANK), "restarts": lab.restarts(BANK)})
 
 
+def stand_still(lab: Lab) -> None:
+    """A process that is there and does nothing: systemd hears no sign of life."""
+    before = lab.restarts(BANK)
+    os.kill(lab.pid(BANK), signal.SIGSTOP)
+    lab.until_up_again(BANK, before)
+    messages = lab.say("journalctl", "--unit", BANK, "--output=cat", "--no-pager", "_PID=1")
+    lab.keep(watchdog_messages=messages)
+
+
 def play_round(lab: Lab) -> None:
     """One run of one round; the site is killed while it trains, and the coordinator right after it."""
     model = lab.folder / "model.json"
-    lab.coordinator("run", "create", "tuning", "--base-model", str(model), "--rounds", "1", "--steps-per-round", "4",
-                    "--batch-size", "2", "--max-length", "96", "--rank", "2", "--start")  # fmt: skip
+    lab.coordinator(
+        f"run create tuning --base-model {model} --rounds 1 --steps-per-round 4 --batch-size 2 --max-length 96 "
+        "--rank 2 --start"
+    )
     statuses: set[str] = set()
 
     def trains() -> bool:
@@ -228,24 +272,20 @@ def play_round(lab: Lab) -> None:
     lab.until_up_again(COORDINATOR, of_coordinator)
     lab.keep(killed=True, statuses=sorted(statuses))
 
-    before = lab.restarts(BANK)
-    os.kill(lab.pid(BANK), signal.SIGSTOP)
-    lab.until_up_again(BANK, before)
-    messages = lab.say("journalctl", "--unit", BANK, "--output=cat", "--no-pager", "_PID=1")
-    lab.keep(watchdog_messages=messages)
-
     before = lab.pid(BANK)
     lab.guide("upgrade")
     states = [lab.unit(name, "ActiveState")["ActiveState"] for name in (BANK, COORDINATOR)]
     lab.keep(upgraded={"before": before, "after": lab.pid(BANK), "states": states})
 
     lab.until("the site has heard of it", lambda: lab.has_logged(BANK, "run_over"))
-    rounds = json.loads(lab.coordinator("round", "list", "tuning", "--json"))
+    run, rounds, participants = lab.coordinator(
+        "run show tuning --json", "round list tuning --json", "participant list --json"
+    )
     lab.keep(
-        run=json.loads(lab.coordinator("run", "show", "tuning", "--json")),
-        rounds=rounds,
+        run=json.loads(run),
+        rounds=json.loads(rounds),
         adapters=len(list(Path("/var/lib/accord-participant/adapters").glob("*/adapter_model.safetensors"))),
-        participants=json.loads(lab.coordinator("participant", "list", "--json")),
+        participants=json.loads(participants),
     )
 
 
@@ -285,10 +325,22 @@ def purge(lab: Lab) -> None:
     lab.keep(forgotten=not key.exists())
 
 
+STEPS = (install, found_federation, start_sites, renew, stand_still, play_round, reload_move_and_stop, purge)
+
+
 def main(folder: Path) -> None:
     lab = Lab(folder)
     try:
-        for step in (install, found_federation, start_sites, renew, play_round, reload_move_and_stop, purge):
+        for step in (
+            install,
+            found_federation,
+            start_sites,
+            renew,
+            stand_still,
+            play_round,
+            reload_move_and_stop,
+            purge,
+        ):
             lab.keep(step=step.__name__)
             step(lab)
         lab.keep(step="done")

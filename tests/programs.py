@@ -30,3 +30,11 @@ def tool(environment: str, name: str) -> Path:
     if not path.exists():
         pytest.fail(f"{path.relative_to(ROOT)} is missing: make tools")
     return path
+
+
+def tool_file(environment: str, path: str) -> Path:
+    """A file that a package of .tools/ENVIRONMENT carries, by its path in site-packages; without it the test fails."""
+    found = sorted((ROOT / ".tools" / environment).glob(f"lib/python3*/site-packages/{path}"))
+    if not found:
+        pytest.fail(f"{path} is missing in .tools/{environment}: make tools")
+    return found[-1]

@@ -19,7 +19,7 @@ TOP: Final = 14.0
 BOTTOM: Final = 34.0
 MOST_LINES: Final = 8
 MOST_POINTS: Final = 200
-MOST_MARKS: Final = 40
+MOST_MARKS: Final = 24
 LABEL_SPACE: Final = 15.0
 _STEPS: Final = (1.0, 2.0, 2.5, 5.0, 10.0)
 

@@ -31,6 +31,8 @@ MOST_STREAMS: Final = 128
 # A page is made anew at most this often, and at least this often while somebody looks at it.
 LEAST_SECONDS: Final = 1.0
 MOST_SECONDS: Final = 3.0
+# After a page was made, others wait for so many times as long as that took.
+REST: Final = 2.0
 PING_SECONDS: Final = 5.0
 STREAM_SECONDS: Final = 1800.0
 WRITE_SECONDS: Final = 10.0
@@ -57,6 +59,7 @@ class Live:
         self._bell: Bell = wakeups.polls
         self._made: OrderedDict[str, Rendered] = OrderedDict()
         self._making: dict[str, asyncio.Lock] = {}
+        self._turn = asyncio.Lock()
         self._streams = 0
 
     async def stream(
@@ -125,7 +128,7 @@ class Live:
             if known is not None and loop.time() - known.made_at < LEAST_SECONDS:
                 return known
             try:
-                content = await make()
+                content = await self._made_in_turn(make)
             except BaseException:
                 self._making.pop(key, None)
                 raise
@@ -136,6 +139,15 @@ class Live:
                 gone, _ = self._made.popitem(last=False)
                 self._making.pop(gone, None)
             return found
+
+    async def _made_in_turn(self, make: Callable[[], Awaitable[str]]) -> str:
+        """One page at a time, and a rest after each: however many look, rounds have most of the process."""
+        loop = asyncio.get_running_loop()
+        async with self._turn:
+            began = loop.time()
+            content = await make()
+            await asyncio.sleep(REST * (loop.time() - began))
+        return content
 
     def _event(self, name: str, content: str) -> str:
         """Its id is the time, which the page shows as the moment that it is of."""

@@ -125,13 +125,14 @@ def leave_open(federation: Federation, number: int) -> None:
 
 
 @contextmanager
-def showcase_in(folder: Path, *, rounds: int = 5, config: str = WEB) -> Iterator[Federation]:
-    """One run that has ended, and one whose round `rounds` + 1 waits for a silent site."""
-    with federation_in(folder, limits=config) as federation:
+def showcase_in(folder: Path, *, rounds: int, with_ended_run: bool = False) -> Iterator[Federation]:
+    """A run whose round `rounds` + 1 waits for a silent site, and maybe one that has ended; round 3 has lost a site."""
+    with federation_in(folder, limits=WEB) as federation:
         add_sites(federation)
-        create_run(federation, ENDED_RUN, rounds=1)
-        play(federation, 1, run=ENDED_RUN)
-        play(federation, 2, run=ENDED_RUN)
+        if with_ended_run:
+            create_run(federation, ENDED_RUN, rounds=1)
+            play(federation, 1, run=ENDED_RUN)
+            play(federation, 2, run=ENDED_RUN)
         create_run(federation, RUN, rounds=max(10, rounds + 2))
         for number in range(1, rounds + 1):
             if number == 3:

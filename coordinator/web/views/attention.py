@@ -15,7 +15,10 @@ CA_SOON: Final = timedelta(days=60)
 CERTIFICATE_SOON: Final = timedelta(days=7)
 SILENT_AFTER: Final = timedelta(hours=1)
 FAILED_RUN_IS_NEWS: Final = timedelta(days=3)
-MOST_NAMED: Final = 4
+MOST_REASONS: Final = 4
+ENROL_ADVICE: Final = "`accord-coordinator token create NAME`; the site enrols again"
+CHECK_ADVICE: Final = "Ask the site: `accord-participant check`"
+STATUS_ADVICE: Final = "Ask the site: `accord-participant status`"
 _ORDER: Final = ("bad", "warn", "idle")
 
 
@@ -122,11 +125,14 @@ def _of_run(run: Plain, explained: Plain | None, declined: frozenset[str], now: 
 
 
 def _each(rows: Sequence[Plain]) -> tuple[str, ...]:
-    """A line for each of the first few."""
-    shown = [
-        f"{words.bare(row['participant'])}: {words.why(row['reason'], row['message'])}" for row in rows[:MOST_NAMED]
-    ]
-    return (*shown, f"and {len(rows) - MOST_NAMED} more") if len(rows) > MOST_NAMED else tuple(shown)
+    """A line for each reason, the most frequent first, with the first few names."""
+    by_reason: dict[str, list[str]] = {}
+    for row in rows:
+        by_reason.setdefault(words.why(row["reason"], row["message"]), []).append(words.bare(row["participant"]))
+    frequent = sorted(by_reason.items(), key=lambda item: -len(item[1]))
+    shown = [f"{words.names(who)}: {reason}" for reason, who in frequent[:MOST_REASONS]]
+    left = sum(len(who) for _, who in frequent[MOST_REASONS:])
+    return (*shown, f"and {left} more for other reasons") if left else tuple(shown)
 
 
 def _advice(rows: Sequence[Plain]) -> str:
@@ -144,20 +150,17 @@ def _of_participants(federation: Plain, participants: Sequence[Plain], now: date
     for row in participants:
         by_standing.setdefault(standing_of(row, now), []).append(words.bare(row["name"]))
     texts = {
-        "expired": ("bad", "certificate has ended", "`accord-coordinator token create NAME`; the site enrols again"),
-        "expiring": ("warn", "certificate is not being renewed", "Ask the site: `accord-participant check`"),
-        "silent": ("warn", "has not called for an hour", "Ask the site: `accord-participant status`"),
+        "expired": ("bad", "certificate has ended", "certificates have ended", ENROL_ADVICE),
+        "expiring": ("warn", "certificate is not being renewed", "certificates are not being renewed", CHECK_ADVICE),
+        "silent": ("warn", "has not called for an hour", "have not called for an hour", STATUS_ADVICE),
     }
     found = []
-    for standing, (tone, title, advice) in texts.items():
+    for standing, (tone, one, many, advice) in texts.items():
         who = by_standing.get(standing, [])
         if who:
-            text = (
-                f"{words.names(who)}: {title}"
-                if len(who) == 1
-                else f"{len(who)} participants: {title} ({words.names(who)})"
-            )
-            found.append(Finding(tone, text, (), advice, f"/participants?show={standing}"))
+            title = f"{who[0]}: {one}" if len(who) == 1 else f"{len(who)} participants: {many}"
+            details = (words.names(who),) if len(who) > 1 else ()
+            found.append(Finding(tone, title, details, advice, f"/participants?show={standing}"))
     own = federation["software_version"]
     others = sorted(
         {

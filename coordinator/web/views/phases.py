@@ -74,6 +74,9 @@ def timeline(round_: Plain, events: Sequence[Plain], now: datetime) -> tuple[Pha
     created = words.moment(round_["create_time"])
     if created is not None:
         begun.setdefault("forming", created)
+    since = words.moment(round_["phase_start_time"])
+    if since is not None and round_["state"] in PHASES:
+        begun.setdefault(round_["state"], since)
     ended = words.moment(round_["end_time"])
     order = sorted(begun, key=PHASES.index)
     ends: list[datetime | None] = [*(begun[name] for name in order[1:]), ended]

@@ -203,6 +203,7 @@ class Driver:
         self._others.pop(name, None)
         if self._leases.get(name, now) <= now:  # it had run out, or was never there
             self._held_since[name] = now
+            log.info("lease_taken", run=name)
         self._leases[name] = now + LEASE
         return True
 

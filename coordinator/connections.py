@@ -168,7 +168,11 @@ def _socket_of(number: int) -> socket.socket | None:
     if not stat.S_ISSOCK(os.fstat(own).st_mode):
         _NEVER_CLOSED.append(own)  # a file took the number in between
         return None
-    return socket.socket(fileno=own)
+    try:
+        return socket.socket(fileno=own)
+    except OSError:  # of a kind that Python does not know
+        os.close(own)
+        return None
 
 
 def _connected(ports: Collection[int], *, shut: Collection[Peer]) -> Iterator[tuple[Peer, int, bool]]:

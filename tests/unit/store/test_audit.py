@@ -7,11 +7,13 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.errors import InvalidArgument
 from coordinator.rounds.model import AuditEvent
-from coordinator.store.audit import GENESIS, AuditHead, canonical_line, chain_digest, verify
+from coordinator.store.audit import GENESIS, AuditHead, canonical_line, chain_digest, expected_head, verify
 
 EVENT = AuditEvent(
     sequence=1,
@@ -88,6 +90,40 @@ def test_a_head_of_another_log_is_found():
     events = chain(2)
     assert verify(events, head=AuditHead(2, "0" * 64)).first_broken_sequence == 2
     assert verify([], head=AuditHead(0, "0" * 64)).first_broken_sequence == 1
+
+
+def test_a_head_that_was_noted_earlier_is_still_in_a_log_that_went_on():
+    events = chain(5)
+    assert verify(events, head=head(events), expected=head(events[:3])).intact
+    assert verify(events, head=head(events), expected=head(events)).intact
+
+
+def test_a_log_whose_end_and_head_were_taken_away_is_found_by_a_head_that_was_noted_elsewhere():
+    events = chain(5)
+    left = events[:3]
+    assert verify(left, head=head(left)).intact
+    assert verify(left, head=head(left), expected=head(events)).first_broken_sequence == 4
+    assert verify([], head=AuditHead(), expected=head(events)).first_broken_sequence == 1
+
+
+def test_a_log_that_was_written_anew_is_found_by_a_head_that_was_noted_elsewhere():
+    events = chain(5)
+    anew: list[AuditEvent] = []
+    for event in events:
+        changed = replace(event, actor="somebody-else") if event.sequence == 2 else event
+        before = anew[-1].chain_digest if anew else GENESIS
+        anew.append(replace(changed, chain_digest=chain_digest(before, changed)))
+    assert verify(anew, head=head(anew)).intact
+    found = verify(anew, head=head(anew), expected=head(events[:4]))
+    assert found.first_broken_sequence == 4
+    assert verify(anew, head=head(anew), expected=head(events[:1])).intact  # it was true up to there
+
+
+@pytest.mark.parametrize(("sequence", "digest"), [(1, ""), (0, "0" * 64), (-1, "0" * 64), (1, "0" * 63), (1, "G" * 64)])
+def test_half_a_head_is_refused(sequence, digest):
+    with pytest.raises(InvalidArgument, match="64 hex digits"):
+        expected_head(sequence, digest)
+    assert expected_head(0, "") is None
 
 
 def test_the_same_instant_in_another_zone_has_the_same_line():

@@ -8,7 +8,7 @@ from typing import Final
 
 from common.cli.parser import Commands, Parser
 from coordinator.cli.exits import MEANINGS
-from coordinator.cli.parser_host import add_authority, add_local, add_operator
+from coordinator.cli.parser_host import add_authority, add_blobs, add_local, add_operator
 from coordinator.cli.parser_parts import group, remote
 
 _DESCRIPTION: Final = """Accord's coordinator: leads a federation whose members tune one language model
@@ -32,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_local(commands)
     add_operator(commands)
     add_authority(commands)
+    add_blobs(commands)
     _add_status(commands)
     _add_token(commands)
     _add_web_token(commands)

@@ -66,6 +66,29 @@ examples:
     moving.add_argument("--to-file", type=Path, metavar="FILE", help="the same on the first line of a file")
 
 
+def add_blobs(commands: Commands[Parser]) -> None:
+    actions = group(
+        commands, "blobs", "where masked uploads and adapters lie", "Blobs lie in a folder or in an S3 bucket."
+    )
+    copy = local(
+        actions,
+        "copy",
+        "copy all blobs into another store",
+        """Copy every blob from blobs.url to another place, and read it back there. The source is left as it is. May be
+ended and repeated: what is there already is compared and not sent again. How a bucket is reached says [blobs] in the
+configuration (endpoint, region, credentials_file, ca_file), while its url still names the source.
+
+The coordinator may serve during the first copy. Then stop it, copy once more, change blobs.url, and start it.
+
+examples:
+  accord-coordinator blobs copy --to s3://accord-blobs/hospitals
+  accord-coordinator blobs copy --to file:///srv/accord/blobs --json""",
+        command="blobs",
+        action="copy",
+    )
+    copy.add_argument("--to", required=True, metavar="URL", help="s3://bucket/prefix or file:///absolute/folder")
+
+
 def add_operator(commands: Commands[Parser]) -> None:
     actions = group(
         commands,

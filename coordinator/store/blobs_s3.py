@@ -13,7 +13,6 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -51,13 +50,6 @@ class _Replaced(Exception):
     """The blob is another one than when reading it began."""
 
 
-@dataclass(frozen=True, slots=True)
-class Probed:
-    """What a bucket can do beyond what is needed. has_conditions: it refuses to overwrite where it is asked not to."""
-
-    has_conditions: bool
-
-
 class S3BlobStore:
     """A `BlobStore` in a bucket. Any number of processes may share it; keep a prefix to one federation."""
 
@@ -75,10 +67,6 @@ class S3BlobStore:
 
     def put(self, key: str, *content: bytes | memoryview) -> None:
         self._put_object(self._key(key), Pieces(content))
-
-    def put_new(self, key: str, *content: bytes | memoryview) -> bool:
-        """Store bytes where there is nothing yet; whether that was so. The service decides, and not a look before."""
-        return self._put_if_absent(self._key(key), Pieces(content))
 
     def put_file(self, key: str, path: Path) -> None:
         whole = self._key(key)
@@ -148,19 +136,23 @@ class S3BlobStore:
             self._delete([*itself, *page])
             itself = []
 
-    def probe(self) -> Probed:
-        """Store, read, list and delete a small object. Raises StorageFailed that says which of it is refused."""
-        key, content = self._connection.place.key(f".probe-{secrets.token_hex(8)}"), secrets.token_bytes(64)
+    def probe(self) -> None:
+        """Store, read, list and delete a small object. Raises StorageFailed that says which of it does not work."""
+        place, content = self._connection.place, secrets.token_bytes(64)
+        key = place.key(f".probe-{secrets.token_hex(8)}")
         self._put_object(key, Pieces([content]))
         try:
             if b"".join(self._stream(key, key, 0, None)) != content:
-                raise StorageFailed(f"{self._connection.place}: what was stored comes back as something else")
+                raise StorageFailed(f"{place}: what was stored comes back as something else")
             if key not in [found for page in self._pages(key) for found in page]:
-                raise StorageFailed(f"{self._connection.place}: what was stored is not listed")
-            has_conditions = not self._put_if_absent(key, Pieces([content]))
+                raise StorageFailed(f"{place}: what was stored is not listed")
+            if self._put_if_absent(key, Pieces([content])):
+                raise StorageFailed(
+                    f"{place}: the service overwrites although it is asked not to (If-None-Match), so two federations "
+                    "could take one prefix; use a service, or a version, that has conditional writes"
+                )
         finally:
             self._delete([key])
-        return Probed(has_conditions)
 
     # --- whose blobs these are ------------------------------------------------------------------------------------
 

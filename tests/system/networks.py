@@ -118,8 +118,8 @@ class Relay:
             answers, far = await asyncio.open_connection(*target)
             self._open.add(far)
             await asyncio.gather(self._pump(reader, far, is_up=True), self._pump(answers, writer, is_up=False))
-        except (OSError, asyncio.IncompleteReadError):
-            pass  # one side has gone, and so goes the other
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # one side has gone, and so goes the other; or the relay ends
         finally:
             for one in (writer, far):
                 if one is not None:
@@ -250,8 +250,9 @@ class Namespace:
     def __init__(self) -> None:
         if os.geteuid() != 0:
             pytest.skip("network namespaces need root")
-        for program, package in (("ip", "iproute2"), ("tc", "iproute2"), ("nft", "nftables")):
-            debian_program(program, package=package)
+        for program in ("ip", "tc"):
+            debian_program(program, package="iproute2")
+        debian_program("nft", package="nftables")
         # 198.18.0.0/15 is set aside for such tests (RFC 2544); four addresses for each process.
         block = os.getpid() % 16384
         base = (198 << 24) + (18 << 16) + block * 4
@@ -260,7 +261,9 @@ class Namespace:
         self._child: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self._child = subprocess.Popen(leashed(["/usr/bin/unshare", "--net", "sleep", "infinity"]))
+        self._child = subprocess.Popen(
+            leashed([str(debian_program("unshare", package="util-linux")), "--net", "sleep", "infinity"])
+        )
         self._wait_for_namespace(self._child.pid)
         run("ip", "link", "add", self._link, "type", "veth", "peer", "name", "site", "netns", str(self._child.pid))
         run("ip", "addr", "add", f"{self.outside}/30", "dev", self._link)
@@ -280,7 +283,7 @@ class Namespace:
     def command(self, *words: str) -> list[str]:
         """The command line that runs a program inside."""
         assert self._child is not None
-        return ["nsenter", "-t", str(self._child.pid), "-n", *words]
+        return [str(debian_program("nsenter", package="util-linux")), "-t", str(self._child.pid), "-n", *words]
 
     def run(self, *words: str) -> str:
         return run(*self.command(*words))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -32,6 +34,7 @@ from common.rpc.channels import (
     SERVER_PING_SECONDS,
 )
 from common.service_manager import ServiceManager
+from demo.federation import leashed
 from participant.app import serving
 from participant.cli.enroll import enroll_site
 from participant.config import MOST_QUIET_SECONDS, load_config
@@ -48,7 +51,7 @@ from participant.preflight import Finding, Site, Verdict, preflight
 from tests.rpc.background import coordinator_in_background
 from tests.rpc.parts import HOST, Pki
 from tests.site_files import write_site
-from tests.system.networks import ConnectProxy, Relay, full_server, haproxy, silent_server
+from tests.system.networks import ConnectProxy, Namespace, Relay, full_server, haproxy, silent_server
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
@@ -463,3 +466,40 @@ def test_every_layer_that_can_fail_has_a_reason_of_its_own(enrolled, coordinator
         "HANDSHAKE_STALLED",
         "WRONG_HOST",
     ]
+
+
+LOOKS = """
+import sys
+from datetime import UTC, datetime
+from participant.network import looking
+from participant.network.route import straight_to
+route, papers = straight_to(sys.argv[1]), looking.Papers(open(sys.argv[2]).read())
+for _ in sys.stdin:
+    seen = looking.port(route, seconds=1.0)
+    if isinstance(seen, looking.Looked):
+        seen = looking.tls(route, papers, now=datetime.now(UTC), seconds=1.0)
+    print(seen.kind.reason, flush=True)
+"""
+
+
+def test_behind_a_firewall_that_drops_rejects_or_swallows_large_packets_each_has_its_reason(enrolled, coordinator):
+    trust = enrolled.parent / "state" / "identity" / "trust.pem"
+    with Namespace() as wire, Relay((HOST, coordinator.port), host=wire.outside) as relay:
+        words = wire.command(sys.executable, "-c", LOOKS, relay.address, str(trust))
+        with subprocess.Popen(leashed(words), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as looker:
+            assert looker.stdin is not None
+            assert looker.stdout is not None
+            found = []
+            for rules in (
+                # The relay has another address than the certificate is for: it was read, so all packets came through.
+                (),
+                (f"output tcp dport {relay.port} drop",),
+                (f"output tcp dport {relay.port} reject with tcp reset",),
+                (f"input tcp sport {relay.port} meta length > 600 drop",),
+            ):
+                wire.rules(*rules)
+                looker.stdin.write("look\n")
+                looker.stdin.flush()
+                found.append(looker.stdout.readline().strip())
+            looker.stdin.close()
+    assert found == ["WRONG_HOST", "CONNECTION_FILTERED", "CONNECTION_REFUSED", "HANDSHAKE_STALLED"]

@@ -131,7 +131,9 @@ async def serve(
     foundation = await asyncio.to_thread(_lay_foundation, config, clock)
     foundation = replace(
         foundation,
-        store=ToldStore(MeasuredStore(foundation.store, foundation.metrics)),
+        store=ToldStore(
+            MeasuredStore(foundation.store, foundation.metrics), on_lost=foundation.metrics.audit_failures.inc
+        ),
         blobs=MeasuredBlobs(foundation.blobs, foundation.metrics),
     )
     end_traces = tracing.configure(

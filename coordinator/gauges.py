@@ -63,19 +63,20 @@ def open_run(reader: Reader, run: Run, newest: Round | None) -> OpenRun:
     plan = parse_plan(run.plan)
     round_ = newest if newest is not None and not newest.state.is_over else None
     members = reader.run_members(run.name)
+    joined = sum(member.joined for member in members)
     figures = _newest_figures(reader, run)
     return OpenRun(
         run=run.name,
         rounds_planned=plan.rounds,
         rounds_succeeded=run.rounds_succeeded,
         failed_in_a_row=run.failed_in_a_row,
-        members_joined=sum(member.joined for member in members),
+        members_joined=joined,
         members_declined=sum(not member.joined for member in members),
         round=run.latest_round,
         phase_began=round_.phase_started_at if round_ is not None else None,
         deadline=round_.deadline if round_ is not None else None,
         quorum=_quorum(plan, round_),
-        participants=_standings(round_, reader.participations(run.name, round_.number)) if round_ is not None else (),
+        participants=_standings(round_, reader.participations(run.name, round_.number), joined) if round_ else (),
         heldout_loss=figures.get("heldout_loss"),
         accepted_loss=run.accepted_loss,
         train_loss=figures.get("train_loss"),
@@ -103,7 +104,9 @@ def _quorum(plan: Plan, round_: Round | None) -> int | None:
     return limits.quorum if limits is not None else None
 
 
-def _standings(round_: Round, participations: tuple[Participation, ...]) -> tuple[tuple[Standing, int], ...]:
+def _standings(
+    round_: Round, participations: tuple[Participation, ...], joined: int
+) -> tuple[tuple[Standing, int], ...]:
     part = _PART.get(round_.state, ParticipationState.UPLOADED)
     done = _ORDER[_ORDER.index(part) :]
     counts = Counter(
@@ -111,4 +114,7 @@ def _standings(round_: Round, participations: tuple[Participation, ...]) -> tupl
         for p in participations
         if not round_.cohort or p.participant in round_.cohort or p.state.is_out
     )
+    if round_.state is RoundState.FORMING:
+        # Who has joined the run may still come.
+        counts[Standing.AWAITED] = max(0, joined - counts[Standing.IN] - counts[Standing.OUT])
     return tuple((standing, counts[standing]) for standing in Standing)

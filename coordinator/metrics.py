@@ -7,7 +7,15 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from common.errors import (
@@ -103,6 +111,7 @@ class Metrics:
     content_type: Final = CONTENT_TYPE_LATEST
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a time for each series would double them
         self.registry = registry or CollectorRegistry()
         own = self.registry
         self.open_runs = Gauge("accord_open_runs", "Open runs by state.", ("state",), registry=own)
@@ -192,6 +201,11 @@ class Metrics:
         )
         self.blob_bytes = Counter(
             "accord_blob_bytes", "Bytes read from and written to the blob store.", ("direction",), registry=own
+        )
+        self.audit_failures = Counter(
+            "accord_audit_failures",
+            "Transactions with a line for the audit log that did not become durable.",
+            registry=own,
         )
         self.audit_entries = Gauge(
             "accord_audit_entries", "Lines of the audit log; it never gets shorter.", registry=own

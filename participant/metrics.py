@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
 from common.errors import (
     AccordError,
@@ -132,6 +132,7 @@ class ParticipantMetrics:
 
         Raises ValueError if the registry has them already.
         """
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a time for each series would double them
         made = cls._declare(registry)
         ProcessCollector(registry=registry)
         made.build.labels(version=software_version()).set(1)

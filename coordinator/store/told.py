@@ -5,11 +5,12 @@ that was rolled back. Changes nothing else.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Final, cast
 
+from common.errors import StorageFailed, Unavailable
 from common.log import get_logger
 from coordinator.rounds.model import AuditEvent
 from coordinator.store.interface import Reader, Store, Writer
@@ -24,8 +25,10 @@ log: Final = get_logger(__name__)
 class ToldStore:
     """A `Store`."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, on_lost: Callable[[], None]) -> None:
+        """on_lost: told of every transaction that should have written to the audit log and did not become durable."""
         self._store = store
+        self._on_lost = on_lost
 
     @contextmanager
     def read(self) -> Iterator[Reader]:
@@ -34,9 +37,15 @@ class ToldStore:
 
     @contextmanager
     def write(self) -> Iterator[Writer]:
-        with self._store.write() as writer:
-            listening = _Listening(writer)
-            yield cast("Writer", listening)
+        listening: _Listening | None = None
+        try:
+            with self._store.write() as writer:
+                listening = _Listening(writer)
+                yield cast("Writer", listening)
+        except (StorageFailed, Unavailable):
+            if listening is not None and listening.has_tried:
+                self._on_lost()
+            raise
         for event in listening.events:
             log.info(event.action, **fields_of(event))
 
@@ -59,8 +68,10 @@ class _Listening:
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
         self.events: list[AuditEvent] = []
+        self.has_tried = False
 
     def append_audit(self, *, time: datetime, actor: str, action: str, subject: str, details: str) -> AuditEvent:
+        self.has_tried = True
         event = self._writer.append_audit(time=time, actor=actor, action=action, subject=subject, details=details)
         self.events.append(event)
         return event

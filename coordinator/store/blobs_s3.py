@@ -160,9 +160,13 @@ class S3BlobStore:
         """Take an empty prefix, or see that it is ours: another federation's rounds would overwrite our uploads."""
         key, text = self._connection.place.key(OWNER_NAME), _OWNER_FORM + owner + "\n"
         found = self._owner(key)
-        if found is None and not self._put_if_absent(key, Pieces([text.encode()])):
+        if found is None:
+            if self._put_if_absent(key, Pieces([text.encode()])):
+                return
             found = self._owner(key)
-        if found is not None and found != text:
+        if found is None:  # S3 may answer so while another one's write is under way.
+            raise StorageUnreachable(f"{self._connection.place}: another coordinator is just taking it; try again")
+        if found != text:
             first = found.removeprefix(_OWNER_FORM).strip()[:80]
             raise ConfigInvalid(
                 f"blobs.url: {self._connection.place} has the blobs of federation {first!r}, this one is {owner!r}: "

@@ -30,6 +30,7 @@ DEFAULT_REGION: Final = "us-east-1"
 CONNECT_SECONDS: Final = 5
 READ_SECONDS: Final = 60
 ATTEMPTS: Final = 3
+LOCAL_HOSTS: Final = ("127.0.0.1", "::1", "localhost")
 _CONNECTIONS: Final = 32
 _PROFILE: Final = "default"
 
@@ -137,6 +138,8 @@ class S3Connection:
         self._endpoint = _endpoint(settings)
         if settings.ca_file is not None:
             _read(settings.ca_file, key="blobs.ca_file")
+        if self._endpoint.startswith("http://") and urlsplit(self._endpoint).hostname not in LOCAL_HOSTS:
+            log.warning("blobs_without_tls", place=str(place), endpoint=self._endpoint)
         self._renewing = threading.Lock()
         self._used: bytes | None = None
         self._client = self._make_client()

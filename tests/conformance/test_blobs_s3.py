@@ -8,7 +8,6 @@ import os
 import socket
 import threading
 import uuid
-from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from coordinator.store.blobs_s3 import S3BlobStore
 from coordinator.store.opening import check_blobs, open_blobs
 from coordinator.store.s3_errors import refusal
 from coordinator.store.s3_settings import S3Place, S3Settings
-from tests.seaweedfs import ACCESS_KEY, BUCKET, SECRET_KEY, SeaweedFS, seaweedfs_in
+from tests.seaweedfs import ACCESS_KEY, BUCKET, SECRET_KEY, SeaweedFS
 
 PART = 5 << 20  # the least that S3 takes
 ONE_CALL = 6 << 20
@@ -166,93 +165,6 @@ def test_codes_of_other_services_are_understood(code, status, kind):
     error = refusal(ClientError(answer, "PutObject"), "s3://bucket")
     assert type(error) is kind
     assert code in error.message
-
-
-def test_a_byte_that_changes_on_its_way_is_refused_and_not_stored(url, bucket, tmp_path):
-    def change(sent: bytes) -> bytes:
-        return sent.replace(b"the update's bytes", b"the uqdate's bytes")
-
-    with line(bucket.port, change) as port:
-        blobs = S3BlobStore(url, S3Settings(endpoint=f"http://127.0.0.1:{port}"))
-        with pytest.raises(StorageFailed, match="changed on their way"):
-            blobs.put("key", b"the update's bytes")
-        blobs.put("other", b"others")
-        file = tmp_path / "large"
-        file.write_bytes(bytes(ONE_CALL) + b"the update's bytes")
-        with pytest.raises(StorageFailed, match="changed on their way"):
-            blobs.put_file("large", file)
-    assert list(S3BlobStore(url, S3Settings()).keys("")) == ["other"]
-
-
-def test_a_reader_goes_on_where_its_line_broke(url, bucket, blobs, tmp_path):
-    content = os.urandom(3 << 20)
-    blobs.put("key", content)
-    cuts = iter((100_000, 1_500_000))
-    with line(bucket.port, answers=lambda: next(cuts, None)) as port:
-        far = S3BlobStore(url, S3Settings(endpoint=f"http://127.0.0.1:{port}"))
-        assert far.read("key", 10) == content[10:]
-        assert next(cuts, None) is None
-        far.fetch("key", tmp_path / "file")
-        assert (tmp_path / "file").read_bytes() == content
-
-
-# --- a service that dies, or is full ----------------------------------------------------------------------------------
-
-
-def test_what_was_acknowledged_outlives_a_kill_and_an_upload_goes_on_at_its_last_part(tmp_path, monkeypatch):
-    with seaweedfs_in(tmp_path / "server") as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        url = server.url("fed")
-        blobs = S3BlobStore(url, S3Settings())
-        blobs.put("uploads/1", b"acknowledged")
-        file = tmp_path / "adapter"
-        file.write_bytes(os.urandom(3 * PART))
-        sent = 0
-
-        def dying(connection, upload, number, part, digest, send=s3_parts._send):
-            nonlocal sent
-            if number == 3:
-                server.kill()
-            etag = send(connection, upload, number, part, digest)
-            sent += 1
-            return etag
-
-        with monkeypatch.context() as patched:
-            patched.setattr(s3_parts, "_send", dying)
-            patched.setattr("coordinator.store.s3_connection.ATTEMPTS", 1)
-            with pytest.raises(StorageUnreachable):
-                S3BlobStore(url, S3Settings()).put_file("adapters/a", file)
-        assert sent == 2
-        server.start()
-        assert blobs.read("uploads/1") == b"acknowledged"
-        assert not blobs.exists("adapters/a")
-        with capture_logs() as events:  # Of another process, which knows nothing but the file and the key.
-            S3BlobStore(url, S3Settings()).put_file("adapters/a", file)
-        assert [event["durable_bytes"] for event in events if event["event"] == "upload_gone_on_with"] == [2 * PART]
-        assert blobs.read("adapters/a") == file.read_bytes()
-        assert open_uploads(server, url) == []
-
-
-def test_a_full_service_acknowledges_nothing_that_it_does_not_keep(tmp_path, monkeypatch):
-    with seaweedfs_in(tmp_path / "server", most_volumes=2, volume_mebibytes=1) as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr("coordinator.store.s3_connection.ATTEMPTS", 1)
-        blobs = S3BlobStore(server.url("fed"), S3Settings())
-        kept: list[int] = []
-
-        def fill() -> None:
-            for number in range(200):
-                blobs.put(f"uploads/{number}", bytes([number]) * 500_000)
-                kept.append(number)
-
-        with pytest.raises(StorageFailed, match="full or missing volumes"):
-            fill()
-        assert kept
-        assert sorted(blobs.keys("")) == sorted(f"uploads/{number}" for number in kept)
-        for number in kept:
-            assert blobs.read(f"uploads/{number}") == bytes([number]) * 500_000
 
 
 # --- large files ------------------------------------------------------------------------------------------------------
@@ -445,6 +357,14 @@ def test_a_ca_file_that_is_missing_is_said_before_the_first_call(url, tmp_path):
         S3BlobStore(url, S3Settings(ca_file=tmp_path / "none.pem"))
 
 
+def test_a_line_without_tls_to_another_host_is_warned_of():
+    with capture_logs() as events:
+        S3BlobStore("s3://bucket", S3Settings(endpoint="http://s3.example.org"))
+        S3BlobStore("s3://bucket", S3Settings(endpoint="http://127.0.0.1:1"))
+        S3BlobStore("s3://bucket", S3Settings(endpoint="https://s3.example.org"))
+    assert [event["endpoint"] for event in events if event["event"] == "blobs_without_tls"] == ["http://s3.example.org"]
+
+
 def test_the_check_leaves_nothing_behind(url, bucket):
     check_blobs(url, S3Settings())
     assert objects(bucket, url) == []
@@ -457,42 +377,3 @@ def test_a_key_that_is_too_long_with_its_prefix_is_refused(bucket):
         blobs.put(key, b"x")
     with pytest.raises(NotFound):
         blobs.read("k")
-
-
-# --- a line between -------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def line(to_port, change=lambda sent: sent, *, answers=lambda: None):
-    """A port that leads to another one. change: what is done to what is sent. answers: after how many bytes the next
-    connection's answer breaks off, or None."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-
-        def pump(source, target, alter, most):
-            with source, target:
-                try:
-                    while piece := source.recv(1 << 16):
-                        if most is not None and len(piece) > most:
-                            return
-                        most = None if most is None else most - len(piece)
-                        target.sendall(alter(piece))
-                except OSError:
-                    return
-                finally:
-                    for end in (source, target):
-                        with suppress(OSError):
-                            end.shutdown(socket.SHUT_RDWR)
-
-        def accept():
-            while True:
-                try:
-                    near, _ = listening.accept()
-                except OSError:
-                    return
-                far = socket.create_connection(("127.0.0.1", to_port))
-                threading.Thread(target=pump, args=(near, far, change, None), daemon=True).start()
-                threading.Thread(target=pump, args=(far, near, lambda got: got, answers()), daemon=True).start()
-
-        threading.Thread(target=accept, daemon=True).start()
-        yield listening.getsockname()[1]
-        listening.shutdown(socket.SHUT_RDWR)

@@ -60,10 +60,10 @@ class Sending:
 
 def sendings(folder: Path, site: str) -> list[Sending]:
     """All of a site's, in order."""
-    return [Sending(**json.loads(line)) for line in _sendings_file(folder, site).read_text().splitlines()]
+    return [Sending(**json.loads(line)) for line in sendings_file(folder, site).read_text().splitlines()]
 
 
-def _sendings_file(folder: Path, site: str) -> Path:
+def sendings_file(folder: Path, site: str) -> Path:
     return folder / f"{site}.sendings"
 
 
@@ -72,7 +72,7 @@ def install(kills: Kills, *, site: str) -> None:
     upload, prepare = CoordinatorClient.upload, made_up_site.MadeUpTrainer.prepare
 
     def noted_upload(self: CoordinatorClient, run: str, round_: int, *, first_chunk: int, **rest: Any) -> None:
-        with _sendings_file(kills.folder, site).open("a") as file:
+        with sendings_file(kills.folder, site).open("a") as file:
             sending = Sending(round_, first_chunk, datetime.now(UTC).isoformat())
             file.write(json.dumps(asdict(sending)) + "\n")
             file.flush()

@@ -6,6 +6,7 @@ way that can be borne, nothing is lost.
 
 from __future__ import annotations
 
+import argparse
 import json
 import socket
 import subprocess
@@ -36,6 +37,7 @@ from common.rpc.channels import (
 from common.service_manager import ServiceManager
 from demo.federation import leashed
 from participant.app import serving
+from participant.cli import status as status_command
 from participant.cli.enroll import enroll_site
 from participant.config import MOST_QUIET_SECONDS, load_config
 from participant.contact import CONTACT_FILE
@@ -156,6 +158,16 @@ def contact(config: Path) -> dict[str, Any]:
     return value
 
 
+def status(config: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """What `accord-participant status --json` says."""
+    capsys.readouterr()
+    status_command.execute(argparse.Namespace(config=config, json=True))
+    # The daemon of this process logs beside it.
+    text = capsys.readouterr().out
+    value: dict[str, Any] = json.JSONDecoder().raw_decode(text[text.index("{\n") :])[0]
+    return value
+
+
 # --- an HTTP proxy ---------------------------------------------------------------------------------------------------
 
 
@@ -233,7 +245,7 @@ def test_an_enrolment_through_a_proxy_that_refuses_ends_with_the_proxys_reason(c
     assert f"ask the proxy's administrator to allow CONNECT to {HOST}:{coordinator.enrollment_port}" in error.message
 
 
-def test_a_daemon_behind_a_proxy_says_why_it_waits_and_goes_on_when_the_password_is_right(enrolled):
+def test_a_daemon_behind_a_proxy_says_why_it_waits_and_goes_on_when_the_password_is_right(enrolled, capsys):
     password = enrolled.parent / "password"
     password.write_text("yesterday's")
     with ConnectProxy(credentials="accord:today's") as proxy:
@@ -241,10 +253,13 @@ def test_a_daemon_behind_a_proxy_says_why_it_waits_and_goes_on_when_the_password
         with working(enrolled) as ear:
             said = ear.until("PROXY_FAILED")
             assert "does not take user accord with this password" in said
-            assert contact(enrolled)["reason"] == "PROXY_FAILED"
+            told = status(enrolled, capsys)
+            assert told["daemon_is_running"]
+            assert told["contact"]["reason"] == "PROXY_FAILED"
+            assert "does not take user accord" in told["contact"]["message"]
             password.write_text("today's")
             ear.until("STATUS=in touch with the coordinator")
-            assert contact(enrolled)["reason"] == ""
+            assert status(enrolled, capsys)["contact"]["reason"] == ""
 
 
 def test_a_proxy_that_is_down_is_told_from_a_coordinator_that_is_down(enrolled):

@@ -39,6 +39,17 @@ def test_a_token_is_read_back():
     assert from_text(to_text(INVITATION)) == INVITATION
 
 
+def test_a_token_carries_both_cas_while_one_takes_the_others_place():
+    following = new_authority(FederationId("north"), now=START_OF_TIME)
+    both = replace(INVITATION, authority=to_pem([AUTHORITY.certificate, following.certificate]))
+    assert from_text(to_text(both)) == both
+    three = replace(INVITATION, authority=to_pem([AUTHORITY.certificate] * 3))
+    with pytest.raises(InvalidArgument, match="carries one, or 2 during a change"):
+        to_text(three)
+    with pytest.raises(JoinTokenInvalid):
+        from_text(changed(authority_next="bm90IGEgY2VydGlmaWNhdGU"))
+
+
 def test_a_token_survives_being_wrapped_by_a_mail_program():
     text = to_text(INVITATION)
     wrapped = "\r\n  ".join(text[start : start + 60] for start in range(0, len(text), 60)) + "\n"

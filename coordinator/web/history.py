@@ -8,10 +8,12 @@ from typing import Final
 from common.rpc.identity import Caller
 from coordinator.web.reads import Plain, Reads
 
+# A first visit reads all; later ones what is new, which is most often the open round.
 PAGE: Final = 200
+NEW_PAGE: Final = 10
 # Of very long runs the newest rounds are shown.
 MOST_ROUNDS: Final = 2000
-MOST_RUNS: Final = 16
+MOST_RUNS: Final = 8
 
 _OVER: Final = ("succeeded", "failed", "cancelled")
 
@@ -25,13 +27,14 @@ class RoundHistory:
     async def of(self, reads: Reads, caller: Caller, run: str) -> tuple[Plain, ...]:
         """A run's rounds without the names in them, oldest first, at most MOST_ROUNDS."""
         known = self._known.pop(run, {})
+        size = NEW_PAGE if known else PAGE
         newest: dict[int, Plain] = {}
         token = ""
         while len(newest) < MOST_ROUNDS:
-            answer = await reads.rounds(caller, run, size=PAGE, token=token)
+            answer = await reads.rounds(caller, run, size=size, token=token)
             rows: list[Plain] = answer["rounds"]
             newest |= {row["number"]: row for row in rows}
-            token = answer["next_page_token"]
+            token, size = answer["next_page_token"], PAGE
             # What is older than a round that is known is known, too.
             if not token or any(row["number"] in known for row in rows):
                 break

@@ -10,9 +10,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.certificates import serial_text, to_pem
 from common.charter import CHARTER_FORM, USUAL_BOUNDS, Charter
+from common.durable import write_durably
 from common.errors import OutOfTurn
 from common.identifiers import FederationId, ParticipantId
-from coordinator import keystore
 from coordinator.identity import OwnAuthority
 from coordinator.keystore import PkiFolder
 from coordinator.rotation import Holder, OpenRun, Step, issuer_of, not_listing, not_told, of_former, step_of
@@ -77,16 +77,15 @@ def test_a_step_that_was_killed_leaves_a_ca_that_issues_and_can_be_taken_again(
         "retire": lambda: folder.retire_authorities(NORTH),
     }
     left = [writes]
-    write = keystore.write_durably
 
     def until_killed(*args, **kwargs):
         if not left[0]:
             raise Killed
         left[0] -= 1
-        write(*args, **kwargs)
+        write_durably(*args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(keystore, "write_durably", until_killed)
+        patched.setattr("coordinator.keystore.write_durably", until_killed)
         try:
             steps[step]()
         except Killed:

@@ -349,7 +349,7 @@ class StorageFailed(AccordError):
 
 
 class StorageUnreachable(StorageFailed):
-    """The object store does not answer, is overloaded, or TLS with it fails."""
+    """The object store or the database server does not answer, is overloaded, or TLS with it fails."""
 
     reason = "STORAGE_UNREACHABLE"
 
@@ -361,7 +361,7 @@ class StorageDenied(StorageFailed):
 
 
 class StorageMissing(StorageFailed):
-    """The bucket is not there."""
+    """The bucket or the database is not there."""
 
     reason = "STORAGE_MISSING"
 

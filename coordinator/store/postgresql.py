@@ -21,7 +21,17 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
-from common.errors import AccordError, AlreadyExists, ConfigInvalid, NotFound, StorageFailed
+from common.errors import (
+    AccordError,
+    AlreadyExists,
+    ConfigInvalid,
+    NotFound,
+    StorageDenied,
+    StorageFailed,
+    StorageFull,
+    StorageMissing,
+    StorageUnreachable,
+)
 from coordinator.store.database import Database
 
 DRIVERS: Final = ("postgresql", "postgresql+psycopg")
@@ -176,7 +186,7 @@ _SCHEMA: Final = "the database's schema is not the one that this version expects
 _DISK: Final = "the server's disk is full: free space there and try again"
 _DAMAGED: Final = "the database is damaged: stop all coordinators and restore a backup"
 
-# By SQLSTATE, or its first two characters.
+# By SQLSTATE, or its first characters.
 _ADVICE: Final = {
     "08": _GONE,
     "22021": "the database cannot hold a character of the text",
@@ -197,24 +207,33 @@ _ADVICE: Final = {
     "XX001": _DAMAGED,
     "XX002": _DAMAGED,
 }
+_KINDS: Final[dict[str, type[AccordError]]] = {
+    "08": StorageUnreachable,
+    "25P03": StorageUnreachable,
+    "42501": StorageDenied,
+    "53100": StorageFull,
+    "53300": StorageUnreachable,
+    "57P": StorageUnreachable,
+}
+_TLS: Final = "TLS with the server does not come about: see sslmode, sslrootcert and the server's certificate"
+_NO_DATABASE: Final = "there is no such database: CREATE DATABASE, then run accord-coordinator migrate"
+_NOT_LET_IN: Final = "the server lets nobody in from here: see its pg_hba.conf, and whether it asks for TLS"
 # A server that does not let anybody in says so in words alone; in the language of its own messages.
-_AT_THE_DOOR: Final = (
-    (r"password authentication failed|no password supplied", "user name or password is wrong"),
+_AT_THE_DOOR: Final[tuple[tuple[str, type[AccordError], str], ...]] = (
+    (r"password authentication failed|no password supplied", StorageDenied, "user name or password is wrong"),
+    (r'database ".*" does not exist', StorageMissing, _NO_DATABASE),
+    (r'role ".*" does not exist', StorageDenied, "there is no such user: CREATE ROLE ... LOGIN"),
+    (r"no pg_hba.conf entry", StorageDenied, _NOT_LET_IN),
+    (r"certificate|SSL", StorageUnreachable, _TLS),
+    (r"too many (clients|connections)|remaining connection slots", StorageUnreachable, _ADVICE["53300"]),
+    (r"starting up|shutting down|recovery mode", StorageUnreachable, "the server is starting or stopping; try again"),
+    (r"could not translate host|Name or service not known|resolve", StorageUnreachable, "the host name is not known"),
     (
-        r'database ".*" does not exist',
-        "there is no such database: CREATE DATABASE, then run accord-coordinator migrate",
+        r"refused|timeout|timed out|unreachable|No such file",
+        StorageUnreachable,
+        "the server cannot be reached: see whether it runs there",
     ),
-    (r'role ".*" does not exist', "there is no such user: CREATE ROLE ... LOGIN"),
-    (r"no pg_hba.conf entry", "the server lets nobody in from here: see its pg_hba.conf, and whether it asks for TLS"),
-    (
-        r"certificate|SSL",
-        "TLS with the server does not come about: see sslmode, sslrootcert and the server's certificate",
-    ),
-    (r"too many (clients|connections)|remaining connection slots", _ADVICE["53300"]),
-    (r"starting up|shutting down|recovery mode", "the server is starting or stopping; try again"),
-    (r"could not translate host name|Name or service not known|resolve", "the host name is not known"),
-    (r"refused|timeout|timed out|unreachable|No such file", "the server cannot be reached: see whether it runs there"),
-    (r"invalid (connection option|integer|sslmode|port)", "a setting in the URL is not one"),
+    (r"invalid (connection option|integer|sslmode|port)", ConfigInvalid, "a setting in the URL is not one"),
 )
 
 
@@ -228,23 +247,19 @@ def _translate(error: DBAPIError, place: str) -> AccordError:
         if state == "23503":
             return NotFound("a row refers to a run, a round or a participant that does not exist; nothing was written")
     if not state:
-        return StorageFailed(f"{place}: {_without_state(error)}")
+        return _without_state(error, place)
     for key in (state, state[:3], state[:2]):
         if key in _ADVICE:
-            return StorageFailed(f"{place}: {_ADVICE[key]} ({state})")
+            return _KINDS.get(key, StorageFailed)(f"{place}: {_ADVICE[key]} ({state})")
     return StorageFailed(f"{place}: the database refused (SQLSTATE {state}); the server's log has the reason")
 
 
-def _without_state(error: DBAPIError) -> str:
+def _without_state(error: DBAPIError, place: str) -> AccordError:
     """What libpq says of a connection that did not come about, or has gone."""
-    said = " ".join(str(error.orig).split())
     if error.connection_invalidated:
-        return _GONE
-    for pattern, advice in _AT_THE_DOOR:
+        return StorageUnreachable(f"{place}: {_GONE}")
+    said = " ".join(str(error.orig).split()).removeprefix("connection failed: ")[:300]
+    for pattern, kind, advice in _AT_THE_DOOR:
         if re.search(pattern, said):
-            return f"{advice} ({_shortened(said)})"
-    return _shortened(said)
-
-
-def _shortened(said: str) -> str:
-    return said.removeprefix("connection failed: ")[:300]
+            return kind(f"{place}: {advice} ({said})")
+    return StorageUnreachable(f"{place}: {said}")

@@ -11,7 +11,15 @@ import psycopg
 import pytest
 
 from common.clock import SystemClock
-from common.errors import AccordError, AlreadyExists, StorageFailed
+from common.errors import (
+    AccordError,
+    AlreadyExists,
+    ConfigInvalid,
+    StorageDenied,
+    StorageFailed,
+    StorageMissing,
+    StorageUnreachable,
+)
 from coordinator.store import postgresql
 from coordinator.store.schema import check_schema, describe, migrate, newest_revision
 from coordinator.store.sql import SqlStore
@@ -61,20 +69,22 @@ def failure(action: Callable[[], object], kind: type[AccordError] = StorageFaile
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "kind", "said"),
     [
-        (lambda url: url.replace(PASSWORD, "hunter2"), "user name or password is wrong"),
-        (lambda url: url.replace("accord:", "hunter:"), "user name or password is wrong"),
-        (lambda url: f"{url}-missing", "there is no such database: CREATE DATABASE"),
-        (lambda url: f"{url}?sslmode=require", "TLS with the server does not come about"),
-        (lambda url: f"{url}?port=1", "the server cannot be reached"),
-        (lambda url: url.replace("127.0.0.1", "db.invalid"), "the host name is not known"),
-        (lambda url: f"{url}?bogus=hunter2", "a setting in the URL is not one"),
+        (lambda url: url.replace(PASSWORD, "hunter2"), StorageDenied, "user name or password is wrong"),
+        (lambda url: url.replace("accord:", "hunter:"), StorageDenied, "user name or password is wrong"),
+        (lambda url: f"{url}-missing", StorageMissing, "there is no such database: CREATE DATABASE"),
+        (lambda url: f"{url}?sslmode=require", StorageUnreachable, "TLS with the server does not come about"),
+        (lambda url: f"{url}?port=1", StorageUnreachable, "the server cannot be reached"),
+        (lambda url: url.replace("127.0.0.1", "db.invalid"), StorageUnreachable, "the host name is not known"),
+        (lambda url: f"{url}?bogus=hunter2", ConfigInvalid, "a setting in the URL is not one"),
     ],
 )
-def test_a_door_that_stays_shut_is_said_with_what_to_do(url: str, change: Callable[[str], str], said: str) -> None:
+def test_a_door_that_stays_shut_is_said_with_what_to_do(
+    url: str, change: Callable[[str], str], kind: type[AccordError], said: str
+) -> None:
     for use in (check_schema, SqlStore, migrate, describe):
-        assert said in failure(lambda use=use: use(change(url)))  # type: ignore[misc]
+        assert said in failure(lambda use=use: use(change(url)), kind)  # type: ignore[misc]
 
 
 def test_what_answers_is_said_with_its_schema_whatever_that_is(server: PostgresServer, url: str) -> None:

@@ -80,7 +80,7 @@ def written(chart: Path) -> Mapping[Path, str]:
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     files = {readme: f"{before}{table(chart)}{after}"}
-    if RULES.exists() and (chart / "files" / "answers.py").exists():
+    if (chart / "templates" / "monitoring.yaml").exists():
         files[chart / "files" / RULES.name] = RULES.read_text(encoding="utf-8")
     return files
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from coordinator.config import parse_config
 from participant.config import load_unpinned_config
@@ -219,11 +222,26 @@ def test_cert_manager_is_asked_for_every_name_by_which_the_coordinator_is_dialle
     assert [port["name"] for port in of_kind(found, "Service")[0]["spec"]["ports"]] == ["participants"]
 
 
-def test_monitoring_is_behind_switches(default, everything):
+def test_monitoring_is_behind_switches_and_carries_the_rules_of_the_repository(default, everything):
     kinds = {"ServiceMonitor", "PodMonitor", "PrometheusRule"}
     assert not kinds & {found["kind"] for found in default}
-    (monitor,) = of_kind(everything, "PodMonitor")
-    assert monitor["spec"]["podMetricsEndpoints"][0]["port"] == "health"
+    (rules,) = of_kind(everything, "PrometheusRule")
+    source = yaml.safe_load((ROOT / "deploy" / "prometheus" / "accord.rules.yml").read_text())
+    assert rules["spec"] == source, "make chart copies them"
+    # The targets are named as the rules' queries name them.
+    named = set(re.findall(r'job=~?"([a-z-]+)', json.dumps(source).replace('\\"', '"')))
+    coordinator = of_kind(everything, "PodMonitor")
+    participant = of_kind(
+        manifests(render("4", PARTICIPANT, files=[PARTICIPANT / "ci" / "gpu-values.yaml"])), "PodMonitor"
+    )
+    jobs = {
+        relabeling["replacement"]
+        for monitor in (*coordinator, *participant)
+        for relabeling in monitor["spec"]["podMetricsEndpoints"][0]["relabelings"]
+        if relabeling["targetLabel"] == "job"
+    }
+    assert named
+    assert named <= jobs
 
 
 def test_readmes_of_the_charts_say_what_their_values_are():

@@ -57,12 +57,16 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """values: what the template shows. section: the part of the navigation it belongs to."""
+    """values: what the template shows. section: the part of the navigation it belongs to.
+
+    is_followed: whether it is made anew by itself; not one that is dear to make.
+    """
 
     template: str
     title: str
     section: str
     values: Mapping[str, object] = field(default_factory=dict)
+    is_followed: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,6 +175,8 @@ class Site:
 
     async def _part(self, request: web.Request, visitor: Visitor, answer: Answer) -> str:
         page = await self._made(request, visitor, answer)
+        if not page.is_followed:
+            raise InvalidArgument("this page does not follow what happens; load it again")
         return await self._in_thread(lambda: self._templates.part(page, path=request.path, now=self._parts.clock.now()))
 
     async def _in_thread(self, make: Callable[[], str]) -> str:

@@ -353,7 +353,10 @@ def test_the_audit_log_goes_back_to_its_first_line_and_its_chain_can_be_verified
     assert len(newest) > 50, "more than a page"
     assert seen[-50:] == newest[-50:]
     assert len(seen) == len(set(seen))
-    assert "events is intact" in viewer.get("/audit?verify=1").page.text
+    verified = viewer.get("/audit?verify=1").page
+    assert "events is intact" in verified.text
+    assert ("html", {"lang": "en", "data-follow": "no"}) in verified.elements, "it is not computed again and again"
+    assert viewer.get("/audit?verify=1", Accept="text/event-stream").status == 400
 
 
 # --- a thousand participants ------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@
   const status = document.getElementById("live");
   const asOf = document.getElementById("asof");
   const pause = document.getElementById("pause");
+  if (document.documentElement.dataset.follow === "no") return;
   const SILENT_AFTER = 20000;
   let source = null;
   let heardAt = 0;

@@ -45,8 +45,10 @@ async def audit_log(ask: Ask) -> Page:
             "older": ask.link(**{"from": token, "verify": ""}) if token else "",
             "newest": ask.link(**{"from": "", "verify": ""}) if ask.token() else "",
             "verify": ask.link(verify="1"),
+            "unverified": ask.link(verify=""),
             "verdict": verdict,
         },
+        is_followed=verdict is None,
     )
 
 

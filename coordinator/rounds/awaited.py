@@ -135,15 +135,21 @@ def _waiting(scene: Scene) -> Explanation:
 
 
 def _created(scene: Scene) -> Explanation:
-    undecided = [name for name in scene.members if name not in scene.standings]
     joined, quorum = len(scene.joined), scene.plan.phases.forming.quorum
     return Explanation(
         summary=f"the run waits for an operator to start it; {joined} of {len(scene.members)} members have joined, and "
         f"its rounds take {quorum}",
         done=joined,
         quorum=quorum,
-        awaited=tuple(_await(scene, name, "join", scene.run.created_at) for name in undecided),
+        awaited=tuple(_undecided(scene)),
     )
+
+
+def _undecided(scene: Scene) -> Iterator[Awaited]:
+    """Members that have neither joined nor declined. A run that was started without them still waits for its quorum."""
+    for name in scene.members:
+        if name not in scene.standings:
+            yield _await(scene, name, "join", scene.run.created_at)
 
 
 def _forming(scene: Scene, round_: Round) -> Explanation:
@@ -156,7 +162,8 @@ def _forming(scene: Scene, round_: Round) -> Explanation:
         awaited=tuple(
             _await(scene, name, "ask for work", round_.phase_started_at) for name in sorted(set(scene.joined) - arrived)
         )
-        + tuple(_key_setup(scene)),
+        + tuple(_key_setup(scene))
+        + tuple(_undecided(scene)),
     )
 
 

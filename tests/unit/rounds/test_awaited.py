@@ -81,6 +81,11 @@ def test_forming_waits_for_those_who_have_joined_and_are_not_there():
     assert (explain(found).done, explain(found).quorum) == (1, 3)
 
 
+def test_a_run_that_was_started_too_early_waits_for_those_who_have_not_decided():
+    found = scene(round=round_(RoundState.FORMING), participations=(), standings={"bank": member("bank")})
+    assert waits(found) == [("bank", "ask for work"), *((name, "join") for name in ("clinic", "depot", "office"))]
+
+
 def test_training_waits_for_updates_and_beside_it_for_keys():
     found = scene(
         participations=(

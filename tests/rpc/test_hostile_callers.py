@@ -95,8 +95,8 @@ def lines(federation: Federation, actor: str) -> list[tuple[str, int]]:
 
 @pytest.mark.parametrize(
     "said",
-    [b"", b"\x00" * 1000, b"GET / HTTP/1.1\r\n\r\n", HELLO, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"],
-    ids=["silence", "zeros", "plain HTTP", "half a handshake", "HTTP/2 without TLS"],
+    [b"", b"\x00" * 1000, HELLO],
+    ids=["silence", "garbage", "half a handshake"],
 )
 def test_a_round_succeeds_beside_connections_that_never_shake_hands(federation: Federation, said: bytes) -> None:
     port = port_of(federation)

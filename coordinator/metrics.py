@@ -23,6 +23,7 @@ from common.errors import (
     BaseModelUnavailable,
     CertificateRevoked,
     CharterInvalid,
+    ClockWrong,
     DataInvalid,
     DigestMismatch,
     InvalidArgument,
@@ -59,6 +60,7 @@ DROP_REASONS: Final = frozenset(
         for kind in (
             BaseModelUnavailable,
             CertificateRevoked,
+            ClockWrong,
             DataInvalid,
             MemberAtFault,
             PolicyRefusal,

@@ -199,7 +199,7 @@ class S3Connection:
                 region_name=settings.region or session.get_config_variable("region") or DEFAULT_REGION,
                 verify=str(settings.ca_file) if settings.ca_file is not None else None,
                 config=Config(
-                    s3={"addressing_style": style, "payload_signing_enabled": True},
+                    s3={"addressing_style": style},
                     # Checksums in trailers are AWS's own; what we send has a digest that every service checks.
                     request_checksum_calculation="when_required",
                     response_checksum_validation="when_required",

@@ -28,6 +28,7 @@ MOST_PARTS: Final = 10_000
 # Nobody goes on with an upload after so long: its round is over.
 ABANDONED_AFTER: Final = timedelta(days=1)
 _READ_BYTES: Final = MEBIBYTE
+_WHOLE_BYTES: Final = MEBIBYTE
 # Once more if another process has completed or aborted the upload that was being gone on with.
 _ATTEMPTS: Final = 2
 
@@ -83,14 +84,15 @@ class Part:
     def whole(cls, source: Source) -> Part:
         return cls(source, 0, source.size)
 
-    def body(self) -> Body:
-        """The bytes as a file, from their beginning."""
-        return Body(self)
+    def body(self) -> Body | bytes:
+        """The bytes as a file, from their beginning. A few as such: with a file the client asks before it sends."""
+        whole = Body(self)
+        return whole if self.size > _WHOLE_BYTES else whole.read()
 
     def md5(self) -> bytes:
         """Not for security: it is the one digest that every service checks before it answers."""
         digest = hashlib.md5(usedforsecurity=False)
-        body = self.body()
+        body = Body(self)
         while piece := body.read(_READ_BYTES):
             digest.update(piece)
         return digest.digest()

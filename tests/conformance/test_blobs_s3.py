@@ -232,11 +232,11 @@ def test_what_nobody_goes_on_with_is_thrown_away_after_a_day(url, bucket, blobs)
 def test_a_body_can_be_read_in_any_steps_and_again():
     pieces: list[bytes | memoryview] = [b"first ", memoryview(b"second "), b"", b"third"]
     whole = b"first second third"
-    body = s3_parts.Part.whole(s3_parts.Pieces(pieces)).body()
+    body = s3_parts.Body(s3_parts.Part.whole(s3_parts.Pieces(pieces)))
     assert body.read() == whole
     assert body.seek(0) == 0
     assert b"".join(iter(lambda: body.read(4), b"")) == whole
-    stretch = s3_parts.Part(s3_parts.Pieces(pieces), 4, 6).body()
+    stretch = s3_parts.Body(s3_parts.Part(s3_parts.Pieces(pieces), 4, 6))
     assert (len(stretch), stretch.read(), stretch.seek(0, io.SEEK_END), stretch.tell()) == (6, whole[4:10], 6, 6)
 
 

@@ -82,6 +82,25 @@ def test_a_reader_goes_on_where_its_line_broke(url, bucket, blobs, tmp_path):
         assert (tmp_path / "file").read_bytes() == content
 
 
+def test_a_reader_whose_blob_is_replaced_while_its_line_breaks_gets_no_mixture(url, bucket, blobs, tmp_path):
+    old, new = bytes(2 << 20), bytes([1]) * (2 << 20)
+    for read in (lambda far: far.read("key"), lambda far: far.fetch("key", tmp_path / "file")):
+        blobs.put("key", old)
+        connections = []
+
+        def answers(connections=connections):
+            connections.append(1)
+            if len(connections) == 1:
+                return 500_000
+            blobs.put("key", new)
+            return None
+
+        with line(bucket.port, answers=answers) as port:
+            found = read(S3BlobStore(url, S3Settings(endpoint=f"http://127.0.0.1:{port}")))
+        assert len(connections) > 1
+        assert (found or (tmp_path / "file").read_bytes()) == new
+
+
 def test_a_ca_of_ones_own_is_trusted_if_it_is_named_and_else_not(url, bucket, tmp_path, monkeypatch):
     monkeypatch.setattr("coordinator.store.s3_connection.ATTEMPTS", 1)
     now = datetime.now(UTC)
@@ -202,9 +221,9 @@ def line(to_port, change=lambda sent: sent, *, answers=lambda: None, tls=None):
                         near = tls.wrap_socket(near, server_side=True)
                     except OSError:
                         continue
-                far = socket.create_connection(("127.0.0.1", to_port))
+                far, most = socket.create_connection(("127.0.0.1", to_port)), answers()
                 threading.Thread(target=pump, args=(near, far, change, None), daemon=True).start()
-                threading.Thread(target=pump, args=(far, near, lambda got: got, answers()), daemon=True).start()
+                threading.Thread(target=pump, args=(far, near, lambda got: got, most), daemon=True).start()
 
         threading.Thread(target=accept, daemon=True).start()
         yield listening.getsockname()[1]

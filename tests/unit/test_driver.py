@@ -1,16 +1,18 @@
-"""The driver's end: what a step has taken in its last moment is given back too."""
+"""The driver's leases: kept while a step is at work, and given back at the end, whatever was taken last."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.clock import SystemClock
+from coordinator.driver import loop
 from coordinator.driver.loop import Driver
 from coordinator.wakeups import Wakeups
 
@@ -74,3 +76,54 @@ async def test_a_driver_that_is_stopped_in_a_step_leaves_no_lease_behind(tmp_pat
 
     assert leases.given_back.is_set()
     assert leases.held == set(), "the next coordinator would wait for the lease to run out"
+
+
+class BusyDriver(LateDriver):
+    """Its step takes longer than a lease."""
+
+    release: threading.Event
+
+    def step_all(self) -> float:
+        self._require_lease(RUN)
+        self.begun.set()
+        self.release.wait()
+        self.ended.set()
+        return 60.0
+
+
+class CountedLeases(Leases):
+    def __init__(self) -> None:
+        super().__init__()
+        self.acquired = threading.Semaphore(0)
+
+    def acquire_lease(self, name: str, *, holder: str, now: datetime, until: datetime) -> bool:
+        self.acquired.release()
+        return super().acquire_lease(name, holder=holder, now=now, until=until)
+
+
+async def test_a_lease_is_renewed_beside_a_step_that_takes_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "LEASE", timedelta(milliseconds=40))
+    leases = CountedLeases()
+    driver = BusyDriver(
+        store=cast(Any, leases),
+        blobs=cast(Any, None),
+        wakeups=Wakeups(),
+        clock=SystemClock(),
+        signing_key=Ed25519PrivateKey.generate(),
+        scratch=tmp_path,
+        observer=cast(Any, None),
+        holder="this one",
+        kept_rounds=3,
+    )
+    driver.leases, driver.begun, driver.ended, driver.release = leases, *(threading.Event() for _ in range(3))
+    running = asyncio.create_task(driver.run())
+    for _ in range(3):  # once by the step, the others while it is at work
+        await asyncio.to_thread(leases.acquired.acquire)
+    assert not driver.ended.is_set()
+
+    running.cancel()
+    driver.release.set()
+    await asyncio.wait({running})
+    assert leases.held == set()

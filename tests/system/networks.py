@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -300,6 +301,10 @@ class Namespace:
             for chain, body in chains.items()
         )
         subprocess.run(self.command("nft", "-f", "-"), input=f"table inet site {{\n{text}\n}}\n", text=True, check=True)
+
+    def counted(self) -> int:
+        """Packets that the first rule with a counter was about."""
+        return int(re.findall(r"counter packets (\d+)", self.run("nft", "list", "ruleset"))[0])
 
     def slow(self, rate: str) -> None:
         """Let what leaves go no faster than that, such as 16mbit."""

@@ -32,7 +32,7 @@ from tests.system.cut_site import MID_UPLOAD, Halts
 from tests.system.faulty_site import sendings
 from tests.system.networks import Namespace, Relay
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
 RUN = "partitioned"
 NEAR, FAR, CUT, WIRED = ("near-0", "near-1"), "far", "cut", "wired"
@@ -65,6 +65,7 @@ class Played:
     rounds: dict[int, dict[str, Any]] = field(default_factory=dict)
     received: list[tuple[str, int]] = field(default_factory=list)
     dropped_packets: int = 0
+    vanished_packets: int = 0
     has_wire: bool = True
 
     @property
@@ -181,7 +182,7 @@ def disturb(play: Play, cut: Relay, wire: Namespace | None, port: int, played: P
     play.until_round(TRAINING, *OVER)
     cut.heal()
     if wire is not None:
-        played.dropped_packets = int(re.findall(r"counter packets (\d+)", wire.run("nft", "list", "ruleset"))[0])
+        played.dropped_packets = wire.counted()
         wire.fast()
         wire.rules()
 
@@ -191,11 +192,12 @@ def disturb(play: Play, cut: Relay, wire: Namespace | None, port: int, played: P
 
     play.at(CUT, f"{MID_UPLOAD}@{RESET}", disturb=cut.reset)
     if wire is not None:
-        play.at(
-            WIRED,
-            f"{MID_UPLOAD}@{RESET}",
-            disturb=lambda: wire.rules(f"output tcp dport {port} reject with tcp reset"),
-        )
+        play.at(WIRED, f"{MID_UPLOAD}@{RESET}", disturb=lambda: wire.rules(f"output tcp dport {port} counter drop"))
+        while (vanished := wire.counted()) == 0:
+            time.sleep(POLL_SECONDS)
+        played.vanished_packets = vanished
+        # And when it has not noticed yet, as a firewall does that has restarted:
+        wire.rules(f"output tcp dport {port} reject with tcp reset")
         play.until_said(WIRED, "task_to_be_tried_again")
         wire.rules()
 
@@ -284,9 +286,10 @@ def test_an_upload_whose_connection_is_reset_goes_on_at_its_last_durable_chunk(p
     assert CUT in played.survivors(RESET)
 
 
-def test_an_upload_that_a_firewall_rejects_midway_goes_on_at_its_last_durable_chunk(played):
+def test_an_upload_that_a_firewall_drops_and_rejects_midway_goes_on_at_its_last_durable_chunk(played):
     if not played.has_wire:
         pytest.skip("network namespaces need root")
+    assert played.vanished_packets > 0
     assert played.sent(WIRED, RESET) == [0, SEGMENT_CHUNKS]
     assert WIRED in played.survivors(RESET)
 

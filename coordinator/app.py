@@ -33,7 +33,7 @@ from common.version import software_version
 from coordinator.authorization import RULES, StoredRevocations
 from coordinator.charters import require_signing_key
 from coordinator.config import Config, split_address
-from coordinator.connections import Connections
+from coordinator.connections import Bounds, Connections
 from coordinator.driver import Driver
 from coordinator.identity import ServingIdentity, load_identity
 from coordinator.invitations import Inviter
@@ -201,8 +201,11 @@ class _Coordinator:
         self._driver_task: asyncio.Task[None] | None = None
         self._refusals = Refusals(foundation.store, foundation.clock, on_refused=foundation.metrics.refused)
         self._connections = Connections(
-            per_address=foundation.config.limits.connections_per_address,
-            on_closed=lambda address, why: self._refusals.connection(address, why.value),
+            bounds=Bounds(
+                per_address=foundation.config.limits.connections_per_address,
+                per_caller=foundation.config.limits.connections_per_caller,
+            ),
+            on_closed=lambda address, actor, why: self._refusals.connection(address, actor, why.value),
             on_counted=self._count_connections,
         )
         self._listener_of: dict[int, str] = {}

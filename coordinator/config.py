@@ -236,8 +236,8 @@ class LimitsConfig(StrictModel):
 
     open_calls: of one caller at once, on one listener. connections: of all callers on one listener;
     connections_per_address: of one network address on all of them, 0 for any number (behind a balancer all come from
-    its address, so limit them there). recorded_calls_per_minute, recorded_burst: calls that each leave a line in the
-    audit log.
+    its address, so limit them there). connections_per_caller: of one certificate's name on all of them.
+    recorded_calls_per_minute, recorded_burst: calls that each leave a line in the audit log.
     """
 
     message_bytes: Annotated[int, Field(ge=2 * MEBIBYTE, le=64 * MEBIBYTE)] = 4 * MEBIBYTE
@@ -250,6 +250,7 @@ class LimitsConfig(StrictModel):
     open_calls: Annotated[int, Field(ge=8, le=10_000)] = 64
     connections: Annotated[int, Field(ge=16, le=1_000_000)] = 4096
     connections_per_address: Annotated[int, Field(ge=0, le=1_000_000)] = 256
+    connections_per_caller: Annotated[int, Field(ge=4, le=10_000)] = 32
     stop_grace_seconds: Annotated[float, Field(ge=0, le=600, allow_inf_nan=False)] = 10.0
 
 

@@ -65,25 +65,44 @@ def peer_of(text: str) -> Peer | None:
     return Peer(host.strip("[]").removeprefix(MAPPED), int(port))
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How many connections there may be: from one address (0 for any number), and of one caller with a certificate.
+
+    silent_seconds: how long one may be there over which nobody known has called.
+    """
+
+    per_address: int
+    per_caller: int
+    silent_seconds: float = SILENT_SECONDS
+
+
 def surplus(
-    connections: Iterable[Seen], *, proven: Collection[Peer], per_address: int, silent_seconds: float, now: float
+    connections: Iterable[Seen], *, proven: Mapping[Peer, str], bounds: Bounds, now: float
 ) -> dict[Peer, Closing]:
-    """Which connections to shut down. per_address 0: any number.
+    """Which connections to shut down. proven: who has called over a connection, by its certificate.
 
     Of an address with too many those go first over which nobody known has called, and the newest of them: who is at
     work stays at work, even behind the same address.
     """
     closing = {
-        one.peer: Closing.SILENT for one in connections if one.peer not in proven and now - one.since > silent_seconds
+        one.peer: Closing.SILENT
+        for one in connections
+        if one.peer not in proven and now - one.since > bounds.silent_seconds
     }
-    if per_address:
-        of_address: defaultdict[str, list[Seen]] = defaultdict(list)
-        for one in connections:
-            if one.peer not in closing:
-                of_address[one.peer.address].append(one)
-        for found in of_address.values():
-            found.sort(key=lambda one: (one.peer not in proven, one.since))
-            closing |= {one.peer: Closing.TOO_MANY for one in found[per_address:]}
+    of_address: defaultdict[str, list[Seen]] = defaultdict(list)
+    of_caller: defaultdict[str, list[Seen]] = defaultdict(list)
+    for one in connections:
+        if one.peer in proven:
+            of_caller[proven[one.peer]].append(one)
+        if one.peer not in closing and bounds.per_address:
+            of_address[one.peer.address].append(one)
+    for found in of_caller.values():
+        found.sort(key=lambda one: one.since)
+        closing |= {one.peer: Closing.TOO_MANY for one in found[bounds.per_caller :]}
+    for found in of_address.values():
+        found.sort(key=lambda one: (one.peer not in proven, one.since))
+        closing |= {one.peer: Closing.TOO_MANY for one in found[bounds.per_address :]}
     return closing
 
 
@@ -93,31 +112,32 @@ class Connections:
     def __init__(
         self,
         *,
-        per_address: int,
-        on_closed: Callable[[str, Closing], None],
+        bounds: Bounds,
+        on_closed: Callable[[str, str, Closing], None],
         on_counted: Callable[[Mapping[int, int]], None] = lambda counts: None,
-        silent_seconds: float = SILENT_SECONDS,
         stopwatch: Callable[[], float] = time.monotonic,
     ) -> None:
-        """on_closed: hears the address of each connection that is shut down. on_counted: open ones by local port."""
-        self._per_address = per_address
+        """on_closed: hears the address of each connection that is shut down, and who has called over it, "" for nobody.
+
+        on_counted: open ones by local port.
+        """
+        self._bounds = bounds
         self._on_closed = on_closed
         self._on_counted = on_counted
-        self._silent_seconds = silent_seconds
         self._stopwatch = stopwatch
         self._ports: frozenset[int] = frozenset()
-        self._proven: set[Peer] = set()
+        self._proven: dict[Peer, str] = {}
         self._since: dict[Peer, float] = {}
 
     def watch(self, ports: Iterable[int]) -> None:
         """The ports whose connections count."""
         self._ports = frozenset(ports)
 
-    def prove(self, peer: str) -> None:
+    def prove(self, peer: str, actor: str) -> None:
         """Somebody with a certificate that counts has called over this connection."""
         found = peer_of(peer)
         if found is not None:
-            self._proven.add(found)
+            self._proven[found] = actor
 
     def sweep(self) -> None:
         """Look at all connections once, and shut down those that are too many."""
@@ -126,22 +146,16 @@ class Connections:
             Seen(peer, port, self._since.get(peer, now)) for peer, port, _ in _connected(self._ports, shut=frozenset())
         ]
         self._since = {one.peer: one.since for one in seen}
-        self._proven &= self._since.keys()
+        self._proven = {peer: actor for peer, actor in self._proven.items() if peer in self._since}
         counts = dict.fromkeys(self._ports, 0)
         for one in seen:
             counts[one.local_port] += 1
         self._on_counted(counts)
-        closing = surplus(
-            seen,
-            proven=self._proven,
-            per_address=self._per_address,
-            silent_seconds=self._silent_seconds,
-            now=now,
-        )
+        closing = surplus(seen, proven=self._proven, bounds=self._bounds, now=now)
         if closing:
             for peer, _, is_shut in _connected(self._ports, shut=closing.keys()):
                 if is_shut:
-                    self._on_closed(peer.address, closing[peer])
+                    self._on_closed(peer.address, self._proven.get(peer, ""), closing[peer])
 
     async def run(self) -> None:
         """Sweep until cancelled."""

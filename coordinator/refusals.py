@@ -134,10 +134,10 @@ class Refusals:
         actor = f"{ADDRESS}/{_host(peer)}" if caller.role is Role.ANONYMOUS else caller.actor
         self._note(actor, error.reason, method, error.message)
 
-    def connection(self, address: str, reason: str) -> None:
-        """A connection was shut down before anybody was known to be behind it."""
+    def connection(self, address: str, actor: str, reason: str) -> None:
+        """A connection was shut down. actor: who has called over it, "" where nobody was known to be behind it."""
         self._on_refused(Role.ANONYMOUS.value, reason)
-        self._note(f"{ADDRESS}/{address}", reason, "", "connections of this address were shut down")
+        self._note(actor or f"{ADDRESS}/{address}", reason, "", f"connections from {address} were shut down")
 
     def _note(self, actor: str, reason: str, method: str, message: str) -> None:
         self._book.note(actor, reason, method=method, message=message[:500], now=self._stopwatch())

@@ -88,7 +88,7 @@ def _not_told(method: str, caller: Caller, peer: str, error: AccordError) -> Non
     return None
 
 
-def _not_proven(peer: str) -> None:
+def _not_proven(peer: str, actor: str) -> None:
     return None
 
 
@@ -108,9 +108,9 @@ class CallGuard(grpc.aio.ServerInterceptor):
     known method. Open calls are checked anew every `recheck_seconds`, so that a revocation or the end of a
     certificate's life also ends a stream; `recheck` does it at once.
 
-    on_refused(method, caller, peer, error): called once per call that an error ended. on_known(peer): somebody with a
-    certificate that counts has called over this connection. most_open_calls: how many calls one caller (one address
-    without a certificate) may have open at once; 0 for any number.
+    on_refused(method, caller, peer, error): called once per call that an error ended. on_known(peer, actor): somebody
+    with a certificate that counts has called over this connection. most_open_calls: how many calls one caller (one
+    address without a certificate) may have open at once; 0 for any number.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
         clock: Clock,
         on_call: OnCall = _not_measured,
         on_refused: OnRefused = _not_told,
-        on_known: Callable[[str], None] = _not_proven,
+        on_known: Callable[[str, str], None] = _not_proven,
         most_open_calls: int = 0,
         recheck_seconds: float = RECHECK_SECONDS,
         stopwatch: Callable[[], float] = time.monotonic,
@@ -218,7 +218,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
             await self._check_caller(caller)
             set_current_caller(caller)
             if caller.role is not Role.ANONYMOUS:
-                self._on_known(context.peer())
+                self._on_known(context.peer(), caller.actor)
                 context.set_trailing_metadata((*self._facts(), (VERSION_METADATA, self._version)))
             with bound(caller=caller.actor), self._opened(caller, context.peer()) as call:
                 try:
@@ -232,7 +232,9 @@ class CallGuard(grpc.aio.ServerInterceptor):
                     raise call.refusal
                 return answer
         except AccordError as error:
-            log.info("rpc_refused", caller=caller.actor, reason=error.reason, error=str(error), cause=_cause(error))
+            # Whoever is refused for making too many calls would fill the log as well; the audit log counts them.
+            tell = log.debug if isinstance(error, ResourceExhausted) else log.info
+            tell("rpc_refused", caller=caller.actor, reason=error.reason, error=str(error), cause=_cause(error))
             self._on_refused(method, caller, context.peer(), error)
             raise
 

@@ -97,6 +97,7 @@ host_names = $host_names  # "localhost" and 127.0.0.1 are added
 """
 )
 
+# connections_per_caller = 32                            # a participant has two
 
 # recorded_calls_per_minute = 30.0                       # of one caller, such as leave a line in the audit log
 # recorded_burst = 100

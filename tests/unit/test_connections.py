@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from coordinator.connections import Closing, Connections, Peer, Seen, peer_of, surplus
+from coordinator.connections import Bounds, Closing, Connections, Peer, Seen, peer_of, surplus
 
 
 def seen(address: str, port: int, since: float = 0.0) -> Seen:
@@ -18,7 +18,8 @@ def seen(address: str, port: int, since: float = 0.0) -> Seen:
 
 
 def decide(*connections: Seen, proven: tuple[Peer, ...] = (), per_address: int = 2, now: float = 1.0):
-    return surplus(connections, proven=proven, per_address=per_address, silent_seconds=30, now=now)
+    known = {peer: f"participants/{peer.port}" for peer in proven}
+    return surplus(connections, proven=known, bounds=Bounds(per_address, per_caller=4, silent_seconds=30), now=now)
 
 
 def test_an_address_keeps_as_many_as_it_may_and_others_are_not_touched():
@@ -38,6 +39,16 @@ def test_nobody_is_silent_for_longer_than_he_may_but_who_has_called_before():
     quiet, known = seen("10.0.0.1", 1), seen("10.0.0.1", 2)
     assert decide(quiet, known, proven=(known.peer,), now=31.0) == {quiet.peer: Closing.SILENT}
     assert decide(quiet, known, proven=(known.peer,), now=30.0) == {}
+
+
+def test_a_caller_keeps_its_oldest_connections_wherever_they_come_from():
+    mine = {Peer(f"10.0.0.{number}", 1): "participants/bank" for number in range(6)}
+    connections = [seen(peer.address, peer.port, since=place) for place, peer in enumerate(mine)]
+    others = {Peer("10.0.1.1", 1): "participants/clinic"}
+    found = surplus(
+        [*connections, seen("10.0.1.1", 1, since=9)], proven=mine | others, bounds=Bounds(0, per_caller=4), now=10
+    )
+    assert found == {Peer("10.0.0.4", 1): Closing.TOO_MANY, Peer("10.0.0.5", 1): Closing.TOO_MANY}
 
 
 def test_behind_a_balancer_there_is_no_bound_on_one_address():
@@ -61,7 +72,7 @@ def test_peers_are_read_as_the_transport_names_them(text, peer):
 def test_locks_on_files_outlive_a_look_at_the_connections(tmp_path):
     """A process loses its locks on a file when it closes any descriptor of it: SQLite's database would be lost soon."""
     path = tmp_path / "locked"
-    kept = Connections(per_address=1, on_closed=lambda address, why: None)
+    kept = Connections(bounds=Bounds(1, per_caller=4), on_closed=lambda address, actor, why: None)
     kept.watch([1])
     with path.open("w") as file:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,14 +88,16 @@ def test_this_process_shuts_down_its_own_connections_and_no_others():
     with ExitStack() as stack:
         watched, other = (stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2))
         kept = Connections(
-            per_address=1, on_closed=lambda address, why: closed.append((address, why)), stopwatch=lambda: 0.0
+            bounds=Bounds(1, per_caller=4),
+            on_closed=lambda address, actor, why: closed.append((address, why)),
+            stopwatch=lambda: 0.0,
         )
         kept.watch([watched.getsockname()[1]])
         ends = []
         for server in (watched, watched, watched, other, other):
             client = stack.enter_context(socket.create_connection(server.getsockname()))
             ends.append((client, stack.enter_context(server.accept()[0])))
-        kept.prove(f"ipv4:127.0.0.1:{ends[2][0].getsockname()[1]}")
+        kept.prove(f"ipv4:127.0.0.1:{ends[2][0].getsockname()[1]}", "participants/bank")
 
         kept.sweep()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from common.cli.parser import Commands, Parser
+from common.cli.watching import add_watch
 from coordinator.cli.exits import MEANINGS
 from coordinator.cli.parser_host import add_authority, add_blobs, add_local, add_operator
 from coordinator.cli.parser_parts import group, remote
@@ -34,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_authority(commands)
     add_blobs(commands)
     _add_status(commands)
+    _add_track(commands)
     _add_token(commands)
     _add_web_token(commands)
     _add_participant(commands)
@@ -49,16 +51,36 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_status(commands: Commands[Parser]) -> None:
-    remote(
+    status = remote(
         commands,
         "status",
         "the federation at a glance",
-        """Participants, open runs and their newest rounds.
+        """Participants, and of each open run: where it is, how long it has, whom it waits for, who is out, its losses.
 
 examples:
   accord-coordinator status
+  accord-coordinator status --watch
   accord-coordinator status --address accord.example.org:8445 --cert operator.pem --key operator.key --ca ca.pem""",
     )
+    add_watch(status)
+
+
+def _add_track(commands: Commands[Parser]) -> None:
+    track = remote(
+        commands,
+        "track",
+        "a run's figures in MLflow or TensorBoard",
+        """Bring the published figures of a run's rounds to an experiment tracker. Repeating it adds what is new.
+Nothing private is among them: they are sums over a cohort. It needs accord[mlflow] or accord[tensorboard].
+
+examples:
+  accord-coordinator track --run support --to tensorboard:runs --follow
+  accord-coordinator track --run support --to mlflow:https://mlflow.example.org""",
+    )
+    track.add_argument("--run", required=True, metavar="RUN")
+    track.add_argument("--to", required=True, metavar="WHERE", help="tensorboard:FOLDER or mlflow:URI")
+    track.add_argument("--follow", action="store_true", help="go on until the run is over")
+    track.add_argument("--every", type=float, default=15.0, metavar="SECONDS", help="with --follow (default: 15)")
 
 
 def _add_token(commands: Commands[Parser]) -> None:

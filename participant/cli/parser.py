@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from common.cli.parser import Commands, Parser
+from common.cli.watching import add_watch
 from participant.cli.exits import MEANINGS
 
 DEFAULT_CONFIG: Final = Path("/etc/accord/participant.toml")
@@ -198,13 +199,15 @@ examples:
 
 
 def _add_status(commands: Commands[Parser]) -> None:
-    _command(
+    status = _command(
         commands,
         "status",
         "what this site has done, from its own journal",
-        """Print identity, certificate, runs with their latest rounds, and every refusal and failure with its reason.
-Reads the state directory alone: works without the coordinator, and while the daemon runs.""",
+        """Print identity, certificate, runs with their latest rounds, every refusal and failure with its reason, and
+what of the privacy budget is spent. Reads this site's own files alone: works without the coordinator, and while the
+daemon runs.""",
     )
+    add_watch(status)
 
 
 def _add_adapters(commands: Commands[Parser]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
+import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -12,14 +13,16 @@ from pathlib import Path
 from typing import Final
 
 from common.cli.output import print_json, print_table, print_text
+from common.cli.watching import watched
 from common.clock import SystemClock
 from common.errors import AccordError, StorageFailed
 from participant.cli.exits import Exit
-from participant.config import load_unpinned_config
+from participant.config import ParticipantConfig, load_unpinned_config
 from participant.contact import ContactState, read_contact
 from participant.identity import IdentityFolder, SiteIdentity
 from participant.journal import Journal, RoundEntry, RunEntry, RunStanding
-from participant.update import ClipReport
+from participant.policy_file import load_policy
+from participant.update import ClipReport, Contribution
 
 _SHOWN_ROUNDS: Final = 10
 
@@ -35,6 +38,10 @@ class RunStatus:
 def execute(options: argparse.Namespace) -> Exit:
     """Print identity and journal. FAILED if the site is not enrolled: then there is nothing else to tell."""
     config = load_unpinned_config(options.config)
+    return Exit(watched(options.watch, lambda: _show(config, as_json=options.json)))
+
+
+def _show(config: ParticipantConfig, *, as_json: bool) -> int:
     try:
         identity: SiteIdentity | None = IdentityFolder(config.identity_directory).load()
         problem = ""
@@ -45,12 +52,14 @@ def execute(options: argparse.Namespace) -> Exit:
     is_running = _is_locked(config.lock_file)
     # What a daemon that has ended once wrote is of no interest.
     contact = read_contact(config.state_directory) if is_running else None
-    if options.json:
+    privacy = _privacy(config)
+    if as_json:
         print_json(
             {
                 "identity": _identity_json(identity, problem, now),
                 "daemon_is_running": is_running,
                 "contact": asdict(contact) if contact is not None else None,
+                "privacy": privacy,
                 "runs": [_run_json(entry) for entry in runs],
             }
         )
@@ -58,6 +67,7 @@ def execute(options: argparse.Namespace) -> Exit:
         _print(identity, problem, now)
         print_text("the daemon is running" if is_running else "the daemon is not running")
         _print_contact(contact)
+        _print_privacy(privacy)
         _print_runs(runs)
     return Exit.OK if identity is not None else Exit.FAILED
 
@@ -71,6 +81,29 @@ def _runs(file: Path) -> tuple[RunStatus, ...]:
         return tuple(RunStatus(run, journal.rounds(run.run)[:_SHOWN_ROUNDS]) for run in journal.runs())
     finally:
         journal.close()
+
+
+def _privacy(config: ParticipantConfig) -> dict[str, dict[str, float | None]] | None:
+    """Epsilon spent and budget, of training and of figures; None while the ledger has no line and no budget is set."""
+    policy = load_policy(config.policy_file)
+    has_ledger = config.privacy_directory.is_dir() and any(config.privacy_directory.iterdir())
+    if not has_ledger and policy.privacy is None:
+        return None
+    # The accountant takes its time to load: only for those who have something to count.
+    from participant.privacy.desk import PrivacyDesk
+    from participant.privacy.files import ledger_of, private_records
+
+    spent = PrivacyDesk(
+        bounds=policy.privacy,
+        ledger=ledger_of(config, policy),
+        count_records=lambda: private_records(config.data.settings(policy)),
+        clock=SystemClock(),
+        random_bytes=secrets.token_bytes,
+    ).spent()
+    return {
+        "training": {"epsilon_spent": spent.training, "epsilon_budget": spent.training_budget},
+        "figures": {"epsilon_spent": spent.figures, "epsilon_budget": spent.figures_budget},
+    }
 
 
 def _is_locked(file: Path) -> bool:
@@ -158,6 +191,14 @@ def _print_contact(contact: ContactState | None) -> None:
         print_text(f"CLOCK_WRONG: {contact.clock}")
 
 
+def _print_privacy(privacy: dict[str, dict[str, float | None]] | None) -> None:
+    for of, found in (privacy or {}).items():
+        spent, budget = found["epsilon_spent"] or 0.0, found["epsilon_budget"]
+        if spent or budget is not None:
+            limit = f" of a budget of {budget:g}" if budget is not None else ", and no budget is set"
+            print_text(f"privacy: epsilon {spent:.2f} is spent on {of}{limit}")
+
+
 def _print_runs(runs: Sequence[RunStatus]) -> None:
     if not runs:
         print_text("no run so far")
@@ -179,13 +220,14 @@ def _print_runs(runs: Sequence[RunStatus]) -> None:
     if rounds:
         print_text("")
         print_table(
-            ["round", "kind", "phase", "outcome", "sent", "clipped", "since", "reason"],
+            ["round", "kind", "phase", "outcome", "own loss", "sent", "clipped", "since", "reason"],
             [
                 [
                     f"{entry.run}/{entry.round}",
                     entry.kind,
                     entry.phase.value,
                     entry.outcome,
+                    _loss(entry.contribution),
                     f"{entry.uploaded_bytes / 2**20:.1f} MiB" if entry.uploaded_bytes else "",
                     _clipped(entry.clipping),
                     _time(entry.updated_at),
@@ -194,6 +236,13 @@ def _print_runs(runs: Sequence[RunStatus]) -> None:
                 for entry in rounds
             ],
         )
+
+
+def _loss(contribution: str) -> float | None:
+    """This site's own held-out loss of the adapter that the round began from; it stays here."""
+    figures = Contribution.from_json(contribution).metrics if contribution else {}
+    tokens = figures.get("heldout_tokens", 0.0)
+    return figures["heldout_loss"] / tokens if tokens else None
 
 
 def _clipped(clipping: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from common.log import LogForm, configure
 from tests.rpc.federation import Federation, federation_in
 from tests.rpc.lab import Lab, lab_in
 
@@ -21,3 +23,9 @@ def federation(tmp_path: Path) -> Iterator[Federation]:
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with lab_in(tmp_path_factory) as made:
         yield made
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _logs_beside_results() -> None:
+    """A coordinator in the test's own process logs as a service does: not among what a command prints."""
+    configure(form=LogForm.CONSOLE, stream=sys.__stderr__)

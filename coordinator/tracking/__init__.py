@@ -1,0 +1,1 @@
+"""Published figures of rounds, brought to where data scientists look at experiments: MLflow, TensorBoard."""

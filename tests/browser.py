@@ -1,6 +1,7 @@
 """Headless Chromium, driven over its own DevTools protocol: what a person sees, presses and is told.
 
-Knows nothing of the pages. Every browser has a profile of its own, and ends with the block that opened it.
+Knows nothing of the pages. Every browser has a profile of its own, and ends with the block that opened it, or with the
+process of the tests.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Final
 
 import aiohttp
 
+from demo.federation import leashed
 from tests.programs import debian_program
 
 FLAGS: Final = (
@@ -173,10 +175,7 @@ async def chromium(profile: Path) -> AsyncIterator[Browser]:
     """A browser until the end of the block. profile: a folder that is not there yet. Skips where there is none."""
     program = debian_program("chromium", package="chromium")
     process = await asyncio.create_subprocess_exec(
-        str(program),
-        *FLAGS,
-        f"--user-data-dir={profile}",
-        "about:blank",
+        *leashed([str(program), *FLAGS, f"--user-data-dir={profile}", "about:blank"]),
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
         process_group=0,

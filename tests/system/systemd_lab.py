@@ -23,12 +23,12 @@ BANK = "accord-participant"
 COORDINATOR = "accord-coordinator"
 OTHERS = ("clinic", "newsroom")
 CONFIG = "/etc/accord/coordinator.toml"
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 120.0
 POLL_SECONDS = 0.3
 
 # Quicker than at a site, and nothing else: the units themselves are the package's.
 DROP_IN = {
-    BANK: "[Service]\nWatchdogSec=6s\nRestartSec=200ms\n",
+    BANK: "[Service]\nWatchdogSec=10s\nRestartSec=200ms\n",
     COORDINATOR: "[Service]\nRestartSec=200ms\n",
 }
 # A certificate is dated back by five minutes, so that half of this one's life is over in a few seconds.

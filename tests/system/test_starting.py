@@ -22,7 +22,7 @@ from tests.rpc.background import coordinator_in_background
 from tests.site_files import write_site
 
 ROOT = Path(__file__).parents[2]
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 100.0
 
 pytestmark = pytest.mark.system
 

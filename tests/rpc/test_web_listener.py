@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -20,8 +22,26 @@ from common.errors import ConfigInvalid
 from common.identifiers import Role
 from common.rpc.tls import browser_tls
 from coordinator.web.listener import WebLimits, WebListener
+from tests.rpc.coordinator import CONFIG
 from tests.rpc.parts import HOST, Pki
+from tests.rpc.showcase import WEB
 
+WITHOUT_LIBRARIES = """
+import asyncio, pathlib, sys
+sys.modules["aiohttp"] = sys.modules["jinja2"] = None
+from common.clock import SystemClock
+from common.errors import ConfigInvalid
+from common.identifiers import FederationId
+from coordinator import app
+from coordinator.config import load_config
+from coordinator.keystore import PkiFolder
+config = load_config(pathlib.Path(sys.argv[1]))
+PkiFolder(config.pki_folder).create_authority(FederationId(config.federation), SystemClock())
+try:
+    asyncio.run(app.serve(config, clock=SystemClock(), stop=asyncio.Event()))
+except* ConfigInvalid as found:
+    print(found.exceptions)
+"""
 LIMITS = WebLimits(connections=2, handshake_seconds=0.5, silence_seconds=0.5, keepalive_seconds=1.0)
 
 
@@ -136,3 +156,17 @@ async def test_a_port_that_is_taken_and_files_that_do_not_fit_are_said_before_an
         broken = replace(served.pki.tls, key=tmp_path / "none.key")
         with pytest.raises(ConfigInvalid, match=r"none\.key"):
             browser_tls(broken, requires_certificate=False)
+
+
+def test_a_coordinator_without_the_pages_libraries_runs_and_says_what_the_page_needs(tmp_path):
+    """In a process of its own, where they cannot be imported."""
+    (tmp_path / "coordinator.toml").write_text(CONFIG + WEB)
+    told = subprocess.run(
+        [sys.executable, "-c", WITHOUT_LIBRARIES, str(tmp_path / "coordinator.toml")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert told.returncode == 0, told.stderr
+    assert "web.listen needs the extra accord[web] (aiohttp is missing)" in told.stdout

@@ -128,12 +128,11 @@ OVER = ("succeeded", "failed", "cancelled")
 @pytest.fixture(scope="module")
 def wire() -> Iterator[Namespace | None]:
     """The wired site's cable; None where this machine does not let us have one."""
-    try:
-        namespace = Namespace()
-    except pytest.skip.Exception:
-        yield None
-        return
-    with namespace:
+    with ExitStack() as parts:
+        try:
+            namespace: Namespace | None = parts.enter_context(Namespace())
+        except pytest.skip.Exception:
+            namespace = None
         yield namespace
 
 

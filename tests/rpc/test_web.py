@@ -491,12 +491,3 @@ def test_no_page_holds_a_secret_nor_one_sites_figures(tmp_path):
     assert "web token created" in told, "the audit log was among them"
     # The made-up sites' numbers of records, 400 to 700: only their sum is known.
     assert not re.search(r">\s*(400|500|600|700)\s*<", told)
-
-
-def test_who_tries_too_many_tokens_is_slowed_down_and_nobody_else(tmp_path):
-    with running_coordinator(tmp_path, CONFIG + WEB) as coordinator:
-        stranger = Reader(coordinator.addresses.web, PkiFolder(coordinator.config.pki_folder).authority_certificate)
-        found = [stranger.post("/login", {"token": "accord-web-guess"}).status for _ in range(60)]
-        assert set(found) == {401, 429}
-        assert found[:30] == [401] * 30
-        assert reader(coordinator, "vera", Role.VIEWER).get("/").status == 200

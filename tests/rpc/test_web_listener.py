@@ -21,8 +21,10 @@ from common.clock import SystemClock
 from common.errors import ConfigInvalid
 from common.identifiers import Role
 from common.rpc.tls import browser_tls
+from coordinator.keystore import PkiFolder
 from coordinator.web.listener import WebLimits, WebListener
-from tests.rpc.coordinator import CONFIG
+from tests.rpc.browsing import Reader
+from tests.rpc.coordinator import CONFIG, running_coordinator
 from tests.rpc.parts import HOST, Pki
 from tests.rpc.showcase import WEB
 
@@ -170,3 +172,17 @@ def test_a_coordinator_without_the_pages_libraries_runs_and_says_what_the_page_n
     )
     assert told.returncode == 0, told.stderr
     assert "web.listen needs the extra accord[web] (aiohttp is missing)" in told.stdout
+
+
+def test_who_tries_too_many_tokens_is_slowed_down_and_nobody_else(tmp_path):
+    with running_coordinator(tmp_path, CONFIG + WEB) as coordinator:
+        stranger = Reader(coordinator.addresses.web, PkiFolder(coordinator.config.pki_folder).authority_certificate)
+        found = [stranger.post("/login", {"token": "accord-web-guess"}).status for _ in range(60)]
+        assert set(found) == {401, 429}
+        assert found[:30] == [401] * 30
+        assert (
+            Reader.of_folder(coordinator.addresses.web, coordinator.operator_folder("vera", Role.VIEWER))
+            .get("/")
+            .status
+            == 200
+        )

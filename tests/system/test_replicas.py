@@ -1,18 +1,25 @@
 """Three coordinators over one PostgreSQL and one bucket, behind a TCP balancer, killed in every phase.
 
 A federation that was founded on SQLite goes on there. Its undisturbed end, still on SQLite and by one coordinator, is
-what replicas must come to as well, whichever of them is killed when.
+what replicas must come to as well, whichever of them is killed when. And both databases come back from a backup that
+was made while they were in use, by the commands of docs/operations-state.md.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import subprocess
 import sys
+import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -21,18 +28,20 @@ from benchmarks.federation import SITE, create_run, found, made_up_model
 from common.errors import AccordError
 from coordinator.store import audit
 from coordinator.store.opening import open_store
+from coordinator.store.tables import METADATA
 from coordinator.uploads import SEGMENT_CHUNKS
 from demo.federation import HOST, LocalFederation, Process, free_ports
 from tests.postgresql import PostgresServer, postgres_server
-from tests.programs import debian_program
+from tests.programs import ROOT, debian_program
 from tests.seaweedfs import SeaweedFS, seaweedfs_in
 from tests.system.faulty_coordinator import EVENTS
 from tests.system.kills import Kills
-from tests.system.test_kills import until_over
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
+DOCUMENT = (ROOT / "docs" / "operations-state.md").read_text()
 RUN = "killed"
+POLL_SECONDS = 0.1
 NAME = "replicas"
 SITES = ("site-0", "site-1", "site-2")
 REPLICAS = ("replica-0", "replica-1", "replica-2")
@@ -82,25 +91,60 @@ def founded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@dataclass(frozen=True)
+class Undisturbed:
+    """What a federation of one coordinator, on SQLite, has left behind: its folder, and the adapter of its run."""
+
+    folder: Path
+    adapter: str
+
+
 @pytest.fixture(scope="module")
-def undisturbed(founded: Path) -> str:
-    """Digest of the adapter that the run ends with when nobody dies."""
+def undisturbed(founded: Path) -> Undisturbed:
+    debian_program("sqlite3", package="sqlite3")
     folder = founded.parent / "undisturbed"
     shutil.copytree(founded, folder)
     with LocalFederation(folder, name=NAME) as federation:
         federation.start_coordinator()
-        return played(federation)
+        start_sites(federation)
+        ended = Undisturbed(folder, played(federation, RUN))
+        documented("backup-sqlite", federation.coordinator_folder)
+    return ended
 
 
-def played(federation: LocalFederation) -> str:
+def start_sites(federation: LocalFederation) -> None:
     for site in SITES:
         federation.start_site(site, SITE)
+
+
+def played(federation: LocalFederation, run: str) -> str:
+    """Lead a run to its end, and give its adapter's digest."""
     settings = dict.fromkeys(PHASES, EVERYBODY)
     # Its answer may die with a replica; the run is started all the same.
     with suppress(AccordError):
-        create_run(federation, RUN, made_up_model(MEBIBYTES), rounds=ROUNDS, participants=len(SITES), **settings)
-    until_over(federation)
-    return str(federation.admin.run(f"runs/{RUN}")["accepted_adapter_digest"])
+        create_run(federation, run, made_up_model(MEBIBYTES), rounds=ROUNDS, participants=len(SITES), **settings)
+    while True:
+        federation.require_running()
+        with suppress(AccordError):
+            found = federation.admin.run(f"runs/{run}")
+            assert found["state"] not in ("failed", "cancelled"), found["message"]
+            if found["state"] == "succeeded":
+                return str(found["accepted_adapter_digest"])
+        time.sleep(POLL_SECONDS)
+
+
+def documented(name: str, folder: Path, replaced: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Run a block of the document there, and give its output."""
+    found = re.findall(rf"<!-- run: {name} -->\n```sh\n(.*?)```", DOCUMENT, flags=re.DOTALL)
+    assert len(found) == 1, f"the document has no block {name}"
+    text: str = found[0]
+    for documented_word, real in replaced.items():
+        text = text.replace(documented_word, real)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    words = ["bash", "-euo", "pipefail", "-c", text]
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{text}\n{done.stderr}"
+    return done.stdout
 
 
 def moved(federation: LocalFederation, postgres: PostgresServer) -> dict[str, Any]:
@@ -108,9 +152,8 @@ def moved(federation: LocalFederation, postgres: PostgresServer) -> dict[str, An
     url_file = federation.coordinator_folder / "database.url"
     url_file.touch(mode=0o600)
     url_file.write_text(f"{postgres.create(NAME)}\n")
-    config = str(federation.coordinator_config)
     said: dict[str, Any] = json.loads(
-        federation.command("coordinator", "migrate", "--config", config, "--to-file", str(url_file), "--json")
+        documented("move", federation.coordinator_folder, {"--to-file database.url": "--to-file database.url --json"})
     )
     return said
 
@@ -199,7 +242,7 @@ def events_of(folder: Path, process: str) -> list[dict[str, Any]]:
 
 
 def test_a_round_survives_the_death_of_any_replica_in_any_phase(
-    founded: Path, undisturbed: str, postgres: PostgresServer, bucket: SeaweedFS
+    founded: Path, undisturbed: Undisturbed, postgres: PostgresServer, bucket: SeaweedFS
 ) -> None:
     folder = founded.parent / "replicas"
     shutil.copytree(founded, folder)
@@ -210,11 +253,12 @@ def test_a_round_survives_the_death_of_any_replica_in_any_phase(
         said = moved(federation, postgres)
         for replica in federation.start_replicas(kills, bucket):
             stack.callback(replica.stop)
-        adapter = played(federation)
+        start_sites(federation)
+        adapter = played(federation, RUN)
         rounds = [federation.admin.round(f"runs/{RUN}/rounds/{number}") for number in range(1, ALL_ROUNDS + 1)]
 
     assert [event for event in KILLS if not kills.has_happened(event)] == []
-    assert adapter == undisturbed
+    assert adapter == undisturbed.adapter
     assert [len(round_["survivors"]) for round_ in rounds] == [len(SITES)] * ALL_ROUNDS
     # An upload that was acknowledged by half went on at another replica, or at one that knew nothing of it.
     told = [event for site in SITES for event in events_of(folder, site)]
@@ -230,3 +274,39 @@ def test_a_round_survives_the_death_of_any_replica_in_any_phase(
         assert audit.verify(reader.audit_chain(), head=reader.audit_head()).intact
         received = [e.actor for e in reader.audit_events(action="update_received").rows]
     assert len(received) == len(SITES) * ALL_ROUNDS
+    comes_back(folder / "coordinator", postgres)
+
+
+def comes_back(folder: Path, postgres: PostgresServer) -> None:
+    """What was dumped has all that the database has, and is a whole federation."""
+    for program in ("pg_dump", "pg_restore"):
+        debian_program(program, package="postgresql")
+    documented("backup-postgresql", folder)
+    (folder / "restored.url").write_text(f"{postgres.create('restored')}\n")
+    documented("restore-postgresql", folder)
+    before, after = (
+        [
+            postgres.execute(f"SELECT * FROM {table.name} ORDER BY 1, 2", database=name)
+            for table in METADATA.sorted_tables
+        ]
+        for name in (NAME, "restored")
+    )
+    assert before == after
+    with closing(open_store(postgres.url("restored"))) as store, store.read() as reader:
+        assert audit.verify(reader.audit_chain(), head=reader.audit_head()).intact
+
+
+def test_a_backup_that_was_made_while_the_coordinator_ran_comes_back_and_goes_on(undisturbed: Undisturbed) -> None:
+    with LocalFederation(undisturbed.folder, name=NAME) as federation:
+        folder = federation.coordinator_folder
+        shutil.rmtree(folder / "data")
+        documented("restore-sqlite", folder)
+        federation.start_coordinator()
+        (noted,) = json.loads((folder / "backup" / "audit-head.json").read_text())
+        (last, *_) = federation.admin.audit_events(newest_first=True)
+        assert (last["sequence"], last["chain_digest"]) == (noted["sequence"], noted["chain_digest"])
+        assert federation.admin.verify_audit_log()["intact"]
+        assert federation.admin.run(f"runs/{RUN}")["accepted_adapter_digest"] == undisturbed.adapter
+        # The sites have not been told of anything, and go on with the next run.
+        start_sites(federation)
+        assert len(played(federation, "afterwards")) == len(undisturbed.adapter)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import StorageFailed
-from coordinator.replica import REPLICA_FILE, Replica
+from coordinator.replica import REPLICA_FILE, Replica, is_in_use
 
 PROGRAM = """
 import sys
@@ -22,14 +22,20 @@ sys.stdin.read()
 """
 
 
+def test_a_folder_that_was_never_served_is_not_in_use(tmp_path):
+    assert not is_in_use(tmp_path)
+
+
 def test_the_process_after_a_killed_one_has_its_name(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         name = process.stdout.readline().strip()
+        assert is_in_use(tmp_path)
         beside = Replica.claim(tmp_path)
         process.send_signal(signal.SIGKILL)
+    assert not is_in_use(tmp_path)
     after = Replica.claim(tmp_path)
     assert beside.name != name
     assert after.name == name

@@ -5,6 +5,7 @@ Knows nothing of blobs. Secrets are handed to the client library and kept nowher
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -186,6 +187,8 @@ class S3Connection:
 
     def _make_client(self) -> S3Client:
         settings = self._settings
+        # What it logs below warnings has the headers of calls, and a session's token is one of them.
+        logging.getLogger("botocore").setLevel(logging.WARNING)
         session = botocore.session.Session()
         session.register_component("data_loader", _descriptions())
         if settings.credentials_file is not None:

@@ -86,7 +86,7 @@ def test_a_reader_whose_blob_is_replaced_while_its_line_breaks_gets_no_mixture(u
     old, new = bytes(2 << 20), bytes([1]) * (2 << 20)
     for read in (lambda far: far.read("key"), lambda far: far.fetch("key", tmp_path / "file")):
         blobs.put("key", old)
-        connections = []
+        connections: list[int] = []
 
         def answers(connections=connections):
             connections.append(1)

@@ -59,12 +59,21 @@ class PostgresSignals:
             self._mouth = None
 
     async def hear(self, heard: Callable[[str], None], *, missed: Callable[[], None]) -> None:
+        is_said = False
+
+        def begun() -> None:
+            nonlocal is_said
+            is_said = False
+            missed()
+
         try:
             while True:
                 try:
-                    await self._listen(heard, missed=missed)
+                    await self._listen(heard, missed=begun)
                 except psycopg.Error as error:
-                    log.warning("signals_not_heard", sqlstate=error.sqlstate or "")
+                    if not is_said:  # once for each time that the database is away
+                        log.warning("signals_not_heard", sqlstate=error.sqlstate or "")
+                    is_said = True
                 await asyncio.sleep(AGAIN_SECONDS)
         finally:
             await self._shut(self._mouth)

@@ -65,7 +65,7 @@ class Containers:
         (CACHE / "containers.conf").write_text(ENGINE)
         return cls(podman, buildah, CACHE)
 
-    def podman(self, *words: str, text: str = "", seconds: float = 60) -> str:
+    def podman(self, *words: str, text: str = "", seconds: float = 180) -> str:
         """What podman prints. Raises CommandFailed."""
         return self._run([str(self.podman_program), *self._storage(), *words], text=text, seconds=seconds)
 
@@ -180,7 +180,7 @@ class Containers:
     def _environment(self) -> dict[str, str]:
         return {**os.environ, "CONTAINERS_CONF": str(self.folder / "containers.conf")}
 
-    def _run(self, command: Sequence[str], *, text: str = "", seconds: float = 60) -> str:
+    def _run(self, command: Sequence[str], *, text: str = "", seconds: float = 180) -> str:
         done = subprocess.run(
             command,
             input=text,

@@ -30,7 +30,7 @@ from tests.containers import CommandFailed, Containers
 
 SITES = ("bank", "clinic", "newsroom")
 MOST_PARTICIPANTS = 10
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 180.0
 POLL_SECONDS = 0.5
 # Each asking is a process of its own in the pod.
 ASK_SECONDS = 2.0

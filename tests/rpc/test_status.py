@@ -100,7 +100,7 @@ def test_a_site_sees_its_certificate_its_budget_and_its_own_losses(site_status):
 
 
 def test_watching_shows_it_again_until_it_is_interrupted(monkeypatch):
-    shown = []
+    shown: list[int] = []
 
     def show() -> int:
         shown.append(len(shown))
@@ -108,7 +108,7 @@ def test_watching_shows_it_again_until_it_is_interrupted(monkeypatch):
             raise KeyboardInterrupt
         return 0
 
-    monkeypatch.setattr(watching.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("common.cli.watching.time.sleep", lambda seconds: None)
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     with pytest.raises(KeyboardInterrupt):
         watching.watched(2.0, show)

@@ -34,7 +34,7 @@ default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
 cgroup_manager = "cgroupfs"
 runtime = "runc"
 """
-BUILD_SECONDS: Final = 600
+BUILD_SECONDS: Final = 900
 # Of pip's settings on this machine: where packages come from. Others are the build's own.
 PIP_SOURCES: Final = ("cert", "client-cert", "extra-index-url", "find-links", "index-url", "proxy", "trusted-host")
 

@@ -141,7 +141,7 @@ def played(tmp_path):
 
 
 @pytest.mark.system
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_three_sites_finish_a_round_with_the_pod_that_the_chart_renders_by_the_commands_of_the_guide(played, tmp_path):
     # No root, nothing to write to but the volume, and the admin API on the pod's loopback.
     assert played.exec("id", "-u").strip() == "10001"

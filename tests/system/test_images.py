@@ -50,7 +50,7 @@ def test_nothing_is_sent_to_the_builder_but_what_images_are_made_of():
 
 
 @pytest.mark.system
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_coordinator_image_is_small_and_runs_without_root_and_without_torch(containers, coordinator):
     found = containers.inspect(coordinator)
     assert found["Size"] < MOST_BYTES
@@ -75,7 +75,7 @@ print(json.dumps({
 
 
 @pytest.mark.system
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_coordinator_image_has_the_pinned_packages_alone(containers, coordinator):
     listed = python(
         containers,
@@ -94,7 +94,7 @@ def test_coordinator_image_has_the_pinned_packages_alone(containers, coordinator
 
 
 @pytest.mark.system
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_signal_in_the_first_moment_ends_the_container(containers, coordinator):
     """Before the service has set its own handlers: process 1 would else not be ended by it."""
     name = containers.podman(

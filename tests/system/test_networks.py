@@ -6,7 +6,6 @@ way that can be borne, nothing is lost.
 
 from __future__ import annotations
 
-import argparse
 import json
 import socket
 import subprocess
@@ -39,6 +38,7 @@ from demo.federation import leashed
 from participant.app import serving
 from participant.cli import status as status_command
 from participant.cli.enroll import enroll_site
+from participant.cli.parser import build_parser
 from participant.config import MOST_QUIET_SECONDS, load_config
 from participant.contact import CONTACT_FILE
 from participant.daemon import Daemon
@@ -161,7 +161,7 @@ def contact(config: Path) -> dict[str, Any]:
 def status(config: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     """What `accord-participant status --json` says."""
     capsys.readouterr()
-    status_command.execute(argparse.Namespace(config=config, json=True))
+    status_command.execute(build_parser().parse_args(["status", "--config", str(config), "--json"]))
     # The daemon of this process logs beside it.
     text = capsys.readouterr().out
     value: dict[str, Any] = json.JSONDecoder().raw_decode(text[text.index("{\n") :])[0]

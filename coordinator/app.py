@@ -19,8 +19,8 @@ from typing import Final
 
 import grpc
 
-from common.charter import Charter
 from common import tracing
+from common.charter import Charter
 from common.clock import Clock, SystemClock
 from common.durable import write_durably
 from common.errors import AccordError, ConfigInvalid, NotFound, StorageFailed, Unavailable
@@ -59,8 +59,8 @@ from coordinator.store.blobs import BlobStore
 from coordinator.store.interface import Store
 from coordinator.store.measured import MeasuredBlobs, MeasuredStore
 from coordinator.store.opening import open_blobs, open_signals, open_store
-from coordinator.store.told import ToldStore
 from coordinator.store.schema import check_schema, migrate
+from coordinator.store.told import ToldStore
 from coordinator.wakeups import Wakeups
 from coordinator.watch import Watch
 from coordinator.web_page import OpenWeb, open_web

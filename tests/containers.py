@@ -106,12 +106,15 @@ class Containers:
         # Two workers would build the same twice.
         with (self.folder / "build.lock").open("w") as lock, tempfile.TemporaryDirectory() as scratch:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            self._ensure_base()
+            made_of = self._ensure_base(_context())
+            if self._is_made(image, made_of):
+                return image
             self._run(
                 [
                     str(self.buildah_program), *self._storage(), "bud", "--quiet", "--pull-never",
                     f"--layers={not is_fresh}", "--isolation", "chroot", "--network", "host", "--format", "docker",
                     *_package_sources(Path(scratch)), "--file", str(DOCKERFILE), "--target", target, "--tag", image,
+                    "--label", f"made-of={made_of}",
                     str(ROOT),
                 ],
                 seconds=BUILD_SECONDS,
@@ -143,7 +146,12 @@ class Containers:
         finally:
             watch.communicate(timeout=60)
 
-    def _ensure_base(self) -> None:
+    def _is_made(self, image: str, made_of: str) -> bool:
+        found = self.podman("images", "--filter", f"label=made-of={made_of}", "--format", "{{.Repository}}:{{.Tag}}")
+        return image in found.split()
+
+    def _ensure_base(self, context: bytes) -> str:
+        """Digest of the base and of `context`: what an image that is built on it is made of."""
         name = _base_name()
         made_of = hashlib.sha256(
             b"".join(
@@ -154,11 +162,9 @@ class Containers:
                 ]
             )
         ).hexdigest()
-        marked = self._run(
-            [str(self.podman_program), *self._storage(), "images", "--quiet", "--filter", f"label=made-of={made_of}"]
-        )
-        if marked.strip():
-            return
+        whole = hashlib.sha256(made_of.encode() + context).hexdigest()
+        if self._is_made(name, made_of):
+            return whole
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
             root = Path(scratch) / "root"
             root.mkdir()
@@ -173,6 +179,7 @@ class Containers:
             self.podman(
                 "import", "--quiet", *(word for change in changes for word in ("--change", change)), str(tar), name
             )
+        return whole
 
     def _storage(self) -> list[str]:
         return ["--root", str(self.folder / "storage"), "--runroot", str(self.folder / "run")]
@@ -195,6 +202,18 @@ class Containers:
             what = " ".join(command)
             raise CommandFailed(f"{what} ended with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
         return done.stdout
+
+
+def _context() -> bytes:
+    """Digest of all that the builder is given."""
+    rules = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    tops = [DOCKERFILE, *(ROOT / rule for rule in rules)]
+    files = sorted(file for top in tops for file in ([top] if top.is_file() else top.rglob("*")) if file.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        if "__pycache__" not in file.parts:
+            digest.update(str(file.relative_to(ROOT)).encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return digest.digest()
 
 
 def _base_name() -> str:

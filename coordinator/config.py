@@ -385,9 +385,9 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
     certificates = config.certificates
     given = {name: getattr(certificates, name) for name in CERTIFICATE_FILES}
     files = {name: folder / with_credentials(path, unit=UNIT) for name, path in given.items() if path is not None}
-    keys = {"folder": folder / config.keys.folder.expanduser()} if config.keys.folder is not None else {}
     metrics = {name: getattr(config.metrics, name) for name in TLS_FILES}
     shown = {name: folder / with_credentials(path, unit=UNIT) for name, path in metrics.items() if path is not None}
+    keys = {"folder": folder / config.keys.folder.expanduser()} if config.keys.folder is not None else {}
     named = config.database.url_file
     url_file = {"url_file": folder / with_credentials(named, unit=UNIT)} if named is not None else {}
     return config.model_copy(

@@ -55,7 +55,7 @@ grpc = "127.0.0.1:8081"                                  # grpc.health.v1; "" tu
 
 # The federation as a web page: HTTPS, read-only. It needs the extra accord[web].
 [web]
-# listen = "127.0.0.1:8446"                              # default: "", off
+listen = ""                                              # "" is off; "127.0.0.1:8446" for example
 # tokens = true                                          # web tokens let people in beside operators' certificates
 
 # /metrics on a listener of its own, with mutual TLS; the plaintext listener above then shows none (docs/monitoring.md).
@@ -93,17 +93,17 @@ host_names = $host_names  # "localhost" and 127.0.0.1 are added
 # upload_bytes = 8589934592                              # largest masked update
 # calls_per_second = 50.0                                # of one caller
 # calls_burst = 200
-# stop_grace_seconds = 10.0                              # open streams get this long when the process is told to stop
-"""
-)
-
-# connections_per_caller = 32                            # a participant has two
-
 # recorded_calls_per_minute = 30.0                       # of one caller, such as leave a line in the audit log
 # recorded_burst = 100
 # open_calls = 64                                        # of one caller at once
 # connections = 4096                                     # of all callers on one listener
+# connections_per_caller = 32                            # a participant has two
 # connections_per_address = 256                          # 0 behind a balancer, which then has to limit them
+# stop_grace_seconds = 10.0                              # open streams get this long when the process is told to stop
+"""
+)
+
+
 def render(*, federation: str, data_folder: str, host_names: Sequence[str]) -> str:
     """A whole coordinator.toml. The first host name is what join tokens tell participants to dial."""
     return _TEMPLATE.substitute(

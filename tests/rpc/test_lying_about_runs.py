@@ -259,7 +259,7 @@ def test_32_a_deadline_that_has_passed_or_is_absurdly_far_is_refused(
     federation.turn_until(lambda: federation.participations(number).get(VICTIM, ("", ""))[0] == "failed")
 
     assert refusals(site) == refused + 1
-    assert federation.participations(number)[VICTIM] == ("failed", "POLICY_REFUSAL")
+    assert federation.participations(number)[VICTIM] == ("failed", "CLOCK_WRONG")
     assert words in liar.heard("ReportFailure", VICTIM, round=number)[-1].message
     assert number not in site.trainer.prepared
     assert site.phase(number) is RoundPhase.FAILED

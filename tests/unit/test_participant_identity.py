@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.certificates import to_pem
-from common.errors import ConfigInvalid, InvalidArgument, NotFound, Unauthenticated
+from common.errors import ClockWrong, ConfigInvalid, InvalidArgument, NotFound, Unauthenticated
 from common.identifiers import FederationId, ParticipantId
 from coordinator.pki import key_pem, new_authority
 from participant.identity import RENEW_AT, Enrollment, IdentityFolder, IdentityKey, SiteIdentity
@@ -91,7 +91,7 @@ def test_a_certificate_that_is_not_this_sites_is_not_kept(folder, chain, why):
 def test_a_certificate_that_is_not_valid_by_this_machines_clock_is_not_kept(folder, now):
     key = folder.ensure_key()
 
-    with pytest.raises(Unauthenticated, match="set this machine's clock"):
+    with pytest.raises(ClockWrong, match="set this machine's clock"):
         enroll(folder, issued(key), now=now)
     assert not folder.is_enrolled
 

@@ -127,6 +127,10 @@ def _copy_python(prefix: Path) -> None:
     )
     for shared in Path(sysconfig.get_config_var("LIBDIR")).glob(f"lib{version}.so*"):
         shutil.copy(shared, prefix / "lib" / shared.name, follow_symlinks=False)
+    if strip := shutil.which("strip"):
+        # As in the public image, which has no debugging symbols.
+        libraries = [*(prefix / "lib").glob("lib*.so.*"), *library.glob("lib-dynload/*.so")]
+        subprocess.run([strip, "--strip-unneeded", *map(str, libraries)], check=True)
     import pip
 
     packages = library / "site-packages"

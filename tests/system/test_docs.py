@@ -1,4 +1,7 @@
-"""The README's first hours, typed as they stand there: an operator and three partners, real processes, a tiny model."""
+"""The README's first hours and what a data scientist takes away, typed as they stand there, with a tiny model.
+
+An operator and three partners, real processes.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from tests.tiny_model import make_tiny_model
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PORTS = (8443, 8444, 8445, 8080, 8081)
+DATA_SCIENTIST = (ROOT / "docs" / "data-scientist.md").read_text()
 SITES = ("bank", "clinic", "newsroom")
 
 PARTICIPANT = """
@@ -36,10 +40,10 @@ loss_records = 4
 """
 
 
-def blocks(name: str) -> str:
-    """The shell blocks that are marked with a name, in order."""
-    found = re.findall(rf"<!-- run: {name} -->\n```sh\n(.*?)```", README, flags=re.DOTALL)
-    assert found, f"the README has no block {name}"
+def blocks(name: str, page: str = README) -> str:
+    """The blocks that are marked with a name, in order."""
+    found = re.findall(rf"<!-- run: {name} -->\n```(?:sh|python)\n(.*?)```", page, flags=re.DOTALL)
+    assert found, f"the page has no block {name}"
     return "\n".join(found)
 
 
@@ -148,8 +152,11 @@ def test_the_first_hours_in_the_readme_work_as_written(tmp_path):
         shell.run(
             'until accord-coordinator run show support --json | grep -q \'"state": *"succeeded"\'; do sleep 0.3; done'
         )
-        shell.run("accord-coordinator adapter export final --run support")
+        assert "accepted" in shell.run(blocks("take", DATA_SCIENTIST))
         assert (tmp_path / "final" / "adapter_model.safetensors").exists()
+        used = blocks("use", DATA_SCIENTIST).replace("SmolLM2-135M-Instruct", str(model))
+        (tmp_path / "use.py").write_text(f"{used}\nprint(model.peft_config)\n")
+        assert "LoraConfig" in shell.run("python use.py")
         assert "support" in shell.run("accord-participant status --config participant.toml", sites["bank"])
     finally:
         shell.stop()

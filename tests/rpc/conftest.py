@@ -25,7 +25,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield made
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _logs_beside_results() -> None:
-    """A coordinator in the test's own process logs as a service does: not among what a command prints."""
+    """A coordinator in the test's own process logs as a service does: not among what a command prints.
+
+    Before each test, as other tests of the process configure the log too.
+    """
     configure(form=LogForm.CONSOLE, stream=sys.__stderr__)

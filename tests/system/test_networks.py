@@ -20,6 +20,7 @@ from typing import Any
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from accord.v1 import round_pb2, round_pb2_grpc
 from benchmarks.made_up_site import DescribedModel, MadeUpTrainer
@@ -410,17 +411,17 @@ class ConnectProxyTo(ConnectProxy):
 
 @pytest.mark.parametrize(("hours", "word"), [(1, "behind"), (-1, "ahead of")])
 def test_a_clock_that_is_an_hour_off_is_said_by_check_daemon_and_status_until_it_is_right(
-    enrolled, coordinator, monkeypatch, hours, word, capsys
+    enrolled, coordinator, monkeypatch, hours, word
 ):
     monkeypatch.setattr(coordinator.told, "time", SystemClock().now() + timedelta(hours=hours))
     finding = findings(enrolled)["clock"]
     assert (finding.verdict, finding.reason) == (Verdict.FAILED, "CLOCK_WRONG")
     assert f"{word} the coordinator's" in finding.found
-    with working(enrolled) as ear:
+    with capture_logs() as logged, working(enrolled) as ear:
         said = ear.until("CLOCK_WRONG")
         assert f"{word} the coordinator's" in said
         assert f"{word} the coordinator's" in contact(enrolled)["clock"]
-    assert "clock_wrong" in capsys.readouterr().out
+    assert "clock_wrong" in {line["event"] for line in logged}
     coordinator.told.time = None
     with built(enrolled) as daemon:
         assert daemon.turn(0)

@@ -2,22 +2,31 @@
 
 The journal counts the transactions that change keys or masks, or say that a sum was opened, and says so here after each
 of them, so the file is never ahead of the journal that belongs to it. A copy of the file is another file and is told
-from it, too. Knows nothing of what a journal holds.
+from it, too: by its inode, and by when that was born, as a copy that takes the place of a deleted file often gets its
+inode. Knows nothing of what a journal holds.
 """
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 _DIGITS: Final = 20
+# statx(2), which Python does not have: the whole record, where the birth time lies in it, and how it is asked for.
+_STATX_BYTES: Final = 256
+_BIRTH: Final = slice(80, 92)
+_STATX_BTIME: Final = 0x800
+_AT_EMPTY_PATH: Final = 0x1000
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """How far the journal is, and which file says so (its inode)."""
+    """How far the journal is, and which file says so."""
 
     count: int
     file: int
@@ -34,7 +43,7 @@ class Fence:
         try:
             with self._path.open("rb") as file:
                 text = file.read(_DIGITS + 1)
-                return Mark(int(text), os.fstat(file.fileno()).st_ino) if text.strip().isdigit() else None
+                return Mark(int(text), _identity(file.fileno())) if text.strip().isdigit() else None
         except FileNotFoundError:
             return None
 
@@ -45,6 +54,23 @@ class Fence:
         try:
             os.pwrite(descriptor, f"{count:0{_DIGITS}d}\n".encode(), 0)
             os.fsync(descriptor)
-            return Mark(count, os.fstat(descriptor).st_ino)
+            return Mark(count, _identity(descriptor))
         finally:
             os.close(descriptor)
+
+
+def _identity(descriptor: int) -> int:
+    """A number of 56 bits for this very file. Where the kernel does not tell when it was born, the inode alone says."""
+    told = f"{os.fstat(descriptor).st_ino} {_born(descriptor).hex()}"
+    return int.from_bytes(hashlib.sha256(told.encode()).digest()[:7])
+
+
+def _born(descriptor: int) -> bytes:
+    """Seconds and nanoseconds as the kernel has them; empty where it or the file system does not know."""
+    record = ctypes.create_string_buffer(_STATX_BYTES)
+    try:
+        failed = ctypes.CDLL(None).statx(descriptor, b"", _AT_EMPTY_PATH, _STATX_BTIME, record)
+    except AttributeError:  # a C library without it
+        return b""
+    knows = int.from_bytes(record.raw[:4], sys.byteorder) & _STATX_BTIME
+    return record.raw[_BIRTH] if not failed and knows else b""

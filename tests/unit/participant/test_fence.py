@@ -48,9 +48,19 @@ def restore(folder: Path, *names: str) -> None:
         shutil.copy(folder / "backup" / name, folder)
 
 
+def replace_deleted(folder: Path, *names: str) -> None:
+    """As `restore`, where nothing is left of what was there: the copies may get the inodes that have become free."""
+    for name in names:
+        (folder / name).unlink()
+        shutil.copy2(folder / "backup" / name, folder)
+
+
 CHANGES: dict[str, Callable[[Path], object]] = {
     "the journal from a backup": lambda folder: restore(folder, "journal.sqlite"),
     "both from a backup": lambda folder: restore(folder, "journal.sqlite", "journal.counter"),
+    "both in the place of what was deleted": lambda folder: replace_deleted(
+        folder, "journal.sqlite", "journal.counter"
+    ),
     "no counter": lambda folder: (folder / "journal.counter").unlink(),
     "a counter that is none": lambda folder: (folder / "journal.counter").write_text("junk"),
 }

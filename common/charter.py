@@ -190,10 +190,15 @@ class Charter:
 
 def canonical_authority(pem: str) -> str:
     """A CA's PEM as a charter holds it: the one certificate, without text around it. Raises InvalidArgument."""
-    authorities = parse_authorities(pem, what="the CA certificate")
+    authorities = separate_authorities(pem, what="the CA certificate")
     if len(authorities) != 1:
         raise InvalidArgument("the CA certificate: a charter lists CAs one by one")
-    return to_pem(authorities)
+    return authorities[0]
+
+
+def separate_authorities(pem: str, *, what: str) -> list[str]:
+    """The CAs of one PEM text as a charter holds them. Raises InvalidArgument."""
+    return [to_pem([authority]) for authority in parse_authorities(pem, what=what)]
 
 
 def _authority_mistakes(pem: str, *, field: str) -> Iterator[str]:

@@ -31,8 +31,8 @@ class Manifest:
     digest: SHA-256 of its model file. parent: digest of the adapter that the round trained from, None for the first.
     round: 0 for the initial adapter. survivors: whose updates are in the sum, None where the plan says only to count.
     metrics: (name, mean over the survivors). base_model, base_model_digest, plan_digest, charter_digest: what was used.
-    privacy: the bound that the plan asks each site to keep over the whole run, None where it asks for none; what a site
-    has spent only its own ledger knows.
+    privacy: the bound that the plan asks each site to keep over the whole run, None where it asks for none, and
+    guarantee: the same in sentences; what a site has spent only its own ledger knows.
     created_at: RFC 3339, UTC. domain, beneath: of a domain adapter, its domain and the digest of the global adapter
     that it is on top of. domain_sums: the round's summed words of its domains, by name; next_round: what follows
     from them for the round that trains from this adapter, where the plan has updates (`common.update_chain`).
@@ -56,6 +56,7 @@ class Manifest:
     metrics: dict[str, float]
     privacy: Privacy | None
     created_at: str
+    guarantee: tuple[str, ...] = ()
     domain: str = ""
     beneath: str | None = None
     domain_sums: dict[str, float] = field(default_factory=dict)

@@ -91,7 +91,11 @@ class Training:
     dpo_beta: float = 0.0
 
     def learning_rate_in(self, round_: int, *, rounds: int) -> float:
-        """Of round `round_` (from 1) of a run of `rounds`; later ones, where rounds have failed, have the last's."""
+        """Of round `round_` (from 1) of a run of `rounds`; later ones, where rounds have failed, have the last's.
+
+        A schedule falls by half a cosine to `final_rate_fraction` (Loshchilov and Hutter 2017, SGDR, arXiv 1608.03983,
+        eq. 5 without restarts), a step a round.
+        """
         if self.learning_rate_schedule == CONSTANT_RATE or rounds < 2:
             return self.learning_rate
         fallen = (1 - math.cos(math.pi * min(round_ - 1, rounds - 1) / (rounds - 1))) / 2
@@ -298,12 +302,6 @@ class Plan:
             (self.gate.most_failed_rounds < 1, "gate.most_failed_rounds must be at least 1"),
             (self.evaluation_records < 0, "evaluation_records must not be negative"),
             *((True, text) for text in self.privacy.mistakes(masking.metric_groups)),
-            (
-                self.privacy.training is not None
-                and self.updates is not None
-                and self.updates.reference is Reference.LOCAL,
-                "privacy.training and updates.reference local do not fit: what a site reaches alone is not private",
-            ),
             *((True, text) for text in self._domain_mistakes()),
             *(
                 (limits.quorum < masking.least_cohort, f"quorum of {name} is below least_cohort")

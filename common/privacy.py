@@ -109,6 +109,34 @@ class Privacy:
             yield from _noise_mistakes(self.metrics, noisy_words(groups))
 
 
+def guarantee_of(privacy: Privacy) -> tuple[str, ...]:
+    """What sites were asked to promise, in sentences for the manifest; none where the plan asks for nothing.
+
+    What a site has kept of it, and spent in other runs, its own `accord-participant privacy` says.
+    """
+    training, metrics = privacy.training, privacy.metrics
+    if training is None and metrics is None:
+        return ()
+    said = ["Unit: one record, which is one row of a site's data file; added or removed."]
+    if training is not None:
+        delta = "1 / (10 n) at a site of n records" if training.delta is None else f"{training.delta:g}"
+        said.append(
+            f"Each site's updates of the whole run are together (epsilon {training.epsilon:g}, delta {delta})"
+            "-differentially private for its training records, by DP-SGD, accounted and enforced by the site itself; "
+            "so is every adapter that is made of them."
+        )
+    if metrics is not None:
+        said.append(
+            f"Sums of figures about held-out records carry Skellam noise of {metrics.multiplier:g} times the most that "
+            "one record can add to each, from every member; that counts on members that are honest and stay."
+        )
+    said.append(
+        "Nothing is promised for a person with several rows beyond as many times epsilon, for the sizes of training "
+        "sets, and for the fact that an organisation takes part."
+    )
+    return tuple(said)
+
+
 def told_sums(sums: Mapping[str, float], noise: MetricNoise | None) -> dict[str, float]:
     """A round's summed words as they are used: noise may have taken one below zero, which no loss or count is."""
     noisy = {part.word for part in noise.parts} if noise is not None else set()

@@ -7,42 +7,35 @@ threads.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import secrets
 import signal
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Final
 
-import grpc
-
 from common import tracing
 from common.charter import Charter
 from common.clock import Clock, SystemClock
-from common.durable import write_durably
 from common.errors import AccordError, ConfigInvalid, NotFound, StorageFailed, Unavailable
 from common.log import get_logger
 from common.memory import share_one_pool
-from common.rpc.interceptors import CallGuard, NobodyRevoked, Revocations
-from common.rpc.tls import ServerTls, mutual_tls, server_tls
 from common.service_manager import ServiceManager
 from common.version import software_version
-from coordinator.authorization import RULES, StoredRevocations
+from coordinator.addresses import Addresses, local_address, public_address
+from coordinator.authorization import StoredRevocations
 from coordinator.charters import require_signing_key
 from coordinator.config import Config, split_address
-from coordinator.connections import Bounds, Connections
 from coordinator.driver import Driver
 from coordinator.identity import ServingIdentity, load_identity
 from coordinator.invitations import Inviter
 from coordinator.keystore import PkiFolder
+from coordinator.listening import Listening
 from coordinator.manifests import public_key_hex
 from coordinator.metrics import Metrics
 from coordinator.monitoring import Monitoring, serving_metrics
-from coordinator.rates import RECORDED, RateLimit
-from coordinator.refusals import Refusals
 from coordinator.relay import Relay
 from coordinator.replica import Replica
 from coordinator.runs import RunFactory
@@ -52,7 +45,7 @@ from coordinator.services.admin import AdminServicer
 from coordinator.services.admin_parts import FederationFacts, Notices
 from coordinator.services.enrollment import EnrollmentServicer
 from coordinator.services.health import Health, HealthHttp
-from coordinator.services.listeners import Listener, ListenerLimits
+from coordinator.services.listeners import Listener
 from coordinator.services.round import RoundServicer
 from coordinator.services.secure_aggregation import SecureAggregationServicer
 from coordinator.store.blobs import BlobStore
@@ -71,20 +64,6 @@ DRIVER_STALE: Final = timedelta(minutes=15)
 LEAST_CERTIFICATE_LEFT: Final = timedelta(0)
 
 log: Final = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Addresses:
-    """Where a running coordinator listens, as tools on its own host dial it; "" for what is off."""
-
-    participants: str
-    enrollment: str
-    admin: str
-    health_http: str
-    health_grpc: str
-    pid: int
-    web: str = ""
-    metrics: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,22 +176,19 @@ class _Coordinator:
     def __init__(self, foundation: Foundation, manager: ServiceManager) -> None:
         self._base = foundation
         self._manager = manager
-        self._guards: list[CallGuard] = []
         self._driver_task: asyncio.Task[None] | None = None
-        self._refusals = Refusals(foundation.store, foundation.clock, on_refused=foundation.metrics.refused)
-        self._connections = Connections(
-            bounds=Bounds(
-                per_address=foundation.config.limits.connections_per_address,
-                per_caller=foundation.config.limits.connections_per_caller,
-            ),
-            on_closed=lambda address, actor, why: self._refusals.connection(address, actor, why.value),
-            on_counted=self._count_connections,
-        )
-        self._listener_of: dict[int, str] = {}
         self._admin_service: AdminServicer | None = None
         config, identity = foundation.config, foundation.identity
         self._revocations = StoredRevocations(
-            foundation.store, revoked_serials=PkiFolder(config.pki_folder).revoked_serials
+            foundation.store, foundation.clock, revoked_serials=PkiFolder(config.pki_folder).revoked_serials
+        )
+        self._listening = Listening(
+            config,
+            identity=identity,
+            revocations=self._revocations,
+            store=foundation.store,
+            clock=foundation.clock,
+            metrics=foundation.metrics,
         )
         self._driver = Driver(
             store=foundation.store,
@@ -255,7 +231,7 @@ class _Coordinator:
         http: asyncio.Server | None = None
         web: OpenWeb | None = None
         shown = ExitStack()
-        opened = self._open_listeners()
+        opened = self._listening.open()
         try:
             self._add_servicers(opened)
             async with asyncio.TaskGroup() as tasks:
@@ -267,7 +243,7 @@ class _Coordinator:
                 web = await self._start_web()
                 metrics_port = shown.enter_context(serving_metrics(self._base.metrics, config.metrics))
                 addresses = self._addresses(opened, http, web, metrics_port)
-                _write_addresses(config, addresses)
+                addresses.write(config.listeners_file)
                 await self._health.check()
                 log.info("coordinator_started", **asdict(addresses), version=software_version())
                 self._manager.ready("serving")
@@ -277,12 +253,11 @@ class _Coordinator:
                 log.info("coordinator_stopping", grace_seconds=config.limits.stop_grace_seconds)
                 await self._health.stop()
                 self._base.wakeups.end()
-                await _stop_listeners(opened.values(), grace=config.limits.stop_grace_seconds)
-                await self._refusals.write()
+                await self._listening.stop(opened.values(), grace=config.limits.stop_grace_seconds)
                 for task in background:
                     task.cancel()
         finally:
-            await _stop_listeners(opened.values(), grace=0)
+            await listeners.stop_listeners(opened.values(), grace=0)
             shown.close()
             if http is not None:
                 http.close()
@@ -301,62 +276,11 @@ class _Coordinator:
             ("health", self._health.run()),
             ("monitoring", self._monitoring.run()),
             ("certificates", self._refresh()),
-            ("refusals", self._refusals.run()),
-            ("connections", self._connections.run()),
+            *self._listening.background(),
             ("watch", self._watch.run()),
         )
 
-    # --- listeners ------------------------------------------------------------------------------------------------
-
-    def _open_listeners(self) -> dict[str, Listener]:
-        """Take every port at once, so that the addresses in join tokens are the real ones."""
-        config, identity = self._base.config, self._base.identity
-        opened = {
-            "participants": self._open(
-                "participants", config.participants.listen, mutual_tls(identity.participants_tls), self._revocations
-            ),
-            "admin": self._open("admin", config.admin.listen, mutual_tls(identity.admin_tls), self._revocations),
-        }
-        if identity.own is not None:
-            tls = ServerTls(identity.participants_tls.certificate, identity.participants_tls.key)
-            opened["enrollment"] = self._open("enrollment", config.enrollment.listen, server_tls(tls), NobodyRevoked())
-        # Probes come without a certificate and from inside: their listener is not watched.
-        self._listener_of = {listener.port: name for name, listener in opened.items()}
-        self._connections.watch(self._listener_of)
-        if config.health.grpc:
-            opened["health_grpc"] = self._open("health.grpc", config.health.grpc, None, NobodyRevoked())
-        return opened
-
-    def _open(
-        self, name: str, address: str, credentials: grpc.ServerCredentials | None, revocations: Revocations
-    ) -> Listener:
-        limits, metrics = self._base.config.limits, self._base.metrics
-        guard = CallGuard(
-            federation=self._base.identity.federation,
-            rules=RULES,
-            revocations=revocations,
-            clock=self._base.clock,
-            on_call=lambda method, code, seconds: metrics.observe_rpc(method, code.name, seconds),
-            on_refused=self._refusals.call,
-            on_known=self._connections.prove,
-            most_open_calls=limits.open_calls,
-        )
-        self._guards.append(guard)
-        rate = RateLimit(calls_per_second=limits.calls_per_second, burst=limits.calls_burst)
-        recorded = RateLimit(
-            calls_per_second=limits.recorded_calls_per_minute / 60, burst=limits.recorded_burst, methods=RECORDED
-        )
-        return listeners.open_listener(
-            name,
-            address,
-            credentials=credentials,
-            interceptors=(guard, rate, recorded, *tracing.server_interceptors()),
-            limits=ListenerLimits(limits.message_bytes, limits.streams_per_connection, limits.connections),
-        )
-
-    def _count_connections(self, counts: Mapping[int, int]) -> None:
-        for port, count in counts.items():
-            self._base.metrics.connections.labels(self._listener_of[port]).set(count)
+    # --- what is served --------------------------------------------------------------------------------------------
 
     def _add_servicers(self, opened: dict[str, Listener]) -> None:
         base, config = self._base, self._base.config
@@ -408,11 +332,17 @@ class _Coordinator:
         host = config.certificates.host_names[0] if config.certificates.host_names else config.host_names[0]
         return Inviter(
             federation=self._base.identity.federation,
-            enrollment_address=_public(
-                config.enrollment.public_address, config.enrollment.listen, opened["enrollment"].port, host
+            enrollment_address=public_address(
+                config.enrollment.public_address,
+                listen=config.enrollment.listen,
+                port=opened["enrollment"].port,
+                host_name=host,
             ),
-            coordinator_address=_public(
-                config.participants.public_address, config.participants.listen, opened["participants"].port, host
+            coordinator_address=public_address(
+                config.participants.public_address,
+                listen=config.participants.listen,
+                port=opened["participants"].port,
+                host_name=host,
             ),
             authority=own.bundle,
             clock=self._base.clock,
@@ -439,12 +369,8 @@ class _Coordinator:
                 most_upload_bytes=base.config.limits.upload_bytes,
             ),
             inviter=inviter,
-            notices=Notices(changed=base.wakeups.notify, revoked=self._end_revoked_calls),
+            notices=Notices(changed=base.wakeups.notify, revoked=self._listening.end_revoked_calls),
         )
-
-    async def _end_revoked_calls(self) -> None:
-        for guard in self._guards:
-            await guard.recheck()
 
     async def _start_http(self) -> asyncio.Server | None:
         address = self._base.config.health.http
@@ -473,22 +399,23 @@ class _Coordinator:
             clock=base.clock,
             wakeups=base.wakeups,
             health=lambda: self._health.readiness.reasons,
+            on_answered=self._listening.calls.answered,
         )
 
     def _addresses(
         self, opened: dict[str, Listener], http: asyncio.Server | None, web: OpenWeb | None, metrics_port: int
     ) -> Addresses:
         config = self._base.config
-        enrollment, health = opened.get("enrollment"), opened.get("health_grpc")
+        ports = {name: listener.port for name, listener in opened.items()}
         return Addresses(
-            participants=_local(config.participants.listen, opened["participants"].port),
-            enrollment=_local(config.enrollment.listen, enrollment.port) if enrollment is not None else "",
-            admin=_local(config.admin.listen, opened["admin"].port),
-            health_http=_local(config.health.http, http.sockets[0].getsockname()[1]) if http is not None else "",
-            health_grpc=_local(config.health.grpc, health.port) if health is not None else "",
+            participants=local_address(config.participants.listen, ports["participants"]),
+            enrollment=local_address(config.enrollment.listen, ports.get("enrollment")),
+            admin=local_address(config.admin.listen, ports["admin"]),
+            health_http=local_address(config.health.http, http.sockets[0].getsockname()[1] if http else None),
+            health_grpc=local_address(config.health.grpc, ports.get("health_grpc")),
             pid=os.getpid(),
-            web=_local(config.web.listen, web.port) if web is not None else "",
-            metrics=_local(config.metrics.listen, metrics_port) if metrics_port else "",
+            web=local_address(config.web.listen, web.port if web is not None else None),
+            metrics=local_address(config.metrics.listen, metrics_port),
         )
 
     # --- what watches ---------------------------------------------------------------------------------------------
@@ -521,29 +448,3 @@ class _Coordinator:
                     log.info("server_certificate_renewed")
             except AccordError as error:
                 log.error("server_certificate_not_renewed", reason=error.reason, message=error.message)
-
-
-async def _stop_listeners(opened: Iterable[Listener], *, grace: float) -> None:
-    await asyncio.gather(*(listener.server.stop(grace) for listener in opened))
-
-
-def _write_addresses(config: Config, addresses: Addresses) -> None:
-    write_durably(config.listeners_file, json.dumps(asdict(addresses), indent=2).encode() + b"\n")
-
-
-def _local(address: str, port: int) -> str:
-    """An address that tools on this host can dial."""
-    host, _ = split_address(address)
-    if host in ("0.0.0.0", "::", ""):  # noqa: S104  compared, not bound
-        host = "127.0.0.1"
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _public(public_address: str, listen: str, port: int, host_name: str) -> str:
-    """The address that goes into join tokens: what the operator says, or the best that is known."""
-    if public_address:
-        host, wanted = split_address(public_address)
-        return public_address if wanted else f"{host}:{port}"
-    host, _ = split_address(listen)
-    is_any = host in ("0.0.0.0", "::", "")  # noqa: S104  compared, not bound
-    return f"{host_name}:{port}" if is_any else _local(listen, port)

@@ -5,10 +5,19 @@ Pure; the charter's own form and rules lie in `common.charter`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from common.charter import CHARTER_FORM, LEAST_COHORT_FLOOR, USUAL_BOUNDS, Charter, CharterMember, canonical_authority
+from common.charter import (
+    CHARTER_FORM,
+    LEAST_COHORT_FLOOR,
+    USUAL_BOUNDS,
+    Charter,
+    CharterMember,
+    canonical_authority,
+    separate_authorities,
+)
 from common.errors import CharterInvalid, ConfigInvalid
 from common.identifiers import FederationId, ParticipantId, ParticipantIdentity
 from coordinator.rounds.model import Participant, ParticipantState
@@ -33,29 +42,42 @@ def draft_charter(
     federation: FederationId,
     ca_certificates: Sequence[str],
     coordinator_public_key: str,
+    outside: Mapping[ParticipantId, str] = MappingProxyType({}),
 ) -> Charter:
     """A charter of enrolled participants with the usual bounds.
 
     ca_certificates: PEM of the CAs that certify them, one each; two while the coordinator's CA is being replaced, so
-    that certificates of both count.
+    that certificates of both count; none where the coordinator has no CA of its own. outside: PEM of the CAs of those
+    whose certificates come from their own organisation's PKI. Their keys are not pinned, as that PKI may replace them.
 
     Raises CharterInvalid that lists every mistake, such as fewer than three members.
     """
+    if not ca_certificates and (members or not outside):
+        unknown = f" ({', '.join(sorted(member.name for member in members))})" if members else ""
+        raise CharterInvalid(
+            f"this coordinator has no CA of its own, so the charter must name each member's{unknown}: charter draft "
+            "--member-ca NAME=FILE, or ca_certificates"
+        )
     revoked = sorted(member.name for member in members if member.state is ParticipantState.REVOKED)
     if revoked:
         raise CharterInvalid(f"{', '.join(revoked)}: revoked, so cannot be a member; enrol them anew or leave them out")
-    authorities = tuple(canonical_authority(pem) for pem in ca_certificates)
+
+    def member(name: str, authorities: Sequence[str], key_sha256: str | None) -> CharterMember:
+        return CharterMember(
+            id=name,
+            uri=ParticipantIdentity(federation, ParticipantId(name)).uri,
+            ca_certificates=tuple(authorities),
+            identity_key_sha256=key_sha256,
+        )
+
+    own = [canonical_authority(pem) for pem in ca_certificates]
+    drafted = [member(one.name, own, one.identity_key_sha256) for one in members]
+    drafted += [
+        member(name, separate_authorities(pem, what=f"the CA of {name}"), None) for name, pem in outside.items()
+    ]
     charter = Charter(
         federation=federation,
-        members=tuple(
-            CharterMember(
-                id=member.name,
-                uri=ParticipantIdentity(federation, ParticipantId(member.name)).uri,
-                ca_certificates=authorities,
-                identity_key_sha256=member.identity_key_sha256,
-            )
-            for member in sorted(members, key=lambda member: member.name)
-        ),
+        members=tuple(sorted(drafted, key=lambda member: member.id)),
         coordinator_public_key=coordinator_public_key,
         least_cohort=terms.least_cohort,
         colluders=terms.colluders,

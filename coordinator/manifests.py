@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from common.instruction_updates import NextRound
 from common.manifest import Manifest, signed_bytes
 from common.plan import Plan
-from common.privacy import Privacy
+from common.privacy import Privacy, guarantee_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,7 @@ def build_manifest(
         survivors=tuple(sorted(survivors)) if plan.name_survivors else None,
         metrics=dict(metrics),
         privacy=plan.privacy if plan.privacy != Privacy() else None,
+        guarantee=guarantee_of(plan.privacy),
         created_at=at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         domain=plan.domain,
         beneath=plan.beneath.adapter if plan.beneath is not None else None,

@@ -62,6 +62,11 @@ class RateLimit(grpc.aio.ServerInterceptor):
 
     def take(self, caller: str) -> None:
         """Count one call. Raises ResourceExhausted that says when to try again."""
+        self.require(caller)
+        self._buckets[caller].tokens -= 1
+
+    def require(self, caller: str) -> None:
+        """Count nothing. Raises ResourceExhausted, that says when to try again, if a call would be one too many."""
         now = self._stopwatch()
         bucket = self._buckets.pop(caller, None) or _Bucket(float(self._burst), now)
         bucket.tokens = min(float(self._burst), bucket.tokens + (now - bucket.filled_at) * self._rate)
@@ -75,7 +80,6 @@ class RateLimit(grpc.aio.ServerInterceptor):
                 f"{caller} makes more than {self._what()}; try again in {seconds:.1f} s",
                 metadata={"retry_seconds": f"{seconds:.1f}"},
             )
-        bucket.tokens -= 1
 
     def _what(self) -> str:
         if self._methods is None:

@@ -15,6 +15,7 @@ from cryptography.exceptions import InvalidSignature
 
 from common.certificates import fingerprint, parse_certificates, serial_text, to_pem
 from common.charter import Charter
+from common.errors import ConfigInvalid
 from coordinator.keystore import Rotation
 from coordinator.pki import BACKDATING
 
@@ -64,6 +65,19 @@ def issuer_of(holder: Holder, rotation: Rotation) -> str:
     leaf = holder.certificate
     known = (("issuing", rotation.issuing), ("staged", rotation.staged), *(("former", one) for one in rotation.former))
     return next((word for word, ca in known if ca is not None and _has_issued(ca, leaf)), "another")
+
+
+def require_own_holders(holders: Iterable[Holder], rotation: Rotation) -> None:
+    """Raises ConfigInvalid if no holder's certificate is of these CAs: files and database are of different federations.
+
+    Whoever went on would see nobody who is late, and cut everybody off.
+    """
+    issuers = {issuer_of(one, rotation) for one in holders}
+    if issuers == {"another"}:
+        raise ConfigInvalid(
+            "all certificates in the database are of another CA than the files': keys.folder and database belong to "
+            "different federations, or these files are an old copy. Nothing was changed"
+        )
 
 
 def not_told(holders: Iterable[Holder], rotation: Rotation) -> tuple[str, ...]:

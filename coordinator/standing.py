@@ -15,9 +15,9 @@ from coordinator.rounds.model import EpochState, KeyEpoch, MessageKind, Particip
 from coordinator.store.interface import Reader
 
 # How long after its end a run is still told to its members, so that a site that was away learns of it.
-FINISHED_RUN_IS_TOLD: Final = timedelta(days=7)
+# As long as a certificate lasts: who was away for longer enrols anew.
+FINISHED_RUN_IS_TOLD: Final = timedelta(days=30)
 _OPEN_RUNS: Final = (RunState.CREATED, RunState.RUNNING, RunState.PAUSED)
-_ENDED_RUNS: Final = tuple(state for state in RunState if state.is_over)
 EPOCH_KINDS: Final = {
     EpochState.ADVERTISING: MessageKind.ADVERTISEMENT,
     EpochState.SHARING: MessageKind.DEPOSIT,
@@ -58,12 +58,7 @@ def require_member(reader: Reader, run: Run, participant: str) -> RunMember:
 
 def standings(reader: Reader, participant: str, *, now: datetime) -> tuple[Standing, ...]:
     """Where the participant stands in every run that concerns it."""
-    runs = [*reader.runs(states=_OPEN_RUNS).rows]
-    runs += [
-        run
-        for run in reader.runs(states=_ENDED_RUNS, page_size=8).rows
-        if run.ended_at is not None and now - run.ended_at < FINISHED_RUN_IS_TOLD
-    ]
+    runs = [*reader.runs(states=_OPEN_RUNS).rows, *reader.runs_ended_after(now - FINISHED_RUN_IS_TOLD)]
     return tuple(
         standing_in(reader, run, participant) for run in runs if participant in charter_of(reader, run).member_ids
     )

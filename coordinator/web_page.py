@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from common.clock import Clock
 from common.errors import ConfigInvalid
 from common.identifiers import FederationId
-from common.rpc.interceptors import Revocations
+from common.rpc.interceptors import OnAnswered, Revocations
 from common.rpc.tls import ServerTls, browser_tls
 from coordinator.authorization import RULES
 from coordinator.config import LimitsConfig, WebConfig, split_address
@@ -42,6 +42,7 @@ async def open_web(
     clock: Clock,
     wakeups: Wakeups,
     health: Callable[[], Mapping[str, str]],
+    on_answered: OnAnswered,
 ) -> OpenWeb:
     """Serve the page. Raises ConfigInvalid if its libraries are missing or the address cannot be had."""
     try:
@@ -55,7 +56,7 @@ async def open_web(
     site = Site(
         SiteParts(
             federation=federation,
-            reads=AdminReads(admin, RULES),
+            reads=AdminReads(admin, RULES, on_answered),
             access=Access(
                 federation=federation, revocations=revocations, store=store, clock=clock, tokens=config.tokens
             ),

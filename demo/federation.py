@@ -7,6 +7,7 @@ the benchmarks and the system tests all stand on it. Knows nothing of models and
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -274,16 +275,26 @@ class LocalFederation:
         self.commands(calls)
 
     def publish_charter(
-        self, sites: Sequence[str], *, base_model_digests: Sequence[str] = (), colluders: int | None = None
+        self,
+        sites: Sequence[str],
+        *,
+        base_model_digests: Sequence[str] = (),
+        colluders: int | None = None,
+        bounds: Mapping[str, object] | None = None,
     ) -> str:
-        """Draft a charter of these sites, publish it, and return its digest, which each of them is to pin."""
+        """Draft a charter of these sites, publish it, and return its digest, which each of them is to pin.
+
+        bounds: of plans, where others than the usual are wanted.
+        """
         drafted = self.admin.draft_charter(
             participants=tuple(sites),
             least_cohort=3,
             colluders=colluders,
             base_model_digests=tuple(base_model_digests),
         )
-        return str(self.admin.publish_charter(str(drafted["charter_json"]))["digest"])
+        charter = json.loads(str(drafted["charter_json"]))
+        charter["bounds"] |= bounds or {}
+        return str(self.admin.publish_charter(json.dumps(charter))["digest"])
 
     def pin_charter(self, site: str, digest: str) -> None:
         """Write the site's own copy of the charter where its configuration names it."""

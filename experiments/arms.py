@@ -6,27 +6,30 @@ experiment that was interrupted goes on where it stopped.
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
-import numpy as np
-
 from common import jsonform
-from common.adapters import ADAPTER_FILE, AdapterSpec, file_digest, initial_tensors, write_adapter_folder
+from common.adapters import ADAPTER_FILE, AdapterSpec, file_digest, write_initial_folder
 from common.basemodel import BaseModel
-from common.instruction_updates import Reference, Updates
+from common.durable import write_durably
+from common.errors import InvalidArgument
+from common.instruction_updates import Updates
 from common.instructions import chat_instruction_set
 from common.methods import Method
+from common.plan import CONSTANT_RATE
 from coordinator.planning import all_linear
 from demo.sites import BaseModelFolder
 from experiments.federation import ADAPTER_FOLDER, FederatedResult, add_adapters, run_federated
 from experiments.judging import JudgeJob, Judgement, TestFile
 from experiments.pool import Pool
-from experiments.presets import FederatedMethod, Preset
+from experiments.presets import ALL_RECORDS, FederatedMethod, Preset
+from experiments.rates import Rates
 from experiments.sites import Site, domains_of, with_rare
 from participant.training.job import (
     DataSettings,
@@ -42,8 +45,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 POOLED_FILE: Final = "pooled.jsonl"
-# As the product does by default, but that regret is against what each site has found that it reaches alone.
-UPDATES: Final = Updates(reference=Reference.LOCAL)
+MADE_OF_FILE: Final = "made-of.json"
 # More than there are slots: a job that waits for its turn costs nothing, and a federation's sites come in between.
 _AT_ONCE: Final = 8
 
@@ -68,19 +70,37 @@ class Arms:
         return AdapterSpec(self.preset.rank, self.preset.alpha, all_linear(self.model))
 
     def prepare(self) -> None:
-        """Write what many arms begin from, before they do so at once: each seed's first adapter, all records."""
-        layout = self.spec.layout(self.model.layers)
+        """Write what many arms begin from, before they do so at once: each seed's first adapter, all records.
+
+        Raises InvalidArgument if the folder holds work of another base model or of other records.
+        """
+        self._require_same()
         for seed in self.preset.seeds:
             folder = self._start(seed)
             if not folder.exists():
-                flat = np.concatenate([values for _, values in initial_tensors(layout, seed=seed)])
                 partial = folder.with_suffix(".partial")
                 shutil.rmtree(partial, ignore_errors=True)
-                write_adapter_folder(partial, flat, layout, self.spec.peft_config(self.model.name))
+                write_initial_folder(partial, self.model.layers, self.spec, seed=seed, base_model_name=self.model.name)
                 partial.rename(folder)
         with (self.place / POOLED_FILE).open("wb") as pooled:
             for site in self.sites:
                 pooled.write(site.train.read_bytes())
+
+    def _require_same(self) -> None:
+        """What lies finished is taken as it is, so it must have been made of the same."""
+        digests = {
+            f"{site.name}/{path.name}": file_digest(path)
+            for site in self.sites
+            for path in (site.train, site.validation, site.test)
+        }
+        made_of = json.dumps({"base_model": self.base.digest, "records": digests}, indent=2, sort_keys=True)
+        file = self.place / MADE_OF_FILE
+        if file.exists() and file.read_text() != made_of:
+            raise InvalidArgument(
+                f"{self.place} holds an experiment with another base model or other records: name another --out, or "
+                "remove the folder"
+            )
+        write_durably(file, made_of.encode())
 
     def _start(self, seed: int) -> Path:
         """A seed's initial adapter: LoRA with A as PEFT draws it and B zero."""
@@ -164,20 +184,31 @@ class Arms:
             seed=seed,
         )
 
-    def federated(self, method: FederatedMethod, *, seed: int, rate: float) -> tuple[Path, FederatedResult]:
+    def federated(self, method: FederatedMethod, *, seed: int, rates: Rates) -> tuple[Path, FederatedResult]:
         """The product's own federation with masked rounds: R rounds of K steps at every site."""
-        folder, settings = self._federation(method, seed=seed, rate=rate)
+        folder, settings = self._federation(method, seed=seed, rates=rates)
         result = run_federated(
-            folder, sites=self.sites, model=self.model, base=self.base, pool=self.pool.socket, settings=settings
+            folder,
+            sites=self.sites,
+            model=self.model,
+            base=self.base,
+            pool=self.pool.socket,
+            settings=settings,
+            from_base=method.from_base,
+            judged=self.preset.judging.round_records,
         )
         return folder / ADAPTER_FOLDER, result
 
-    def with_adapters(self, method: FederatedMethod, *, beneath: str, seed: int, rate: float) -> dict[str, Path]:
-        """Each site's own model: the global adapter, its domain's where that has three sites, and a private one.
+    def with_adapters(
+        self, method: FederatedMethod, *, beneath: str, seed: int, rates: Rates, own_rate: float
+    ) -> dict[str, Path]:
+        """Each site's own model: the global adapter, its domain's where that has three sites, a private one, and alone.
 
-        beneath: digest of the federated run's adapter. Half a site's share of steps goes into each of the latter two.
+        beneath: digest of the federated run's adapter. Half a site's share of steps goes into the domain's and as much
+        into the private one; all of it into what the site trains alone, which counts where its validation records say
+        so. own_rate: of what a site trains by itself.
         """
-        folder, settings = self._federation(method, seed=seed, rate=rate)
+        folder, settings = self._federation(method, seed=seed, rates=rates)
         half = max(1, self.preset.budget.rounds // 2)
         return add_adapters(
             folder,
@@ -193,9 +224,11 @@ class Arms:
             },
             beneath=beneath,
             steps=half * self.preset.budget.steps,
+            alone_steps=self.preset.budget.own_steps,
+            own_rate=own_rate,
         )
 
-    def _federation(self, method: FederatedMethod, *, seed: int, rate: float) -> tuple[Path, dict[str, object]]:
+    def _federation(self, method: FederatedMethod, *, seed: int, rates: Rates) -> tuple[Path, dict[str, object]]:
         """Folder and plan settings of a federated run."""
         budget = self.preset.budget
         settings: dict[str, object] = {
@@ -205,7 +238,7 @@ class Arms:
             "steps_per_round": budget.steps,
             "batch_size": budget.batch_size,
             "max_length": budget.max_length,
-            "learning_rate": rate,
+            "learning_rate": rates.first,
             "server_learning_rate": self.preset.server_learning_rate,
             "weight_cap": max(site.train_records for site in self.sites),
             "gate_loss_rise": 0.5,
@@ -213,12 +246,27 @@ class Arms:
             "instruction_set_json": chat_instruction_set().to_json(),
             **dict(method.settings),
         }
-        return self.place / f"seed-{seed}" / f"federated-{method.name}-{rate:g}", settings
+        name = f"federated-{method.name}-{rates.first:g}"
+        if rates.schedule != CONSTANT_RATE:
+            settings["learning_rate_schedule"] = rates.schedule
+            name += f"-{rates.schedule}"
+        if method.from_base:
+            name += "-from-base"
+        return self.place / f"seed-{seed}" / name, settings
 
     def with_rare(self, domain: str, *, share: float) -> Arms:
-        """The same arms, in a folder of their own, where a domain has that share of all training records."""
+        """The same arms, in a folder of their own, where a domain has that share of all training records.
+
+        Sites judge by all their validation records: the updated shares follow from what they find.
+        """
         place = self.place / "rare"
-        return replace(self, place=place, sites=with_rare(self.sites, domain, share=share, place=place / "sites"))
+        judging = replace(self.preset.judging, round_records=ALL_RECORDS)
+        return replace(
+            self,
+            preset=replace(self.preset, judging=judging),
+            place=place,
+            sites=with_rare(self.sites, domain, share=share, place=place / "sites"),
+        )
 
     def by_rows(self) -> FederatedMethod:
         """The first method, in which a site weighs by its records."""
@@ -230,7 +278,7 @@ class Arms:
         measured = [
             {"name": name, "tasks": sorted({site.task.value for site in members})} for name, members in domains.items()
         ]
-        updates = (("domains", measured), ("updates_json", jsonform.encode(UPDATES, Updates)))
+        updates = (("domains", measured), ("updates_json", jsonform.encode(Updates(), Updates)))
         return replace(first, name="by-updates", settings=(*first.settings, *updates))
 
     # --- judging --------------------------------------------------------------------------------------------------
@@ -284,8 +332,3 @@ def side_by_side(work: Callable[[Item], Result], items: Sequence[Item]) -> list[
         return list(threads.map(work, items))
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
-
-
-def best_rate(losses: Mapping[float, float]) -> float:
-    """The learning rate with the lowest validation loss; of equals the smaller."""
-    return min(losses, key=lambda rate: (losses[rate], rate))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from experiments.arms import Arms, best_rate, side_by_side
-from experiments.federation import FederatedResult
+from experiments.arms import Arms, side_by_side
+from experiments.federation import FederatedResult, RunOver
 from experiments.judging import Judgement
 from experiments.outcome import Goal, RareJudgements, SeedJudgements, SeedOutcome, goals_of, outcome_of
 from experiments.presets import FederatedMethod
+from experiments.rates import Rates, best_rate, searched, searched_with_schedules
 from experiments.sites import Site, rare_domain_of
 from experiments.statistics import macro
 
@@ -22,13 +24,14 @@ CENTRAL_WIDE: Final = "central-wide"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The whole experiment. rates: what validation chose for each arm, on the first seed."""
+    """The whole experiment. rates, schedules: what validation chose for each arm, on the first seed."""
 
     preset: str
     base_model: str
     base_model_digest: str
     sites: tuple[tuple[str, str, int], ...]
     rates: dict[str, float]
+    schedules: dict[str, str]
     seeds: tuple[SeedOutcome, ...]
     goals: tuple[Goal, ...]
     seconds: float
@@ -43,23 +46,32 @@ def run_experiment(arms: Arms) -> Outcome:
     for seed in preset.seeds:
         judged = _judge_seed(arms, seed, rates)
         seeds.append(outcome_of(seed, judged, arms.sites, resamples=preset.resamples))
-        last = seeds[-1]
-        gap = "none" if last.gap_closed is None else f"{last.gap_closed:.2f}"
-        arms.say(f"seed {seed}: federated macro loss {last.methods[0].scores.macro_loss:.3f}, gap closed {gap}")
+        first = seeds[-1].methods[0]
+        gap = "none" if first.gap_closed is None else f"{first.gap_closed:.2f}"
+        arms.say(f"seed {seed}: federated macro loss {first.scores.macro_loss:.3f}, gap closed {gap}")
     return Outcome(
         preset=preset.name,
         base_model=arms.model.name,
         base_model_digest=arms.model.digest,
         sites=tuple((site.name, site.domain, site.train_records) for site in arms.sites),
-        rates=rates,
+        rates={**rates.local, **{name: one.first for name, one in rates.federated.items()}},
+        schedules={name: one.schedule for name, one in rates.federated.items()},
         seeds=tuple(seeds),
         goals=goals_of(seeds),
         seconds=time.monotonic() - began,
     )
 
 
-def _chosen_rates(arms: Arms) -> dict[str, float]:
-    """For each arm the rate of its grid with the lowest macro loss on everybody's validation records, first seed."""
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """Rates by arm, of those that train in one place and of the federated methods."""
+
+    local: Mapping[str, float]
+    federated: Mapping[str, Rates]
+
+
+def _chosen_rates(arms: Arms) -> _Chosen:
+    """For each arm the rates with the lowest macro loss on everybody's validation records, first seed."""
     seed, preset = arms.preset.seeds[0], arms.preset
 
     def alone(rate: float) -> float:
@@ -72,8 +84,13 @@ def _chosen_rates(arms: Arms) -> dict[str, float]:
     def central(rate: float, *, is_wide: bool) -> float:
         return _macro(arms.validated(arms.central(seed=seed, rate=rate, is_wide=is_wide), arms.sites))
 
-    def federated(method: FederatedMethod, rate: float) -> float:
-        return _macro(arms.validated(arms.federated(method, seed=seed, rate=rate)[0], arms.sites))
+    def federated(method: FederatedMethod, rates: Rates) -> float:
+        try:
+            trained, _ = arms.federated(method, seed=seed, rates=rates)
+        except RunOver as error:
+            arms.say(f"{method.name}: {_said(rates)} is too large: {error.message}")
+            return math.inf
+        return _macro(arms.validated(trained, arms.sites))
 
     trials: dict[str, Callable[[float], float]] = {
         "alone": alone,
@@ -81,41 +98,53 @@ def _chosen_rates(arms: Arms) -> dict[str, float]:
         CENTRAL_WIDE: partial(central, is_wide=True),
     }
     grid = preset.alone_learning_rates
-    # All at once: the last job of one rate would leave cores without work.
-    pairs = [(arm, rate) for arm in trials for rate in grid] if len(grid) > 1 else []
-    losses = dict(zip(pairs, side_by_side(lambda pair: trials[pair[0]](pair[1]), pairs), strict=True))
-
-    def found(arm: str, rate: float) -> float:
-        return losses[arm, rate]
-
-    chosen = {arm: _chosen(arms, arm, grid, partial(found, arm)) for arm in trials}
-    for method in preset.methods:
-        chosen[method.name] = _chosen(arms, method.name, method.learning_rates, partial(federated, method))
-    return chosen
+    if len(grid) > 1:
+        # All at once, to be found done below: the last job of one rate would leave cores without work.
+        side_by_side(lambda pair: trials[pair[0]](pair[1]), [(arm, rate) for arm in trials for rate in grid])
+    found = side_by_side(lambda arm: _chosen(arms, arm, grid, trials[arm]), tuple(trials))
+    return _Chosen(
+        local=dict(zip(trials, found, strict=True)),
+        federated={method.name: _chosen_of(arms, method, partial(federated, method)) for method in preset.methods},
+    )
 
 
 def _chosen(arms: Arms, arm: str, grid: Sequence[float], loss_at: Callable[[float], float]) -> float:
     if len(grid) == 1:
         return grid[0]
-    losses = {rate: loss_at(rate) for rate in grid}
+    losses = searched(grid, loss_at)
     rate = best_rate(losses)
     table = ", ".join(f"{one:g}: {loss:.3f}" for one, loss in losses.items())
     arms.say(f"{arm}: learning rate {rate:g} of validation losses {table}")
     return rate
 
 
-def _judge_seed(arms: Arms, seed: int, rates: Mapping[str, float]) -> SeedJudgements:
+def _chosen_of(arms: Arms, method: FederatedMethod, loss_at: Callable[[Rates], float]) -> Rates:
+    grid, schedules = method.learning_rates, arms.preset.schedules
+    if len(grid) == len(schedules) == 1:
+        return Rates(grid[0], schedules[0])
+    losses = searched_with_schedules(grid, schedules, loss_at)
+    rates = best_rate(losses)
+    table = ", ".join(f"{_said(one)}: {loss:.3f}" for one, loss in losses.items())
+    arms.say(f"{method.name}: {_said(rates)} of validation losses {table}")
+    return rates
+
+
+def _said(rates: Rates) -> str:
+    return f"{rates.schedule} learning rate {rates.first:g}"
+
+
+def _judge_seed(arms: Arms, seed: int, rates: _Chosen) -> SeedJudgements:
     """Train and judge every arm of a seed. What can be done side by side is."""
     preset, sites = arms.preset, arms.sites
 
     def alone(site: Site) -> Judgement:
-        return arms.tested(arms.alone(site, seed=seed, rate=rates["alone"]), is_answered=False)
+        return arms.tested(arms.alone(site, seed=seed, rate=rates.local["alone"]), is_answered=False)
 
     def alone_full(site: Site) -> Judgement:
-        return arms.tested(arms.alone_full(site, seed=seed, rate=rates["alone"]), is_answered=False)
+        return arms.tested(arms.alone_full(site, seed=seed, rate=rates.local["alone"]), is_answered=False)
 
     def central(name: str) -> Judgement:
-        return arms.tested(arms.central(seed=seed, rate=rates[name], is_wide=name == CENTRAL_WIDE))
+        return arms.tested(arms.central(seed=seed, rate=rates.local[name], is_wide=name == CENTRAL_WIDE))
 
     arms.say(f"seed {seed}: the base model as it is")
     zero_shot = arms.tested(None)
@@ -127,24 +156,26 @@ def _judge_seed(arms: Arms, seed: int, rates: Mapping[str, float]) -> SeedJudgem
         full = _by_site(sites, side_by_side(alone_full, sites))
     arms.say(f"seed {seed}: all records in one place, small batches and large")
     together = side_by_side(central, (CENTRAL, CENTRAL_WIDE))
-    methods: dict[str, tuple[float, Judgement, FederatedResult]] = {}
+    methods: dict[str, tuple[Rates, Judgement, FederatedResult]] = {}
     for method in preset.methods:
-        rate = rates[method.name]
+        own_rates = rates.federated[method.name]
         arms.say(
             f"seed {seed}: federation of {len(sites)} sites, {preset.budget.rounds} masked rounds of {method.name}"
         )
-        trained, result = arms.federated(method, seed=seed, rate=rate)
-        methods[method.name] = (rate, arms.tested(trained), result)
+        trained, result = arms.federated(method, seed=seed, rates=own_rates)
+        methods[method.name] = (own_rates, arms.tested(trained), result)
     own_models: dict[str, Judgement] = {}
     if preset.has_adapters:
         first = preset.methods[0]
-        rate, _, result = methods[first.name]
+        own_rates, _, result = methods[first.name]
         arms.say(f"seed {seed}: an adapter for each domain, and one for each site, on top of {first.name}'s")
-        models = arms.with_adapters(first, beneath=result.digest, seed=seed, rate=rate)
+        models = arms.with_adapters(
+            first, beneath=result.digest, seed=seed, rates=own_rates, own_rate=rates.local["alone"]
+        )
         own_models = _by_site(sites, side_by_side(lambda site: arms.tested_at_home(models[site.name], site), sites))
     rare: RareJudgements | None = None
     if preset.rare_share is not None:
-        rare = _judge_rare(arms, seed, rates[preset.methods[0].name], share=preset.rare_share)
+        rare = _judge_rare(arms, seed, rates.federated[preset.methods[0].name], share=preset.rare_share)
     runs = [result for _, _, result in methods.values()]
     if rare is not None:
         runs += [rare.by_rows[1], rare.by_updates[1]]
@@ -161,14 +192,14 @@ def _judge_seed(arms: Arms, seed: int, rates: Mapping[str, float]) -> SeedJudgem
     )
 
 
-def _judge_rare(arms: Arms, seed: int, rate: float, *, share: float) -> RareJudgements:
+def _judge_rare(arms: Arms, seed: int, rates: Rates, *, share: float) -> RareJudgements:
     """Two federations in which one domain has few records: sites weigh by their rows, or by updated shares."""
     domain = rare_domain_of(arms.sites)
     own = arms.with_rare(domain, share=share)
 
     def judged(method: FederatedMethod) -> tuple[Judgement, FederatedResult]:
         arms.say(f"seed {seed}: federation with {share:.0%} of all records in {domain}, weights {method.name}")
-        trained, result = own.federated(method, seed=seed, rate=rate)
+        trained, result = own.federated(method, seed=seed, rates=rates)
         return own.tested(trained, is_answered=False), result
 
     return RareJudgements(

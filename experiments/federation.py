@@ -6,6 +6,7 @@ A folder that holds a part of a run is gone on with: coordinator and sites find 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Final
 from common import jsonform
 from common.adapters import ADAPTER_FILE
 from common.basemodel import BaseModel
+from common.durable import write_durably
 from common.errors import AccordError, NotFound
 from common.plan import Plan
 from coordinator.config import load_config as load_coordinator_config
@@ -25,6 +27,7 @@ from demo.federation import Call, LocalFederation
 from demo.sites import BaseModelFolder
 from demo.watch import round_reports
 from experiments.masking import TRAINED_FOLDER, masking_error
+from experiments.presets import ALL_RECORDS
 from experiments.sites import LEAST_SITES, Site, domains_of
 from participant.config import load_config
 from participant.journal import Journal
@@ -34,10 +37,12 @@ RUN: Final = "experiment"
 LOOK_SECONDS: Final = 0.5
 JOIN_SECONDS: Final = 180.0
 COLLUDERS: Final = 1
-ALL_ROWS: Final = 100_000
+# A search goes on to where a rate is too large.
+BOUNDS: Final = {"most_learning_rate": 1.0}
 AT_ONCE: Final = 2
 ADAPTER_FOLDER: Final = "adapter"
 RESULT_FILE: Final = "federated.json"
+FAILURE_FILE: Final = "failed.txt"
 
 _CONFIG: Final = """
 state_directory = "state"
@@ -46,8 +51,8 @@ base_model_cache = {cache}
 least_free_mebibytes = 256
 base_models = [{{ source = {model}, digest = {digest} }}]
 data = {{ train_file = {train}, held_out_file = {held_out}, default_domain = {domain} }}
-training = {{ threads = 1, micro_batch_size = 8 }}
-evaluation = {{ loss_records = 100000, ner_records = 0, instruction_records = 0 }}
+training = {{ threads = 1, micro_batch_size = 8, checkpoint_every_steps = 0 }}
+evaluation = {{ loss_records = {judged}, ner_records = 0, instruction_records = 0 }}
 charter = {{ mode = "pinned", file = "charter.json", digest = "{charter}" }}
 [log]
 level = "warning"
@@ -75,6 +80,10 @@ class RunFailed(AccordError):
     """The federated run did not get to its end; the message has why."""
 
     reason = "RUN_FAILED"
+
+
+class RunOver(RunFailed):
+    """The run itself has failed or was cancelled: asked again, it would say the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,24 +133,36 @@ def run_federated(
     base: BaseModelFolder,
     pool: Path,
     settings: Mapping[str, object],
+    from_base: bool = False,
+    judged: int = ALL_RECORDS,
 ) -> FederatedResult:
     """Run a federation in `folder`, or what is left of it; its final adapter is `folder/adapter`, a PEFT folder.
 
-    Raises RunFailed, and ProcessEnded with a process's last words.
+    from_base: whether its first adapter has bases from the base model's weights. judged: so many of its validation
+    records each site judges every round's adapter by.
+    Raises RunOver if the run fails, RunFailed if it does not come about, and ProcessEnded with a process's last words.
     """
     wanted = json.dumps(settings, sort_keys=True)
-    finished = folder / RESULT_FILE
+    finished, failed = folder / RESULT_FILE, folder / FAILURE_FILE
     if finished.exists():
         found = FederatedResult.from_json(finished.read_bytes())
         if found.settings == wanted:
             return found
         raise RunFailed(f"{folder} holds a run with other settings; remove it, or name another --out")
+    if failed.exists():
+        raise RunOver(failed.read_text())
     began = time.monotonic()
     with LocalFederation(folder, name=RUN) as federation:
-        _start(federation, sites, base, pool)
-        _run(federation, RUN, len(sites), {"base_model_json": model.to_json(), **settings})
+        _start(federation, sites, base, pool, judged=judged)
+        first = {"initial_adapter": _import_first(federation, base, settings)} if from_base else {}
+        try:
+            _run(federation, RUN, len(sites), {"base_model_json": model.to_json(), **settings, **first})
+        except RunOver as error:
+            write_durably(failed, error.message.encode())
+            raise
         result = _collect(federation, sites, wanted, time.monotonic() - began)
-    finished.write_text(result.to_json())
+        write_durably(finished, result.to_json().encode())
+    shutil.rmtree(folder / TRAINED_FOLDER, ignore_errors=True)
     return result
 
 
@@ -155,11 +176,14 @@ def add_adapters(
     settings: Mapping[str, object],
     beneath: str,
     steps: int,
+    alone_steps: int,
+    own_rate: float,
 ) -> dict[str, Path]:
     """On top of a finished run: an adapter for each domain of three sites or more, then each site's private one.
 
     beneath: digest of the run's global adapter. settings: of the domains' runs, whose adapter is used only where it was
-    accepted. steps: of each site's own training.
+    accepted. steps: of each site's private adapter. alone_steps: of what it trains without the federation. own_rate: of
+    both.
     Returns each site's own model, a PEFT folder of everything. What lies finished is not done again.
     """
     models = {site.name: folder / "models" / site.name for site in sites}
@@ -167,13 +191,16 @@ def add_adapters(
         return models
     own_run = {site.name: RUN for site in sites}
     with LocalFederation(folder, name=RUN) as federation:
-        _start(federation, sites, base, pool)
+        _start(federation, sites, base, pool, judged=ALL_RECORDS)
         for domain, members in domains_of(sites).items():
             if len(members) >= LEAST_SITES:
                 wanted = {"base_model_json": model.to_json(), **settings, "domain": domain, "beneath_adapter": beneath}
                 if _run(federation, domain.replace("_", "-"), len(members), wanted):
                     own_run |= {site.name: domain.replace("_", "-") for site in members}
-        training = ("--steps", str(steps), "--rows", str(ALL_ROWS))
+        training = (
+            *("--steps", str(steps), "--alone-steps", str(alone_steps)),
+            *("--learning-rate", str(own_rate), "--rows", str(ALL_RECORDS)),
+        )
         calls = [
             Call(
                 "participant",
@@ -190,15 +217,17 @@ def add_adapters(
     return models
 
 
-def _start(federation: LocalFederation, sites: Sequence[Site], base: BaseModelFolder, pool: Path) -> None:
+def _start(
+    federation: LocalFederation, sites: Sequence[Site], base: BaseModelFolder, pool: Path, *, judged: int
+) -> None:
     """Coordinator and sites, all at work."""
-    _found(federation, sites, base)
+    _found(federation, sites, base, judged=judged)
     command = [sys.executable, "-m", "experiments.site", str(pool), str(federation.folder / TRAINED_FOLDER)]
     for site in sites:
         federation.start_site(site.name, command)
 
 
-def _found(federation: LocalFederation, sites: Sequence[Site], base: BaseModelFolder) -> None:
+def _found(federation: LocalFederation, sites: Sequence[Site], base: BaseModelFolder, *, judged: int) -> None:
     """Coordinator, enrolled sites, pinned charter; harmless where they are there."""
     federation.prepare_coordinator()
     federation.start_coordinator()
@@ -207,21 +236,23 @@ def _found(federation: LocalFederation, sites: Sequence[Site], base: BaseModelFo
         if not place.exists():
             place.mkdir(parents=True)
             (place / "policy.toml").write_text(_POLICY)
-            federation.site_config(site.name).write_text(_config(site, base, charter="0" * 64))
+            federation.site_config(site.name).write_text(_config(site, base, charter="0" * 64, judged=judged))
     names = [site.name for site in sites]
     federation.enroll(*names)
     try:
         digest = str(federation.admin.charter()["digest"])
     except NotFound:
         # A domain's run has three sites: with a third of all assumed to collude it could open nothing.
-        digest = federation.publish_charter(names, base_model_digests=(base.digest,), colluders=COLLUDERS)
+        digest = federation.publish_charter(
+            names, base_model_digests=(base.digest,), colluders=COLLUDERS, bounds=BOUNDS
+        )
     for site in sites:
-        federation.site_config(site.name).write_text(_config(site, base, charter=digest))
+        federation.site_config(site.name).write_text(_config(site, base, charter=digest, judged=judged))
         if not (federation.site_folder(site.name) / "charter.json").exists():
             federation.pin_charter(site.name, digest)
 
 
-def _config(site: Site, base: BaseModelFolder, *, charter: str) -> str:
+def _config(site: Site, base: BaseModelFolder, *, charter: str, judged: int) -> str:
     return _CONFIG.format(
         cache=json.dumps(str(base.cache)),
         model=json.dumps(str(base.folder)),
@@ -230,6 +261,7 @@ def _config(site: Site, base: BaseModelFolder, *, charter: str) -> str:
         held_out=json.dumps(str(site.validation.resolve())),
         domain=json.dumps(site.domain),
         charter=charter,
+        judged=judged,
     )
 
 
@@ -260,7 +292,16 @@ def _run(federation: LocalFederation, run_id: str, count: int, settings: Mapping
         return True
     if run["reason"] == NO_IMPROVEMENT:
         return False
-    raise RunFailed(f"{name} has {run['state']}: {run['message']}")
+    raise RunOver(f"{name} has {run['state']}: {run['message']}")
+
+
+def _import_first(federation: LocalFederation, base: BaseModelFolder, settings: Mapping[str, object]) -> str:
+    """Make an adapter with the base model's own bases, and bring it to the coordinator; its digest."""
+    file = federation.folder / "first.safetensors"
+    if not file.exists():
+        made = ("--method", str(settings["method"]), "--rank", str(settings["rank"]), "--cache", str(base.cache))
+        federation.command("participant", "initial-adapter", str(base.folder), str(file), *made)
+    return str(federation.admin.import_adapter(file)["digest"])
 
 
 def _pause(federation: LocalFederation) -> None:

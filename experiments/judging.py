@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +19,7 @@ from common.errors import DataInvalid, InvalidArgument
 from common.instructions import InstructionSet, Task
 from experiments.statistics import DomainLosses
 from participant.training.child import write_atomically
-from participant.training.data import Record, read_records
+from participant.training.data import Exchange, Record, read_records
 from participant.training.job import EvaluationSettings
 from participant.training.result import RESULT_FILE, DomainScores
 
@@ -173,9 +173,10 @@ def _judge(job: JudgeJob, base_from: LoadBase) -> tuple[SiteScores, ...]:
         def keep(record: Record, scores: DomainScores, parts: dict[int, DomainScores] = parts) -> None:
             parts[record.line] = parts.get(record.line, DomainScores(domain=record.domain)) + scores
 
+        wanted = questions(asked, known=(*labels, *asked), encoder=encoder, settings=settings)
         totals = evaluate(
             model,
-            questions(asked, known=(*labels, *asked), encoder=encoder, settings=settings),
+            [replace(one, is_answered=one.is_answered and _has_one_answer(one.encoded.record)) for one in wanted],
             encoder=encoder,
             settings=settings,
             batch_size=job.batch_size,
@@ -194,6 +195,11 @@ def _judge(job: JudgeJob, base_from: LoadBase) -> tuple[SiteScores, ...]:
             )
         )
     return tuple(found)
+
+
+def _has_one_answer(record: Record) -> bool:
+    """Whether the words of a free answer say how right it is: to an open question there are many right ones."""
+    return record.task is not Task.INSTRUCTION or (isinstance(record.content, Exchange) and bool(record.content.input))
 
 
 def _adapter(job: JudgeJob) -> tuple[AdapterSpec, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -26,14 +25,13 @@ def masking_error(folder: Path, *, plan: Plan, rounds: Sequence[Mapping[str, Any
 
     The bound of the fixed point is |U3| * C / (L * A) an element of the mean (each survivor rounds by less than a
     step), times the server's rate, with float32's rounding on top. Holds for the optimiser that adds the mean as it is.
-    folder: of the federated run; what the sites' copies take there is given back. rounds: as the admin API tells them.
+    folder: of the federated run, with the sites' copies. rounds: as the admin API tells them.
     blobs: the coordinator's.
     """
     worst = 0.0
     for found in rounds:
         if found["kind"] == "train" and found["state"] == "succeeded":
             worst = max(worst, _of_round(folder, plan, found, blobs))
-    shutil.rmtree(folder / TRAINED_FOLDER, ignore_errors=True)
     return worst
 
 

@@ -160,6 +160,7 @@ def _serve(address: Path, base_model: Path, slots: _Slots) -> None:
     """Load the base model, then fork a child for every connection. Never returns."""
     import torch
 
+    import participant.training.execute  # noqa: F401  (a job imports it when it is due: here once, for all)
     from experiments.judging import run_judge_job
     from participant.training.job import Device, Precision
     from participant.training.model import choose_device, choose_precision, load_base

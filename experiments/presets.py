@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from common.errors import InvalidArgument
+from common.plan import CONSTANT_RATE, COSINE_RATE
+
+ALL_RECORDS: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,14 +32,16 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FederatedMethod:
-    """A federated arm. learning_rates: the grid; on the first seed's validation records the best is chosen.
+    """A federated arm. learning_rates: the sites' grid; on the first seed's validation records the best is chosen.
 
-    settings: further fields of the plan (method, server optimiser, ...), as the admin API takes them.
+    settings: further fields of the plan (method, server optimiser, ...), as the admin API takes them. from_base: the
+    first adapter has bases from the base model's weights, by `accord-participant initial-adapter`.
     """
 
     name: str
     learning_rates: tuple[float, ...]
     settings: tuple[tuple[str, object], ...] = ()
+    from_base: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,16 +57,23 @@ class Records:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judging:
-    """Of each domain's test records: so many answered freely (dear: a pass for every token)."""
+    """Of each site's test records: so many answered freely (dear: a pass for every token), instructions among them only
+    where a text to answer from is given.
+
+    round_records: of a site's validation records, so many judge the adapter of each round (as dear as a step's).
+    """
 
     ner_records: int
     instruction_records: int
     max_new_tokens: int
+    round_records: int = ALL_RECORDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
     """One size of the experiment. sites: of each domain, at most so many; the first domains have the most.
+
+    schedules: of a method's rate over the rounds; it is chosen with each of them, with the first from its whole grid.
 
     patience: of a site alone with the full budget: so many own shares without a better validation loss, and it stops.
     resamples: of the bootstrap. rare_share: of all training records, what one domain is left with where two ways of
@@ -77,6 +89,7 @@ class Preset:
     rank: int
     alpha: float
     server_learning_rate: float
+    schedules: tuple[str, ...]
     methods: tuple[FederatedMethod, ...]
     alone_learning_rates: tuple[float, ...]
     has_full_budget_alone: bool
@@ -106,7 +119,11 @@ TINY: Final = Preset(
     rank=4,
     alpha=8.0,
     server_learning_rate=1.0,
-    methods=(FederatedMethod(name="fedit", learning_rates=(5e-3,)),),
+    schedules=(CONSTANT_RATE,),
+    methods=(
+        FederatedMethod(name="fedit", learning_rates=(5e-3,)),
+        FederatedMethod(name="core", learning_rates=(5e-3,), settings=(("method", "core"),), from_base=True),
+    ),
     alone_learning_rates=(5e-3,),
     has_full_budget_alone=True,
     has_adapters=True,
@@ -125,6 +142,7 @@ SMALL: Final = Preset(
     rank=8,
     alpha=16.0,
     server_learning_rate=2.0,
+    schedules=(CONSTANT_RATE,),
     methods=(FederatedMethod(name="fedit", learning_rates=(2e-3,)),),
     alone_learning_rates=(2e-3,),
     has_full_budget_alone=False,
@@ -137,16 +155,20 @@ FULL: Final = Preset(
     seeds=(1, 2, 3),
     budget=Budget(rounds=10, steps=5, batch_size=4, max_length=128),
     records=Records(train=200, validation=30, test=50, characters=420),
-    judging=Judging(ner_records=50, instruction_records=20, max_new_tokens=60),
+    judging=Judging(ner_records=50, instruction_records=50, max_new_tokens=60, round_records=8),
     rank=8,
     alpha=16.0,
     server_learning_rate=2.0,
+    schedules=(CONSTANT_RATE, COSINE_RATE),
     methods=(
         FederatedMethod(name="fedit", learning_rates=(1e-3, 2e-3, 4e-3)),
         FederatedMethod(name="ffa_lora", learning_rates=(2e-3, 4e-3, 8e-3), settings=(("method", "ffa_lora"),)),
         FederatedMethod(name="rolora", learning_rates=(2e-3, 4e-3, 8e-3), settings=(("method", "rolora"),)),
         FederatedMethod(
-            name="core", learning_rates=(3e-3, 6e-3, 1e-2), settings=(("method", "core"), ("rank", 32), ("alpha", 64.0))
+            name="core",
+            learning_rates=(3e-3, 6e-3, 1e-2),
+            settings=(("method", "core"), ("rank", 32), ("alpha", 64.0)),
+            from_base=True,
         ),
     ),
     alone_learning_rates=(5e-4, 1e-3, 2e-3),

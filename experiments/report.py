@@ -1,4 +1,4 @@
-"""Results for people: tables for a terminal, a report in Markdown, plots of loss over rounds and over bytes sent."""
+"""Results for people: tables for a terminal, a report in Markdown, and its plots."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from typing import Final
 from rich.table import Table
 
 from experiments.experiment import Outcome
-from experiments.outcome import ModelScores, SeedOutcome
-from experiments.plots import plot_curves, plot_models
+from experiments.plots import MEBIBYTE, plot_curves, plot_models
 from experiments.statistics import spread
 
 CURVES_FILE: Final = "curves.svg"
 MODELS_FILE: Final = "models.svg"
 _VERDICT: Final = {True: "reached", False: "not reached", None: "not run"}
-MEBIBYTE: Final = 1024 * 1024
 
 
 def tables(outcome: Outcome) -> Iterator[Table]:
@@ -32,8 +30,8 @@ def tables(outcome: Outcome) -> Iterator[Table]:
 
 def markdown_report(outcome: Outcome, place: Path) -> str:
     """The report, with its plots written beside it in `place`."""
-    plot_curves(outcome, place / CURVES_FILE)
-    plot_models(outcome, place / MODELS_FILE)
+    plot_curves(outcome.seeds, place / CURVES_FILE)
+    plot_models(outcome.seeds, place / MODELS_FILE)
     seeds = ", ".join(str(seed.seed) for seed in outcome.seeds)
     about = (
         f"Base model {outcome.base_model} (digest {outcome.base_model_digest[:12]}), {len(outcome.sites)} sites, "
@@ -46,9 +44,9 @@ def markdown_report(outcome: Outcome, place: Path) -> str:
         "",
         about,
         "",
-        f"![Loss by domain over rounds and over bytes sent]({CURVES_FILE})",
+        f"![Loss by domain of every method, over rounds and over bytes sent]({CURVES_FILE})",
         "",
-        f"![Macro loss of every arm]({MODELS_FILE})",
+        f"![Macro loss, loss of the worst domain and gap closed, of every arm]({MODELS_FILE})",
     ]
     for title, header, rows in _parts(outcome):
         lines += ["", f"## {title}", "", _row(header), _row(["---"] * len(header)), *map(_row, rows)]
@@ -76,25 +74,12 @@ def _parts(outcome: Outcome) -> Iterator[_Part]:
     )
 
 
-def arms_of(seed: SeedOutcome) -> dict[str, list[ModelScores]]:
-    """The models of each arm: one, or one a site."""
-    found = {
-        "zero-shot": [seed.zero_shot],
-        "alone, own share": list(seed.alone.values()),
-        "alone, full budget": list(seed.alone_full.values()),
-        "central, small batches": [seed.central],
-        "central, large batches": [seed.central_wide],
-    }
-    found |= {f"federated, {method.name}": [method.scores] for method in seed.methods}
-    return {name: models for name, models in found.items() if models}
-
-
 def _arms(outcome: Outcome) -> _Part:
     domains = list(outcome.seeds[0].zero_shot.loss)
     header = ["arm", "macro loss", "worst domain", *domains, "accuracy", "span F1", "ROUGE-L"]
     rows: list[list[str]] = []
-    for name in arms_of(outcome.seeds[0]):
-        models = [model for seed in outcome.seeds for model in arms_of(seed)[name]]
+    for name in outcome.seeds[0].arms:
+        models = [model for seed in outcome.seeds for model in seed.arms[name]]
         rows.append(
             [
                 name,
@@ -127,9 +112,10 @@ def _methods(outcome: Outcome) -> _Part:
         [
             method.name,
             str(seed.seed),
-            f"{method.learning_rate:g}",
+            f"{method.learning_rate:g}, {method.schedule}",
             f"{method.scores.macro_loss:.3f}",
             f"{method.loss_ratio:.3f}",
+            "none" if method.gap_closed is None else f"{method.gap_closed:.2f}",
             f"{method.uploaded_bytes / MEBIBYTE:.1f}",
             f"{method.bytes_ratio:.3f}",
             f"{method.seconds:.0f}",
@@ -137,7 +123,17 @@ def _methods(outcome: Outcome) -> _Part:
         for seed in outcome.seeds
         for method in seed.methods
     ]
-    header = ["method", "seed", "rate", "macro loss", "of FedIT's", "MiB uploaded", "of FedIT's", "seconds"]
+    header = [
+        "method",
+        "seed",
+        "rate",
+        "macro loss",
+        "of FedIT's",
+        "gap closed",
+        "MiB uploaded",
+        "of FedIT's",
+        "seconds",
+    ]
     return "Federated methods", header, rows
 
 
@@ -147,13 +143,21 @@ def _sites(outcome: Outcome) -> _Part:
             site.site,
             str(seed.seed),
             f"{site.alone:.3f}",
+            "-" if site.alone_full is None else f"{site.alone_full:.3f}",
             f"{site.federated:.3f}",
             "-" if site.with_adapters is None else f"{site.with_adapters:.3f}",
         ]
         for seed in outcome.seeds
         for site in seed.sites
     ]
-    header = ["site", "seed", "alone", "global adapter", "with domain and site adapters"]
+    header = [
+        "site",
+        "seed",
+        "alone, own share",
+        "alone, full budget",
+        "global adapter",
+        "with domain and site adapters",
+    ]
     return "Is joining worth it: loss on each site's own test records", header, rows
 
 

@@ -7,10 +7,12 @@ import os
 import secrets
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from cryptography.hazmat.primitives.serialization import Encoding
 from prometheus_client import CollectorRegistry
@@ -31,7 +33,6 @@ from participant.control import ControlVariates
 from participant.daemon import Daemon, Site
 from participant.fence import Fence
 from participant.health import serving_health
-from participant.identity import IdentityFolder
 from participant.journal import Journal
 from participant.masking import Identity, MaskingDesk
 from participant.metrics import ParticipantMetrics
@@ -47,20 +48,29 @@ from participant.workbench import Workbench
 logger = log.get_logger(__name__)
 
 MEBIBYTE = 1024 * 1024
+LOCK_SECONDS: Final = 1.0
 
 
 def run(config: ParticipantConfig, *, read_again: Callable[[], ParticipantConfig]) -> None:
     """Work until SIGTERM or SIGINT; after SIGHUP go on with what the files say then.
 
-    read_again: the configuration as the files say now. Files with mistakes change nothing. Raises what makes a start
-    impossible, and CertificateRevoked when put out.
+    read_again: the configuration as the files say now. Files with mistakes, or that name what cannot be had (a port,
+    say), change nothing. Raises what makes a start impossible, and CertificateRevoked when put out.
     """
     manager = ServiceManager.from_environment(os.environ)
     signals = _Signals.caught(manager)
     os.nice(config.training.nice)
     policy = load_policy(config.policy_file)
+    before, is_up = (config, policy), threading.Event()
     while True:
-        _work(config, policy, stop=signals.wake, manager=manager)
+        try:
+            _work(config, policy, stop=signals.wake, manager=manager, is_up=is_up)
+        except AccordError as error:
+            if is_up.is_set() or before == (config, policy):
+                raise
+            logger.error("configuration_not_taken_up", reason=error.reason, message=error.message)
+            config, policy = before
+            continue
         # In this order: an end that is signalled in between is seen.
         signals.wake.clear()
         if signals.is_end:
@@ -68,21 +78,30 @@ def run(config: ParticipantConfig, *, read_again: Callable[[], ParticipantConfig
         manager.reloading()
         try:
             fresh = read_again()
-            config, policy = fresh, load_policy(fresh.policy_file)
+            before, (config, policy) = (config, policy), (fresh, load_policy(fresh.policy_file))
+            is_up.clear()
         except AccordError as error:
             logger.error("configuration_not_read_again", reason=error.reason, message=error.message)
 
 
-def _work(config: ParticipantConfig, policy: Policy, *, stop: threading.Event, manager: ServiceManager) -> None:
+def _work(
+    config: ParticipantConfig,
+    policy: Policy,
+    *,
+    stop: threading.Event,
+    manager: ServiceManager,
+    is_up: threading.Event,
+) -> None:
+    """is_up: set once everything that the configuration names could be had."""
     log.configure(form=config.log.form, level=config.log.level_number)
     with _traced(config):
-        _work_on(config, policy, stop=stop, manager=manager)
+        _work_on(config, policy, stop=stop, manager=manager, is_up=is_up)
 
 
 @contextmanager
 def _traced(config: ParticipantConfig) -> Iterator[None]:
     """Send spans to the collector that is named, if one is."""
-    identity = IdentityFolder(config.identity_directory).load()
+    identity = config.identity.load()
     end = tracing.configure(
         endpoint=config.tracing.endpoint,
         ca=config.tracing.ca,
@@ -96,13 +115,21 @@ def _traced(config: ParticipantConfig) -> Iterator[None]:
         end()
 
 
-def _work_on(config: ParticipantConfig, policy: Policy, *, stop: threading.Event, manager: ServiceManager) -> None:
+def _work_on(
+    config: ParticipantConfig,
+    policy: Policy,
+    *,
+    stop: threading.Event,
+    manager: ServiceManager,
+    is_up: threading.Event,
+) -> None:
     trainer = WorkerTrainer(config.data.settings(policy), config.evaluation.settings(), config.training.resources())
     sources = tuple(BaseModelSource(model.source, model.digest) for model in config.base_models)
     base_models = ConfiguredBaseModels(sources, cache=config.cache_directory, stop=stop, on_step=manager.alive)
     with serving(
         config, policy=policy, trainer=trainer, base_models=base_models, clock=SystemClock(), manager=manager
     ) as daemon:
+        is_up.set()
         daemon.run(stop)
 
 
@@ -123,12 +150,13 @@ def serving(
     registry = CollectorRegistry()
     metrics = ParticipantMetrics.create(registry)
     metrics.watch_disk(state)
+    metrics.last_contact_seconds.set(clock.now().timestamp())  # silence is counted from here
     with ExitStack() as parts:
         parts.enter_context(_only_one(state / "lock"))
         journal = Journal(config.journal_file, fence=Fence(config.counter_file))
         parts.callback(journal.close)
         connection = Connection(
-            IdentityFolder(config.identity_directory),
+            config.identity,
             line=config.coordinator.line,
             clock=clock,
             on_expiry=lambda at: metrics.certificate_expiry_seconds.set(at.timestamp()),
@@ -253,9 +281,16 @@ class _Signals:
 def _only_one(path: Path) -> Iterator[None]:
     """Two daemons over one journal would mask twice. Raises ConfigInvalid while another one runs."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    give_up = time.monotonic() + LOCK_SECONDS
     with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigInvalid(f"another accord-participant runs on {path.parent}; stop it first") from error
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                # `status` holds it for a moment, to see whether a daemon does.
+                if time.monotonic() > give_up:
+                    raise ConfigInvalid(f"another accord-participant runs on {path.parent}; stop it first") from error
+                time.sleep(LOCK_SECONDS / 20)
+            else:
+                break
         yield

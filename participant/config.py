@@ -28,6 +28,7 @@ from common.http_listener import HttpTls
 from common.log import LogForm
 from common.rpc.channels import CLIENT_PING_SECONDS, LEAST_CLIENT_PING_SECONDS
 from common.seeing import TLS_FILES, check_tls_files, checked_endpoint, http_tls
+from participant.identity import IdentityFiles, IdentityFolder, OwnPki
 from participant.network.dialling import POLL_SECONDS, Line
 from participant.network.route import Route, by_environment, parse_proxy, straight_to
 from participant.policy import Policy
@@ -131,6 +132,18 @@ class CoordinatorConfig(StrictModel):
             password = read_secret(self.proxy_password_file, key="coordinator.proxy_password_file")
             proxy = replace(proxy, password=password)
         return replace(direct, proxy=proxy)
+
+
+class CertificatesConfig(StrictModel):
+    """Files of the site's own PKI, PEM, where sites do not enrol. They are read anew when they change.
+
+    certificate: chain, leaf first, for accord://FEDERATION/participants/NAME. trust: CAs of the coordinator's. None of
+    them is a credential of systemd's: those are copies of the service's start, and a renewed one would not be seen.
+    """
+
+    certificate: FilePath
+    key: FilePath
+    trust: FilePath
 
 
 class CharterConfig(StrictModel):
@@ -317,6 +330,7 @@ class ParticipantConfig(StrictModel):
     journal_counter: FilePath | None = None
     least_free_mebibytes: NonNegativeInt = 1024
     coordinator: CoordinatorConfig = CoordinatorConfig()
+    certificates: CertificatesConfig | None = None
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     metrics: MetricsConfig = MetricsConfig()
@@ -332,10 +346,24 @@ class ParticipantConfig(StrictModel):
             raise ValueError(f"names {', '.join(twice)} twice")
         return models
 
+    @model_validator(mode="after")
+    def _address_is_known(self) -> Self:
+        if self.certificates is not None and self.coordinator.address is None:
+            raise ValueError("certificates needs coordinator.address: without a join token nothing says whom to dial")
+        return self
+
     @property
     def identity_directory(self) -> Path:
         """Key, certificate, trust bundle and address, as `accord-participant enroll` writes them."""
         return self.state_directory / "identity"
+
+    @property
+    def identity(self) -> IdentityFiles:
+        """Where this site's identity is read: its own PKI's files, or what it was enrolled with."""
+        files, address = self.certificates, self.coordinator.address
+        if files is None or address is None:
+            return IdentityFolder(self.identity_directory)
+        return OwnPki(files.certificate, files.key, files.trust, address)
 
     @property
     def journal_file(self) -> Path:

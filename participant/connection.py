@@ -12,12 +12,12 @@ import grpc
 
 from common import tracing
 from common.clock import Clock
-from common.errors import AccordError, CertificateRevoked
+from common.errors import AccordError, CertificateRevoked, ConfigInvalid
 from common.log import get_logger
 from common.version import software_version
 from participant.client import CoordinatorClient
 from participant.enrollment import renew
-from participant.identity import IdentityFolder, SiteIdentity
+from participant.identity import IdentityFiles, IdentityFolder, SiteIdentity
 from participant.network.dialling import Line, dial, dial_for_uploads
 from participant.network.looking import Papers, explained
 
@@ -38,7 +38,7 @@ class Connection:
 
     def __init__(
         self,
-        folder: IdentityFolder,
+        files: IdentityFiles,
         *,
         line: Callable[[str], Line],
         clock: Clock,
@@ -46,7 +46,7 @@ class Connection:
         on_chunk: Callable[[], None] = lambda: None,
     ) -> None:
         """line: how to dial, from the enrolment's address; asked at every turn. on_chunk: see CoordinatorClient."""
-        self._folder = folder
+        self._files = files
         self._line = line
         self._clock = clock
         self._on_expiry = on_expiry
@@ -54,7 +54,8 @@ class Connection:
         self._lock = threading.Lock()
         self._retry_at = clock.now()
         self._trust_offered = self._trust_fetched = ""
-        self._identity = folder.load()
+        self._identity = files.load()
+        self._unread = ""
         self._open = self._dial()
 
     @property
@@ -67,7 +68,7 @@ class Connection:
             return self._open.client
 
     def keep_valid(self) -> None:
-        """Take up a proxy, or its password, that has changed, and renew the certificate when it is due.
+        """Take up a proxy, its password or a certificate that has changed, and renew the certificate when it is due.
 
         A renewal that fails is tried again later, as there is time.
         """
@@ -75,20 +76,28 @@ class Connection:
         if line != self._open.line:
             log.info("coordinator_dialled_anew", target=line.route.target, via=line.route.via.strip())
             self._dial_again()
+        if not self._identity.enrollment.is_renewed_by_coordinator:
+            self._read_again()
         now = self._clock.now()
         self._on_expiry(self._identity.expires_at)
         offered = self._trust_offered
         is_due = self._identity.needs_renewal(now) or self._has_other_trust(offered)
-        if not is_due or now < self._retry_at:
+        # A time far ahead is of a clock that was wrong then.
+        if (
+            not is_due
+            or not isinstance(self._files, IdentityFolder)
+            or timedelta() < self._retry_at - now <= RETRY_RENEWAL
+        ):
             return
+        self._retry_at = now + RETRY_RENEWAL
         try:
-            renewed = renew(self._folder, self._clock, line=self._open.line)
+            renewed = renew(self._files, self._clock, line=self._open.line)
         except CertificateRevoked:
             raise
         except AccordError as error:
-            self._retry_at = now + RETRY_RENEWAL
             log.error("certificate_not_renewed", reason=error.reason, message=error.message)
             return
+        self._retry_at = now
         self._trust_fetched = offered
         log.info("certificate_renewed", expires_at=renewed.expires_at.isoformat())
         self._identity = renewed
@@ -96,11 +105,31 @@ class Connection:
 
     def explain(self, error: AccordError) -> AccordError:
         """Why calls fail: what stands in the way, as far as it can be seen from here. Takes up to half a minute."""
-        return explained(error, self._open.line.route, Papers.of(self._folder), now=self._clock.now())
+        return explained(error, self._open.line.route, Papers.of(self._files), now=self._clock.now())
 
     def close(self) -> None:
         for channel in self._open.channels:
             channel.close()
+
+    def _read_again(self) -> None:
+        """Take up what the site's own PKI has put in place. While that is half done, what was there before goes on."""
+        try:
+            found = self._files.load()
+            if found.participant != self._identity.participant:
+                raise ConfigInvalid(
+                    f"{self._files.certificate_file} is now for {found.participant}: that is another site"
+                )
+        except AccordError as error:
+            if error.message != self._unread:
+                log.error("certificate_not_renewed", reason=error.reason, message=error.message)
+            self._unread = error.message
+            return
+        self._unread = ""
+        if found == self._identity:
+            return
+        log.info("certificate_renewed", expires_at=found.expires_at.isoformat())
+        self._identity = found
+        self._dial_again()
 
     def _hear_trust(self, trust_bundle_sha256: str) -> None:
         self._trust_offered = trust_bundle_sha256

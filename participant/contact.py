@@ -94,7 +94,7 @@ class Contact:
     def _is_due(self, now: datetime) -> bool:
         if self._tries < TRIES_BEFORE_LOOKING:
             return False
-        return self._looked_at is None or now - self._looked_at >= LOOK_AGAIN
+        return self._looked_at is None or not timedelta() <= now - self._looked_at < LOOK_AGAIN
 
     def _compare(self, skew: timedelta) -> None:
         self._on_clock(skew)

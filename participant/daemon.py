@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Final
 
 from common import tracing
@@ -71,6 +72,8 @@ POLLS_PER_WATCHDOG: Final = 3
 # large update is masked in one go.
 _MOST_TASK_SECONDS: Final = 15 * 60.0
 _MOST_REVIEW_SECONDS: Final = 2 * 3600.0
+# After so long a run that was declined is looked at again.
+REVIEW_AGAIN: Final = timedelta(minutes=10)
 # A look at what stands in the way waits for a name, a connection and a handshake.
 _MOST_LOOK_SECONDS: Final = 120.0
 
@@ -148,6 +151,7 @@ class Daemon:
         self._contact = contact or Contact(clock)
         self._most_poll_seconds = poll_seconds
         self._tag = ""
+        self._declined: dict[str, tuple[str, datetime]] = {}
 
     # --- the loop -------------------------------------------------------------------------------------------------
 
@@ -205,6 +209,8 @@ class Daemon:
     def _interrupt_when(self, stop: threading.Event) -> None:
         """End the long poll that the loop may be waiting in."""
         stop.wait()
+        # First: what is told of its end over a line that is closed below is no failure of the work.
+        self._workbench.ask_to_stop()
         self._interrupt()
 
     def turn(self, wait_seconds: int) -> bool:
@@ -299,7 +305,14 @@ class Daemon:
     # --- joining --------------------------------------------------------------------------------------------------
 
     def _review(self, task: ReviewRun) -> None:
-        """Check a run's plan with everything that this site knows; join it, or decline with every reason."""
+        """Check a run's plan with everything that this site knows; join it, or decline with every reason.
+
+        A declined one is announced again with every answer, and is looked at again after a while: another policy comes
+        with another daemon, but records or a base model may have come.
+        """
+        declined, at = self._declined.get(task.run, ("", self._clock.now()))
+        if declined == task.plan_digest and timedelta() <= self._clock.now() - at < REVIEW_AGAIN:
+            return
         plan_bytes = self._client().plan(task.run)
         digest = hashlib.sha256(plan_bytes).hexdigest()
         if digest != task.plan_digest:
@@ -320,6 +333,7 @@ class Daemon:
             self._metrics.refused(error)
             self._journal.put_run(replace(entry, reason=error.reason, message=error.message))
             self._client().decline_run(task.run, reason=error.reason, message=error.message)
+            self._declined[task.run] = (digest, self._clock.now())
             return
         self._journal.put_run(replace(entry, standing=RunStanding.JOINED))
         self._client().join_run(task.run, plan_digest=digest, base_model_digest=model)
@@ -363,8 +377,15 @@ class Daemon:
         return guard.check_base_model(plan, self._base_models.own()).digest
 
     def _terms(self, run: str) -> RunTerms:
-        """What this site has agreed to. Raises OutOfTurn for a run that it has not joined."""
+        """What this site has agreed to. Raises OutOfTurn for a run that it has not joined.
+
+        A run that the journal does not know, as one that is new or from a backup, is reviewed as if it were announced:
+        the coordinator knows that this site has joined, and would wait for it in every round.
+        """
         entry = self._journal.run(run)
+        if entry is None:
+            self._review(ReviewRun(run, hashlib.sha256(self._client().plan(run)).hexdigest()))
+            entry = self._journal.run(run)
         if entry is None or entry.standing is RunStanding.DECLINED:
             raise OutOfTurn(f"this site has not joined run {run}")
         return RunTerms(
@@ -442,9 +463,10 @@ class Daemon:
             if round_.phase is not RoundPhase.OVER:
                 self._forget_round(round_, None)
         self._journal.forget_keys(task.run)
-        self._shelf.fetch(task.adapter, Plan.from_bytes(entry.plan), on_bytes=self._metrics.download_bytes.inc)
-        self._shelf.prune(self._journal.adapters_in_use() | {task.adapter})
         self._workbench.clear_run(task.run)
+        self._shelf.fetch(task.adapter, Plan.from_bytes(entry.plan), on_bytes=self._metrics.download_bytes.inc)
+        self._shelf.keep_final(task.adapter)
+        self._shelf.prune(self._journal.adapters_in_use())
         self._journal.put_run(
             replace(
                 entry,

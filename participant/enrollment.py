@@ -92,7 +92,7 @@ def renew(folder: IdentityFolder, clock: Clock, *, line: Line | None = None) -> 
 
 
 def _refuse_another(folder: IdentityFolder, invitation: Invitation) -> None:
-    if not folder.is_enrolled:
+    if not folder.is_there:
         return
     present = folder.load()
     if (present.federation, present.participant) != (invitation.federation, invitation.participant):

@@ -22,6 +22,7 @@ _STATX_BYTES: Final = 256
 _BIRTH: Final = slice(80, 92)
 _STATX_BTIME: Final = 0x800
 _AT_EMPTY_PATH: Final = 0x1000
+_LIBC: Final = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ def _born(descriptor: int) -> bytes:
     """Seconds and nanoseconds as the kernel has them; empty where it or the file system does not know."""
     record = ctypes.create_string_buffer(_STATX_BYTES)
     try:
-        failed = ctypes.CDLL(None).statx(descriptor, b"", _AT_EMPTY_PATH, _STATX_BTIME, record)
+        failed = _LIBC.statx(descriptor, b"", _AT_EMPTY_PATH, _STATX_BTIME, record)
     except AttributeError:  # a C library without it
         return b""
     knows = int.from_bytes(record.raw[:4], sys.byteorder) & _STATX_BTIME

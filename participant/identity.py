@@ -1,4 +1,6 @@
-"""Who this site is: its key, its certificate, whom it trusts and whom it dials, as files in one folder.
+"""Who this site is: its key, its certificate, whom it trusts and whom it dials.
+
+Either as `enroll` writes it into one folder, or as files that the site's own PKI writes (`OwnPki`). The folder:
 
     identity.key       the private key; made here, never leaves, and stays the same when the certificate is renewed
     certificate.pem    the chain, leaf first
@@ -15,7 +17,7 @@ import hashlib
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -27,7 +29,15 @@ from cryptography.x509.oid import NameOID
 from common import jsonform
 from common.certificates import identity_of, parse_authorities, parse_certificates, spki_sha256
 from common.durable import OWNER_ONLY, write_durably
-from common.errors import AccordError, ClockWrong, ConfigInvalid, InvalidArgument, NotFound, Unauthenticated
+from common.errors import (
+    AccordError,
+    ClockWrong,
+    ConfigInvalid,
+    InvalidArgument,
+    NotFound,
+    StorageFailed,
+    Unauthenticated,
+)
 from common.identifiers import FederationId, ParticipantId, ParticipantIdentity, parse_federation_id, parse_id
 
 # Asked for at half of a certificate's life, so that there is a sixth of it left for trying again before two thirds.
@@ -109,6 +119,60 @@ def certificate_request(key: IdentityKey) -> bytes:
     return x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, algorithm).public_bytes(Encoding.DER)
 
 
+class IdentityFiles(Protocol):
+    """Where the files are, and what they say at the moment."""
+
+    @property
+    def key_file(self) -> Path: ...
+    @property
+    def certificate_file(self) -> Path: ...
+    @property
+    def trust_file(self) -> Path: ...
+    @property
+    def is_there(self) -> bool:
+        """Whether there is something to load: False before a site is enrolled."""
+
+    def load(self) -> SiteIdentity:
+        """What the files say now. Raises NotFound for one that is missing, ConfigInvalid if they do not fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnPki:
+    """Files of the site's own PKI, which renews them: who the site is says the certificate, and nobody enrols."""
+
+    certificate_file: Path
+    key_file: Path
+    trust_file: Path
+    coordinator_address: str
+
+    @property
+    def is_there(self) -> bool:
+        return True
+
+    def load(self) -> SiteIdentity:
+        """Raises NotFound, and ConfigInvalid if the certificate is not for the key, or is no participant's."""
+        missing = "{path} does not exist: your own PKI puts it there, as [certificates] names it"
+        chain, key_pem, trust_bundle = (
+            _read(path, missing=missing) for path in (self.certificate_file, self.key_file, self.trust_file)
+        )
+        try:
+            name = identity_of(parse_certificates(chain, what=str(self.certificate_file))[0])
+            if not isinstance(name, ParticipantIdentity):
+                raise Unauthenticated(f"{self.certificate_file} is for {name.uri}, which is no participant")
+            _require_key(chain, key_pem, file=self.key_file)
+            parse_authorities(trust_bundle, what=str(self.trust_file))
+        except AccordError as error:
+            raise ConfigInvalid(f"the identity in {self.certificate_file} is not usable: {error.message}") from error
+        enrollment = Enrollment(
+            federation=name.federation,
+            participant=name.id,
+            coordinator_address=self.coordinator_address,
+            is_renewed_by_coordinator=False,
+        )
+        # What stands around the certificates may be in any encoding.
+        return SiteIdentity(enrollment, chain.decode(errors="replace"), trust_bundle.decode(errors="replace"), key_pem)
+
+
 @dataclass(frozen=True, slots=True)
 class IdentityFolder:
     """The folder, and how its files are written."""
@@ -132,7 +196,7 @@ class IdentityFolder:
         return self.path / "enrollment.json"
 
     @property
-    def is_enrolled(self) -> bool:
+    def is_there(self) -> bool:
         return self.enrollment_file.exists()
 
     def ensure_key(self) -> IdentityKey:
@@ -200,19 +264,19 @@ class IdentityFolder:
 
     def _check_names(self, enrollment: Enrollment, chain: str) -> None:
         """The certificate is for this folder's key and for the enrolled name, whatever the other side has sent."""
-        certificate = parse_certificates(chain, what="the certificate")[0]
-        key = _parse_key(_read(self.key_file), what=str(self.key_file))
-        if spki_sha256(certificate.public_key()) != spki_sha256(key.public_key()):
-            raise Unauthenticated(f"the certificate is not for the key in {self.key_file}")
+        certificate = _require_key(chain, _read(self.key_file), file=self.key_file)
         wanted = ParticipantIdentity(FederationId(enrollment.federation), ParticipantId(enrollment.participant))
         found = identity_of(certificate)
         if found != wanted:
             raise Unauthenticated(f"the certificate is for {found.uri}, not for {wanted.uri}")
 
     def _write(self, certificate_chain: str, trust_bundle: str) -> None:
-        # Trust first: with the new CAs the old certificate still works, while the other way round need not.
-        write_durably(self.trust_file, trust_bundle.encode())
-        write_durably(self.certificate_file, certificate_chain.encode())
+        try:
+            # Trust first: with the new CAs the old certificate still works, while the other way round need not.
+            write_durably(self.trust_file, trust_bundle.encode())
+            write_durably(self.certificate_file, certificate_chain.encode())
+        except OSError as error:
+            raise StorageFailed(f"cannot write the certificate into {self.path}: {error.strerror}") from error
 
 
 def _parse_key(pem: bytes, *, what: str) -> IdentityKey:
@@ -225,10 +289,21 @@ def _parse_key(pem: bytes, *, what: str) -> IdentityKey:
     return key
 
 
-def _read(path: Path) -> bytes:
+def _require_key(chain: str | bytes, key_pem: bytes, *, file: Path) -> x509.Certificate:
+    """The chain's leaf. Raises Unauthenticated unless it is for this key."""
+    certificate = parse_certificates(chain, what="the certificate")[0]
+    if spki_sha256(certificate.public_key()) != spki_sha256(_parse_key(key_pem, what=str(file)).public_key()):
+        raise Unauthenticated(f"the certificate is not for the key in {file}")
+    return certificate
+
+
+_NOT_ENROLLED: Final = "{path} does not exist: this site is not enrolled. Run `accord-participant enroll`"
+
+
+def _read(path: Path, *, missing: str = _NOT_ENROLLED) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise NotFound(f"{path} does not exist: this site is not enrolled. Run `accord-participant enroll`") from error
+        raise NotFound(missing.format(path=path)) from error
     except OSError as error:
         raise ConfigInvalid(f"cannot read {path}: {error.strerror}") from error

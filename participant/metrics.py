@@ -228,7 +228,7 @@ class ParticipantMetrics:
             ),
             last_contact_seconds=Gauge(
                 "accord_participant_last_contact_timestamp_seconds",
-                "When the coordinator last answered, Unix time.",
+                "When the coordinator last answered, Unix time; before its first answer, when this service started.",
                 registry=registry,
             ),
             clock_difference_seconds=Gauge(

@@ -1,17 +1,19 @@
 """A site's own model: a private adapter on top of the global one (and its domain's), and how much of each to use.
 
-The private adapter and what it is made of stay in this site's folders; nothing of it is ever sent.
+Beside them what the site reaches alone, an adapter of the base model as it is: local and global models are mixed as in
+Deng et al. 2020 (APFL, arXiv 2003.13461), with a scale for each. So whoever joins is, by the records that choose, no
+worse off than alone, and sees by how much. All of it stays in this site's folders; nothing is ever sent.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from common.adapters import AdapterSpec, flatten, initial_tensors, write_adapter_folder
+from common.adapters import AdapterSpec, write_initial_folder
 from common.basemodel import BaseModel
 from common.errors import AlreadyExists, StorageFailed
 from common.instructions import InstructionSet
@@ -32,24 +34,35 @@ from participant.training.process import run_blend, run_worker
 from participant.training.result import ADAPTER_FOLDER, Progress
 
 SITE: Final = "site"
+ALONE: Final = "alone"
 _START_FOLDER: Final = "start"
 _TRAIN_FOLDER: Final = "train"
 _BLEND_FOLDER: Final = "blend"
+_HELD_FOLDER: Final = "adapters"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnTraining:
+    """An adapter that this site trains by itself: its shape, and how."""
+
+    spec: AdapterSpec
+    hyperparameters: Hyperparameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PersonalWork:
     """What a site's own model is made from.
 
-    adapters: the global one, and behind it the domain's if there is one. spec: shape of the private adapter.
-    rows: held-out records for choosing scales and for the table. folder: kept, so that a broken-off run goes on there.
+    adapters: the global one, and behind it the domain's if there is one. private: on top of them. alone: without them;
+    None leaves it out. rows: held-out records for choosing scales and for the table. folder: kept, so that a broken-off
+    run goes on there.
     """
 
     base_model: BaseModel
     base_folder: Path
     adapters: tuple[NamedAdapter, ...]
-    spec: AdapterSpec
-    hyperparameters: Hyperparameters
+    private: OwnTraining
+    alone: OwnTraining | None
     instruction_set: InstructionSet
     data: DataSettings
     resources: Resources
@@ -58,15 +71,20 @@ class PersonalWork:
 
 
 def personalise(work: PersonalWork, export: Path, on_progress: Callable[[Progress], None]) -> BlendResult:
-    """Train the private adapter, choose the scales, and write the merged model's adapter to a new folder.
+    """Train what is this site's own, choose the scales, and write the merged model's adapter to a new folder.
 
     Called again after a kill it goes on where it was. Raises AlreadyExists for a folder that is there, and what
     `run_worker` raises.
     """
     if export.exists():
         raise AlreadyExists(f"{export} exists; name a folder that does not")
-    own = NamedAdapter(name=SITE, adapter=_train(work, on_progress))
-    adapters = (*work.adapters, own)
+    work = replace(work, adapters=tuple(_held(one, work.folder / _HELD_FOLDER) for one in work.adapters))
+    beneath = tuple(one.adapter for one in work.adapters)
+    own = [NamedAdapter(name=SITE, adapter=_train(work, work.private, work.folder, on_progress, beneath=beneath))]
+    if work.alone is not None:
+        alone = _train(work, work.alone, work.folder / ALONE, on_progress)
+        own.append(NamedAdapter(name=ALONE, adapter=alone, stands_alone=True))
+    adapters = (*work.adapters, *own)
     write_blend_job(
         work.folder / _BLEND_FOLDER,
         BlendJob(
@@ -74,7 +92,7 @@ def personalise(work: PersonalWork, export: Path, on_progress: Callable[[Progres
             base_model_digest=work.base_model.digest,
             adapters=adapters,
             instruction_set=work.instruction_set,
-            max_length=work.hyperparameters.max_length,
+            max_length=work.private.hyperparameters.max_length,
             data=work.data,
             rows=work.rows,
             resources=work.resources,
@@ -92,39 +110,54 @@ def personalise(work: PersonalWork, export: Path, on_progress: Callable[[Progres
     return result
 
 
-def _train(work: PersonalWork, on_progress: Callable[[Progress], None]) -> FrozenAdapter:
-    """The private adapter, trained on this site's records with the others frozen beneath it."""
-    start = work.folder / _START_FOLDER
-    digest = _write_start(start, work)
+def _held(named: NamedAdapter, place: Path) -> NamedAdapter:
+    """The adapter in a folder of this work: the daemon deletes old ones, and training may take as long as a run did."""
+    adapter = named.adapter
+    folder, arriving = place / adapter.digest, place / f".{adapter.digest}"
+    if not folder.exists():
+        shutil.rmtree(arriving, ignore_errors=True)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(adapter.folder, arriving)
+            arriving.rename(folder)
+        except (OSError, shutil.Error) as error:
+            raise StorageFailed(f"cannot copy the adapter {adapter.digest[:12]} to {place}: {error}") from error
+    return replace(named, adapter=replace(adapter, folder=folder))
+
+
+def _train(
+    work: PersonalWork,
+    own: OwnTraining,
+    place: Path,
+    on_progress: Callable[[Progress], None],
+    *,
+    beneath: tuple[FrozenAdapter, ...] = (),
+) -> FrozenAdapter:
+    """An adapter trained on this site's records, with others frozen beneath it; the work lies in `place`."""
+    start = place / _START_FOLDER
+    model = work.base_model
+    digest = write_initial_folder(
+        start, model.layers, own.spec, seed=own.hyperparameters.seed, base_model_name=model.name
+    )
     job = TrainingJob(
         kind=JobKind.TRAIN,
         base_model=work.base_folder,
         base_model_digest=work.base_model.digest,
         global_adapter=start,
         global_adapter_digest=digest,
-        adapter=work.spec,
+        adapter=own.spec,
         method=Method(),
-        hyperparameters=work.hyperparameters,
+        hyperparameters=own.hyperparameters,
         instruction_set=work.instruction_set,
         data=work.data,
         # Nothing is asked beforehand: the search that follows tells all losses.
         evaluation=EvaluationSettings(loss_records=0, ner_records=0),
         resources=work.resources,
-        beneath=tuple(one.adapter for one in work.adapters),
+        beneath=beneath,
     )
-    folder = work.folder / _TRAIN_FOLDER
+    folder = place / _TRAIN_FOLDER
     write_job(folder, job)
     result = run_worker(folder, on_progress)
     return FrozenAdapter(
-        folder=folder / ADAPTER_FOLDER, digest=str(result.adapter_digest), spec=work.spec, method=Method()
+        folder=folder / ADAPTER_FOLDER, digest=str(result.adapter_digest), spec=own.spec, method=Method()
     )
-
-
-def _write_start(folder: Path, work: PersonalWork) -> str:
-    layout = work.spec.layout(work.base_model.layers)
-    tensors = {
-        slot.name: tensor.reshape(slot.shape)
-        for slot, tensor in initial_tensors(layout, seed=work.hyperparameters.seed)
-    }
-    config = work.spec.peft_config(work.base_model.name)
-    return write_adapter_folder(folder, flatten(tensors, layout), layout, config)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from common import basemodel, jsonform
-from common.adapters import AdapterSpec, flatten, initial_tensors, write_adapter_folder
+from common.adapters import AdapterSpec, write_initial_folder
 from common.errors import InvalidArgument
 from common.instructions import Task
 from common.methods import Method
@@ -91,9 +91,8 @@ def _measured(
 ) -> JobResult:
     """Train an adapter from nothing on this site's records, and score it on its held-out ones."""
     start = folder / "start"
-    layout = spec.layout(basemodel.describe(job.base_model).layers)
-    tensors = {slot.name: tensor.reshape(slot.shape) for slot, tensor in initial_tensors(layout, seed=seed)}
-    digest = write_adapter_folder(start, flatten(tensors, layout), layout, spec.peft_config("reference"))
+    layers = basemodel.describe(job.base_model).layers
+    digest = write_initial_folder(start, layers, spec, seed=seed, base_model_name="reference")
     alone = replace(
         job,
         kind=JobKind.TRAIN,

@@ -33,6 +33,8 @@ from common.sent import sent_vector
 from participant.client import CoordinatorClient, PublishedAdapter
 
 KEPT_ADAPTERS: Final = 4
+KEPT_FINALS: Final = 8
+_FINAL: Final = ".{}.final"
 _MOVED_FILE: Final = "moved.f32"
 _BLOCK: Final = 1 << 20
 
@@ -142,12 +144,22 @@ class AdapterShelf:
             # What an earlier try had left behind may be what was wrong.
             self._download(published, plan, path, on_bytes)
 
+    def keep_final(self, digest: str) -> None:
+        """A run has ended with this adapter: it stays until as many later runs have ended as are kept."""
+        (self._folder / _FINAL.format(parse_digest(digest, field="adapter"))).touch()
+
     def prune(self, keep: frozenset[str]) -> None:
-        """Delete all but the newest few adapters and those that are named, and downloads that were given up.
+        """Delete all but the newest few adapters, the last runs' final ones and those that are named.
+
+        Downloads that were given up go, too.
 
         A download that is not named is given up when another adapter has arrived since its last byte: whoever wanted
         this one would have gone on with it by then.
         """
+        finals = sorted(self._folder.glob(_FINAL.format("*")), key=lambda mark: mark.stat().st_mtime)
+        for mark in finals[:-KEPT_FINALS]:
+            mark.unlink()
+        keep |= {mark.name.strip(".").partition(".")[0] for mark in finals[-KEPT_FINALS:]}
         arrived = sorted(self._folder.glob("[!.]*"), key=lambda folder: folder.stat().st_mtime)
         old = [folder for folder in arrived if folder.name not in keep][:-KEPT_ADAPTERS]
         if arrived:

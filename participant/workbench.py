@@ -146,6 +146,9 @@ class Workbench:
                     updated_at=self._clock.now(),
                 )
             )
+            # Nothing of it has left.
+            self._privacy.give_back(run, round_, job=self._job(run, round_))
+            self.show_privacy()
         with contextlib.suppress(AccordError):
             self._client().report_failure(run, round_, reason=error.reason, message=error.message)
 
@@ -201,8 +204,16 @@ class Workbench:
         shutil.rmtree(self._job(run, round_), ignore_errors=True)
 
     def show_privacy(self) -> None:
-        """Show in the metrics what of the privacy budget is spent."""
-        spent = self._privacy.spent()
+        """Show in the metrics what of the privacy budget is spent.
+
+        Where the ledger cannot be read nothing private is done, and everything else goes on.
+        """
+        try:
+            spent = self._privacy.spent()
+        except StorageFailed as error:
+            log.error("privacy_ledger_unreadable", reason=error.reason, message=error.message)
+            self._metrics.failed(error)
+            return
         self._metrics.show_privacy(
             training=(spent.training, spent.training_budget), figures=(spent.figures, spent.figures_budget)
         )
@@ -210,6 +221,10 @@ class Workbench:
     def clear_run(self, run: str) -> None:
         shutil.rmtree(self._folder / run, ignore_errors=True)
         self._controls.forget(run)
+
+    def ask_to_stop(self) -> None:
+        """Let what is being prepared end soon; `stop` waits for that. For any thread."""
+        self._preparations.ask_to_stop()
 
     def wait(self, seconds: float | None = None) -> bool:
         """Return when no round is being prepared any more; False if one still is after `seconds`."""
@@ -324,10 +339,19 @@ class Workbench:
         return job / CORRECTION_FILE
 
     def _fetch_adapter(self, digest: str, plan: Plan, stop: threading.Event) -> Path:
-        """The adapter's folder. A coordinator that is away is waited for: that is no reason to be out of the round."""
+        """The adapter's folder. A coordinator that is away is waited for: that is no reason to be out of the round.
+
+        Raises TrainingStopped between two chunks; what has arrived is gone on with.
+        """
+
+        def taken(count: int) -> None:
+            self._metrics.download_bytes.inc(count)
+            if stop.is_set():
+                raise TrainingStopped("the adapter was not fetched before the round was over")
+
         for pause in itertools.chain(BACKOFF_SECONDS, itertools.repeat(BACKOFF_SECONDS[-1])):
             try:
-                return self._shelf.fetch(digest, plan, on_bytes=self._metrics.download_bytes.inc)
+                return self._shelf.fetch(digest, plan, on_bytes=taken)
             except (Unavailable, ResourceExhausted) as error:
                 log.warning("adapter_not_fetched_yet", reason=error.reason, message=error.message)
                 if stop.wait(pause):
@@ -380,7 +404,7 @@ class Workbench:
         today = [
             entry
             for entry in self._journal.rounds_since(now - timedelta(days=2))
-            if self._policy.hours.day(entry.started_at) == day and entry.phase is not RoundPhase.FAILED
+            if self._policy.hours.day(entry.started_at) == day and _is_work(entry)
         ]
         return DayLedger(
             day=day,
@@ -391,3 +415,9 @@ class Workbench:
 
     def _job(self, run: str, round_: int) -> Path:
         return self._folder / run / str(round_)
+
+
+def _is_work(entry: RoundEntry) -> bool:
+    """Whether this site took part, or does: not in a round that it refused or whose work has failed, over or not."""
+    is_open = entry.phase not in (RoundPhase.FAILED, RoundPhase.OVER)
+    return is_open or bool(entry.contribution)

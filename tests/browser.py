@@ -141,6 +141,15 @@ class Tab:
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
         )
 
+    async def see_as(self, deficiency: str) -> None:
+        """A deficiency of colour vision: protanopia, deuteranopia, tritanopia, achromatopsia; or none."""
+        await self.call("Emulation.setEmulatedVisionDeficiency", type=deficiency)
+
+    async def printed(self) -> bytes:
+        """The page as a PDF, as a printer gets it."""
+        found = await self.call("Page.printToPDF", printBackground=False)
+        return base64.b64decode(found["data"])
+
     async def prefer(self, **features: str) -> None:
         """Media features, such as prefers_color_scheme="dark"."""
         chosen = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]

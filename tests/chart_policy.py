@@ -1,7 +1,4 @@
-"""`make check-chart`: checkov's policies on what helm renders of every value file of the charts, and on the Dockerfile.
-
-Not in `make test`: installing checkov takes half a minute, and most of what it asks is asserted in test_helm.py.
-"""
+"""`make check-chart`: checkov on what helm renders of every value file of the charts, and on the Dockerfile."""
 
 from __future__ import annotations
 
@@ -13,9 +10,8 @@ from typing import Final
 
 from tests.charts import CHARTS, render
 from tests.containers import DOCKERFILE
-from tests.programs import ROOT
+from tests.programs import tool
 
-CHECKOV: Final = ROOT / ".tools" / "checkov" / "bin" / "checkov"
 # What we do otherwise, and why.
 SKIPPED: Final = {
     "CKV_K8S_8": "the pod of `helm test` and the job of migrations live for seconds, and need no liveness probe",
@@ -35,7 +31,14 @@ def main() -> int:
         for values in sorted(CHARTS.glob("*/ci/*-values.yaml")):
             chart = values.parents[1]
             (Path(scratch) / f"{chart.name}-{values.stem}.yaml").write_text(render("4", chart, files=[values]))
-        checkov = [str(CHECKOV), "--skip-download", "--compact", "--quiet", "--skip-check", ",".join(SKIPPED)]
+        checkov = [
+            str(tool("checkov", "checkov")),
+            "--skip-download",
+            "--compact",
+            "--quiet",
+            "--skip-check",
+            ",".join(SKIPPED),
+        ]
         codes = [
             subprocess.run([*checkov, "--framework", "kubernetes", "--directory", scratch], check=False).returncode,
             subprocess.run([*checkov, "--framework", "dockerfile", "--file", str(DOCKERFILE)], check=False).returncode,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import subprocess
 import tarfile
 import zipfile
@@ -15,6 +14,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from tests.pages import typed
 from tests.programs import ROOT
 
 CHARTS: Final = ROOT / "deploy" / "helm"
@@ -75,9 +75,7 @@ def manifests(text: str) -> list[Manifest]:
 
 def documented(name: str) -> str:
     """The shell lines of a block of docs/kubernetes.md."""
-    found = re.findall(rf"<!-- run: {name} -->\n```sh\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL)
-    assert len(found) == 1, f"{GUIDE.name} has {len(found)} blocks {name}"
-    return str(found[0])
+    return typed(GUIDE, name)
 
 
 def of_kind(found: Sequence[Manifest], kind: str) -> list[Manifest]:

@@ -10,12 +10,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Final
 
 from tests.containers import Containers
-from tests.programs import ROOT
-
-SYFT: Final = ROOT / ".tools" / "sbom" / "bin" / "syft"
+from tests.programs import tool
 
 
 def main(file: Path) -> None:
@@ -26,7 +23,7 @@ def main(file: Path) -> None:
         archive = Path(scratch) / "image.tar"
         containers.podman("save", "--quiet", "--format", "oci-archive", "--output", str(archive), image)
         subprocess.run(
-            [SYFT, "scan", f"oci-archive:{archive}", "--quiet", "--output", f"cyclonedx-json={file}"],
+            [tool("sbom", "syft"), "scan", f"oci-archive:{archive}", "--quiet", "--output", f"cyclonedx-json={file}"],
             check=True,
             env={**os.environ, "SYFT_CHECK_FOR_APP_UPDATE": "false", "TMPDIR": scratch},
         )

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from common.adapters import AdapterSpec, file_digest, flatten, initial_tensors, write_adapter_folder
+from common.adapters import AdapterSpec, write_initial_folder
 from common.basemodel import describe
 
 TINY_SPEC: Final = AdapterSpec(
@@ -83,7 +83,4 @@ def make_tiny_tokenizer(*, chat_template: str | None = CHAT_TEMPLATE) -> PreTrai
 
 def make_tiny_adapter(folder: Path, base_model: Path, *, seed: int = 0, spec: AdapterSpec = TINY_SPEC) -> str:
     """Write the first global adapter of a run for a base model; returns the digest of its weights."""
-    layout = spec.layout(describe(base_model).layers)
-    tensors = {slot.name: tensor.reshape(slot.shape) for slot, tensor in initial_tensors(layout, seed=seed)}
-    write_adapter_folder(folder, flatten(tensors, layout), layout, spec.peft_config("tiny"))
-    return file_digest(folder / "adapter_model.safetensors")
+    return write_initial_folder(folder, describe(base_model).layers, spec, seed=seed, base_model_name="tiny")

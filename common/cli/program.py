@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from common.cli.output import print_error
-from common.errors import AccordError
+from common.errors import AccordError, StorageFailed
 
 DONE: Final = 0
 INTERRUPTED: Final = 130  # as shells count Ctrl-C
@@ -53,6 +53,12 @@ class Program:
         except AccordError as error:
             print_error(error, as_json=getattr(options, "json", False))
             return self.exit_of(error)
+        except PermissionError as error:
+            denied = StorageFailed(
+                f"no permission for {error.filename}: run this as root, or as the service's own user"
+            )
+            print_error(denied, as_json=getattr(options, "json", False))
+            return self.exit_of(denied)
         except KeyboardInterrupt:
             return INTERRUPTED
         except BrokenPipeError:

@@ -49,7 +49,7 @@ class Updates:
     least_probability: float = 0.02
     switch_errors: float = 2.0
     switch_streak: int = 2
-    reference: Reference = Reference.GIVEN
+    reference: Reference = Reference.LOCAL
     reference_steps: int = 0
     start: Start = Start.ROWS
 

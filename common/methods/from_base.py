@@ -1,8 +1,9 @@
-"""First bases of a core or RAVAN adapter from the base model's own weights: the leading singular spaces of each layer.
+"""First bases of an adapter from the base model's own weights: the leading singular spaces of each layer.
 
-LoRA-XS (arXiv 2405.17604, section 3) takes them for a core; RAVAN (arXiv 2506.05568) draws its heads at random, here
-each head is the next `rank` singular vectors. Made once, by somebody who has the base model, and given to all sites by
-digest; the coordinator has none. What is trained starts at zero, so the new adapter changes nothing.
+LoRA-XS (arXiv 2405.17604, section 3) takes them for a core. The others draw theirs at random; here each head of RAVAN
+(arXiv 2506.05568) is the next `rank` singular vectors, and A of FFA-LoRA (arXiv 2403.12313) and RoLoRA (arXiv
+2409.02346) the leading right ones, which see most of what comes into a layer. Made once, by somebody who has the base
+model, and given to all sites by digest; the coordinator has none. The rest is zero, so the adapter changes nothing yet.
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from common.adapters import FlatVector, LinearLayer, TensorSlot
-from common.methods.base import Matrix, tensor_name
+from common.methods.base import LORA_A, LORA_B, Matrix, tensor_name
 from common.methods.core import CORE_A, CORE_B, CORE_R, Core
-from common.methods.orthonormal import leading_singular_spaces
+from common.methods.lora import FfaLora, RoLora
+from common.methods.orthonormal import SingularSpaces, leading_singular_spaces
 from common.methods.ravan import RAVAN_A, RAVAN_B, RAVAN_H, Ravan
+
+FromBase = Core | Ravan | FfaLora | RoLora
+"""Methods that take bases from a base model: those with a factor that is frozen when the first round begins."""
 
 ReadWeight = Callable[[LinearLayer], Matrix]
 """The frozen weight of a layer, float32[out, in]."""
 
 
 def initial_from_base(
-    method: Core | Ravan, layers: Iterable[LinearLayer], read: ReadWeight, *, seed: int
+    method: FromBase, layers: Iterable[LinearLayer], read: ReadWeight, *, seed: int
 ) -> Iterator[tuple[TensorSlot, FlatVector]]:
     """The stored tensors of a new adapter, float32[size] each, in the layout's order.
 
@@ -32,14 +37,22 @@ def initial_from_base(
     adapted = method.spec.adapted(layers)
     slots = iter(method.layout(adapted).slots)
     generator = np.random.Generator(np.random.PCG64(seed))
-    if isinstance(method, Ravan):
-        width, names = method.width, (RAVAN_A, RAVAN_B, RAVAN_H)
-    else:
-        width, names = method.spec.rank, (CORE_A, CORE_B, CORE_R)
+    width = method.width if isinstance(method, Ravan) else method.spec.rank
     for layer in adapted:
         spaces = leading_singular_spaces(read(layer), width, generator)
-        for name, values in zip(names, (spaces.right, spaces.left, None), strict=True):
+        for name, values in _tensors(method, spaces):
             slot = next(slots)
             if slot.name != tensor_name(layer, name):
                 raise AssertionError(f"{slot.name} is where {name} of {layer.name} should be")
             yield slot, np.zeros(slot.size, np.float32) if values is None else np.ravel(values)
+
+
+def _tensors(method: FromBase, spaces: SingularSpaces) -> tuple[tuple[str, Matrix | None], ...]:
+    """A layer's tensors in their order; None: zeros."""
+    match method:
+        case Core():
+            return (CORE_A, spaces.right), (CORE_B, spaces.left), (CORE_R, None)
+        case Ravan():
+            return (RAVAN_A, spaces.right), (RAVAN_B, spaces.left), (RAVAN_H, None)
+        case _:
+            return (LORA_A, spaces.right), (LORA_B, None)

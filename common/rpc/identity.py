@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from typing import Final
+
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from common.certificates import identity_of, parse_certificates, serial_text, spki_sha256
 from common.errors import InvalidArgument, PermissionDenied, Unauthenticated
@@ -26,18 +28,23 @@ from common.identifiers import (
 )
 
 PEER_CERTIFICATE: Final = "x509_pem_cert"
+PEER_CHAIN: Final = "x509_pem_cert_chain"
 CACHED_CERTIFICATES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The other end of a call. `serial` is the certificate's in lower-case hex, `spki_sha256` its key's digest."""
+    """The other end of a call. `serial` is the certificate's in lower-case hex, `spki_sha256` its key's digest.
+
+    certificate_chain: as it was shown, DER, leaf first.
+    """
 
     role: Role
     id: str = ""
     serial: str = ""
     spki_sha256: str = ""
     not_after: datetime | None = None
+    certificate_chain: tuple[bytes, ...] = field(default=(), repr=False)
 
     @property
     def actor(self) -> str:
@@ -92,11 +99,12 @@ class CallerReader:
         certificates = list(auth_context.get(PEER_CERTIFICATE, ()))
         if not certificates:
             return ANONYMOUS
-        return self._of_certificate(certificates[0])
+        return self._of_certificate(certificates[0], b"".join(auth_context.get(PEER_CHAIN, ())))
 
-    def _parse(self, pem: bytes) -> Caller:
+    def _parse(self, pem: bytes, chain_pem: bytes) -> Caller:
         try:
             certificate = parse_certificates(pem, what="the client certificate")[0]
+            chain = parse_certificates(chain_pem or pem, what="the client certificate's chain")
         except InvalidArgument as error:
             raise Unauthenticated(str(error)) from error
         identity = identity_of(certificate)
@@ -117,4 +125,5 @@ class CallerReader:
             serial=serial_text(certificate),
             spki_sha256=spki_sha256(certificate.public_key()),
             not_after=certificate.not_valid_after_utc,
+            certificate_chain=tuple(one.public_bytes(Encoding.DER) for one in chain),
         )

@@ -42,6 +42,7 @@ RECHECK_SECONDS: Final = 2.0
 Rules = Mapping[str, frozenset[Role]]
 OnCall = Callable[[str, grpc.StatusCode, float], None]
 OnRefused = Callable[[str, Caller, str, AccordError], None]
+OnAnswered = Callable[[str, Caller], None]
 
 
 class Revocations(Protocol):
@@ -88,6 +89,10 @@ def _not_told(method: str, caller: Caller, peer: str, error: AccordError) -> Non
     return None
 
 
+def _not_heard(method: str, caller: Caller) -> None:
+    return None
+
+
 def _not_proven(peer: str, actor: str) -> None:
     return None
 
@@ -108,7 +113,8 @@ class CallGuard(grpc.aio.ServerInterceptor):
     known method. Open calls are checked anew every `recheck_seconds`, so that a revocation or the end of a
     certificate's life also ends a stream; `recheck` does it at once.
 
-    on_refused(method, caller, peer, error): called once per call that an error ended. on_known(peer, actor): somebody
+    on_refused(method, caller, peer, error): called once per call that an error ended. on_answered(method, caller): once
+    per call that was answered. on_known(peer, actor): somebody
     with a certificate that counts has called over this connection. most_open_calls: how many calls one caller (one
     address without a certificate) may have open at once; 0 for any number.
     """
@@ -122,6 +128,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
         clock: Clock,
         on_call: OnCall = _not_measured,
         on_refused: OnRefused = _not_told,
+        on_answered: OnAnswered = _not_heard,
         on_known: Callable[[str, str], None] = _not_proven,
         most_open_calls: int = 0,
         recheck_seconds: float = RECHECK_SECONDS,
@@ -133,6 +140,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
         self._clock = clock
         self._on_call = on_call
         self._on_refused = on_refused
+        self._on_answered = on_answered
         self._on_known = on_known
         self._most_open_calls = most_open_calls
         self._open_of: Counter[str] = Counter()
@@ -230,6 +238,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
                     raise call.refusal from None
                 if call.refusal is not None:  # the handler held on to its answer when it was cancelled
                     raise call.refusal
+                self._on_answered(method, caller)
                 return answer
         except AccordError as error:
             # Whoever is refused for making too many calls would fill the log as well; the audit log counts them.

@@ -158,6 +158,11 @@ def raised_as_errors() -> Iterator[None]:
         yield
     except grpc.RpcError as failure:
         raise to_error(failure) from failure
+    except ValueError as failure:
+        # How the library says that another thread has closed the channel, as at the end of a service.
+        if "closed channel" not in str(failure).lower():
+            raise
+        raise errors.Unavailable("the connection was closed here") from failure
 
 
 def _error_info(failure: grpc.Call | grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo | None:

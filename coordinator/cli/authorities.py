@@ -27,7 +27,18 @@ from coordinator.cli.files import OPERATOR_CA, OPERATOR_CERTIFICATE, find_config
 from coordinator.cli.local_audit import append_locally
 from coordinator.config import Config, PkiMode, load_config
 from coordinator.keystore import PkiFolder, Rotation
-from coordinator.rotation import Holder, OpenRun, Step, described, issuer_of, not_listing, not_told, of_former, step_of
+from coordinator.rotation import (
+    Holder,
+    OpenRun,
+    Step,
+    described,
+    issuer_of,
+    not_listing,
+    not_told,
+    of_former,
+    require_own_holders,
+    step_of,
+)
 from coordinator.rounds.model import ParticipantState
 from coordinator.standing import charter_of
 from coordinator.store.interface import Reader
@@ -48,6 +59,9 @@ def execute(options: argparse.Namespace) -> Exit:
     if config.certificates.mode is PkiMode.FILES:
         raise ConfigInvalid('certificates.mode is "files": your own PKI replaces its CA, and its files are read anew')
     folder, federation = PkiFolder(config.pki_folder, own=config.server_folder), FederationId(config.federation)
+    if options.action != "show" and not getattr(options, "force", False):
+        with _reading(config) as reader:
+            require_own_holders(_participants(reader), folder.rotation(federation))
     match options.action:
         case "begin":
             staged = folder.stage_authority(federation, SystemClock())

@@ -33,6 +33,7 @@ def _draft(client: AdminClient, options: argparse.Namespace) -> Exit:
         least_cohort=options.least_cohort,
         colluders=options.colluders,
         base_model_digests=tuple(options.base_model_digest),
+        ca_certificates={name: _read(file) for name, file in options.member_ca},
     )
     text = _readable(draft["charter_json"])
     if options.out is not None:

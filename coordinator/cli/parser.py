@@ -154,6 +154,13 @@ examples:
     revoke.add_argument("--reason", required=True, help="kept in the audit log and shown to the participant")
 
 
+def _member_file(text: str) -> tuple[str, Path]:
+    name, sign, file = text.partition("=")
+    if not (name and sign and file):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE")
+    return name, Path(file)
+
+
 def _add_charter(commands: Commands[Parser]) -> None:
     actions = group(
         commands, "charter", "who the members are and what bounds hold", "The document that every member pins."
@@ -166,7 +173,8 @@ def _add_charter(commands: Commands[Parser]) -> None:
 
 examples:
   accord-coordinator charter draft --out charter.json
-  accord-coordinator charter draft bank clinic newsroom --least-cohort 3 --base-model-digest 7d1f...""",
+  accord-coordinator charter draft bank clinic newsroom --least-cohort 3 --base-model-digest 7d1f...
+  accord-coordinator charter draft --member-ca bank=bank.pem --member-ca clinic=clinic.pem --member-ca mill=mill.pem""",
         command="charters",
         action="draft",
     )
@@ -175,6 +183,14 @@ examples:
     draft.add_argument("--colluders", type=int, metavar="N", help="members assumed to collude (default: (n-1)/3)")
     draft.add_argument(
         "--base-model-digest", action="append", default=[], metavar="SHA256", help="allowed models; default: any"
+    )
+    draft.add_argument(
+        "--member-ca",
+        action="append",
+        default=[],
+        type=_member_file,
+        metavar="NAME=FILE",
+        help="the CA of a member whose certificates come from its own PKI; it needs not be enrolled",
     )
     draft.add_argument("--out", type=Path, metavar="FILE")
     publish = remote(

@@ -12,7 +12,7 @@ from coordinator.cli.connection import open_client
 from coordinator.cli.exits import Exit
 from coordinator.cli.facts import bare, moment
 from coordinator.cli.files import write_secret
-from coordinator.services.admin_client import AdminClient
+from coordinator.services.admin_client import AdminClient, Plain
 
 _LIFE = re.compile(r"(\d+)([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -37,13 +37,15 @@ def seconds_of(text: str) -> int:
     return int(match[1]) * _SECONDS[match[2]]
 
 
-def _create(client: AdminClient, options: argparse.Namespace) -> Exit:
-    answer = client.create_join_token(options.participant, ttl_seconds=seconds_of(options.ttl))
-    token = answer["join_token"]
+def hand_over(answer: Plain, options: argparse.Namespace, *, revoke: str) -> None:
+    """Show or write the secret of a token that was just made: it is in this answer and in no other.
+
+    Raises OutOfTurn, with the command that takes the token back, if the answer comes a second time and has it no more.
+    """
     if not answer["token"]:
         raise OutOfTurn(
-            f"the token was made, but the answer with its secret was lost; revoke it (`accord-coordinator token revoke "
-            f"{bare(token['name'])}`) and make another"
+            f"the token was made, but the answer with its secret was lost; revoke it (`accord-coordinator {revoke}`) "
+            "and make another"
         )
     if options.out is not None:
         write_secret(options.out, answer["token"])
@@ -51,6 +53,12 @@ def _create(client: AdminClient, options: argparse.Namespace) -> Exit:
         print_json(answer)
     elif options.out is None:
         print_text(answer["token"])
+
+
+def _create(client: AdminClient, options: argparse.Namespace) -> Exit:
+    answer = client.create_join_token(options.participant, ttl_seconds=seconds_of(options.ttl))
+    token = answer["join_token"]
+    hand_over(answer, options, revoke=f"token revoke {bare(token['name'])}")
     print_note(
         f"For {bare(token['participant'])}, once, until {moment(token['expire_time'])}. It is not shown again. Its "
         "operator runs:\n  accord-participant enroll --token-file FILE"

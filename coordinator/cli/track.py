@@ -49,7 +49,7 @@ def execute(options: argparse.Namespace) -> Exit:
 def _bring(client: AdminClient, name: str, federation: str, tracker: Tracker) -> tuple[Subject, int]:
     """Send what is new, and how the run stands. The run is asked first: its end is told after its last round."""
     subject = subject_of(federation, client.run(name))
-    points = points_of(client.rounds(name), known=tracker.known_steps())
+    points = points_of(client.rounds(name, with_names=False), known=tracker.known_steps())
     tracker.add(points)
     tracker.describe(subject)
     return subject, len(points)

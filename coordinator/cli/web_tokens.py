@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 
 from common.cli.output import print_json, print_note, print_table, print_text
-from common.errors import OutOfTurn
 from common.identifiers import web_token_name
 from coordinator.cli.connection import open_client
 from coordinator.cli.exits import Exit
 from coordinator.cli.facts import bare, moment
-from coordinator.cli.files import write_secret
-from coordinator.cli.tokens import seconds_of
+from coordinator.cli.tokens import hand_over, seconds_of
 from coordinator.services.admin_client import AdminClient
 
 
@@ -29,20 +27,11 @@ def execute(options: argparse.Namespace) -> Exit:
 def _create(client: AdminClient, options: argparse.Namespace) -> Exit:
     answer = client.create_web_token(options.label, ttl_seconds=seconds_of(options.ttl))
     token = answer["web_token"]
-    if not answer["token"]:
-        raise OutOfTurn(
-            f"the token was made, but the answer with its secret was lost; revoke it (`accord-coordinator web-token "
-            f"revoke {bare(token['name'])}`) and make another"
-        )
-    if options.out is not None:
-        write_secret(options.out, answer["token"])
-    if options.json:
-        print_json(answer)
-    elif options.out is None:
-        print_text(answer["token"])
+    revoke = f"web-token revoke {bare(token['name'])}"
+    hand_over(answer, options, revoke=revoke)
     print_note(
         f"For {token['label']}, until {moment(token['expire_time'])}. It is not shown again. Enter it at the web page, "
-        f"or take it back: accord-coordinator web-token revoke {bare(token['name'])}"
+        f"or take it back: accord-coordinator {revoke}"
     )
     return Exit.OK
 

@@ -16,7 +16,7 @@ from accord.v1 import admin_pb2_grpc, resources_pb2
 from common import identifiers
 from common.charter import LEAST_COHORT_FLOOR, Charter
 from common.clock import Clock
-from common.errors import InvalidArgument, NotFound, OutOfTurn
+from common.errors import InvalidArgument, NotFound
 from common.rpc.assignments import ROUND_STATES, RUN_STATES, timestamp
 from common.rpc.handlers import Context
 from common.rpc.identity import current_caller
@@ -158,27 +158,29 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     def _draft(self, reader: Reader, request: pb.DraftCharterRequest) -> Charter:
         trust = self._facts.trust()
-        if trust is None:
-            raise OutOfTurn(
-                "this coordinator has no CA of its own; write the charter by hand, with each member's own CA"
-            )
         terms = CharterTerms(
             least_cohort=request.least_cohort or LEAST_COHORT_FLOOR,
             colluders=request.colluders if request.HasField("colluders") else None,
             base_model_digests=tuple(sorted(set(request.base_model_digests))),
         )
+        outside = {
+            identifiers.parse_participant_id(name, field="ca_certificates"): pem
+            for name, pem in request.ca_certificates.items()
+        }
         if request.participant_ids:
             wanted = {
                 identifiers.parse_participant_id(text, field="participant_ids") for text in request.participant_ids
             }
-            members = [reader.participant(name) for name in sorted(wanted)]
+            members = [reader.participant(name) for name in sorted(wanted - outside.keys())]
         else:
-            members = [row for row in reader.participants().rows if row.state is ParticipantState.ACTIVE]
+            known = [row for row in reader.participants().rows if row.state is ParticipantState.ACTIVE]
+            members = [row for row in known if row.name not in outside]
         return draft_charter(
             members,
             terms,
+            outside=outside,
             federation=self._facts.federation,
-            ca_certificates=trust.certificates,
+            ca_certificates=trust.certificates if trust is not None else (),
             coordinator_public_key=self._facts.coordinator_public_key,
         )
 

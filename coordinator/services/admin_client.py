@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar, cast
 
 import grpc
@@ -133,12 +133,14 @@ class AdminClient:
         least_cohort: int,
         colluders: int | None,
         base_model_digests: tuple[str, ...],
+        ca_certificates: Mapping[str, str] = MappingProxyType({}),
     ) -> Plain:
         request = pb.DraftCharterRequest(
             participant_ids=participants,
             least_cohort=least_cohort,
             colluders=colluders,
             base_model_digests=base_model_digests,
+            ca_certificates=ca_certificates,
         )
         return self._ask(self._stub.DraftCharter, request)
 
@@ -196,9 +198,11 @@ class AdminClient:
     def round(self, name: str) -> Plain:
         return _only(self._ask(self._stub.GetRound, pb.GetRoundRequest(name=name)), "round")
 
-    def rounds(self, run: str, *, states: tuple[str, ...] = ()) -> Iterator[Plain]:
+    def rounds(self, run: str, *, states: tuple[str, ...] = (), with_names: bool = True) -> Iterator[Plain]:
+        """Newest first. with_names: of cohort, survivors and all who take part; without, their numbers alone."""
         numbers = _numbers(resources_pb2.RoundState, "ROUND_STATE", states)
-        request = pb.ListRoundsRequest(run=run, page_size=PAGE, states=numbers)
+        view = resources_pb2.ROUND_VIEW_FULL if with_names else resources_pb2.ROUND_VIEW_BASIC
+        request = pb.ListRoundsRequest(run=run, page_size=PAGE, states=numbers, view=view)
         return self._pages(self._stub.ListRounds, request, "rounds")
 
     def adapters(self, run: str, *, states: tuple[str, ...] = ()) -> Iterator[Plain]:

@@ -15,7 +15,7 @@ from accord.v1 import admin_pb2 as pb
 from accord.v1 import resources_pb2
 from common.rpc.handlers import Context
 from common.rpc.identity import Caller
-from common.rpc.interceptors import Rules, check_rule
+from common.rpc.interceptors import OnAnswered, Rules, check_rule
 from coordinator.services.admin import AdminServicer
 from coordinator.services.admin_client import Plain, plain
 
@@ -32,9 +32,10 @@ _NO_CONTEXT: Final = cast("Context", None)
 class AdminReads:
     """Answers of the admin calls that only read. Each raises PermissionDenied unless the caller's role may make it."""
 
-    def __init__(self, admin: AdminServicer, rules: Rules) -> None:
+    def __init__(self, admin: AdminServicer, rules: Rules, on_answered: OnAnswered) -> None:
         self._admin = admin
         self._rules = rules
+        self._on_answered = on_answered
         self._room = asyncio.Semaphore(CALLS_AT_ONCE)
 
     async def federation(self, caller: Caller) -> Plain:
@@ -102,9 +103,11 @@ class AdminReads:
     async def _ask(
         self, caller: Caller, call: Callable[[Request, Context], Awaitable[Response]], request: Request
     ) -> Plain:
-        check_rule(self._rules, f"accord.v1.AdminService/{call.__name__}", caller)
+        method = f"accord.v1.AdminService/{call.__name__}"
+        check_rule(self._rules, method, caller)
         async with self._room:
             answer = await call(request, _NO_CONTEXT)
+            self._on_answered(method, caller)
             return await asyncio.to_thread(plain, answer)
 
 

@@ -23,6 +23,7 @@ from common.rpc.assignments import timestamp
 from common.rpc.handlers import Context
 from common.rpc.identity import Caller, current_caller
 from coordinator import audit_lines
+from coordinator.introductions import is_enrolled_here
 from coordinator.pki import PARTICIPANT_LIFE, CertificateAuthority, LeafPublicKey, requested_key
 from coordinator.rounds.model import Certificate, JoinToken, Participant, ParticipantState
 from coordinator.store.interface import Store, Writer
@@ -142,7 +143,7 @@ class EnrollmentServicer(enrollment_pb2_grpc.EnrollmentServiceServicer):
             raise InvalidArgument("certificate_request must be made with the key of the present certificate")
         with self._store.write() as writer:
             known = _participant(writer, participant)
-            if known is None:
+            if known is None or not is_enrolled_here(writer, known):
                 raise NotFound(
                     f"participants/{participant} was not enrolled with this coordinator's CA; its certificate is "
                     "renewed where it came from"

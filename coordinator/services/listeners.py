@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -80,6 +81,11 @@ def open_listener(
             f"{name}: cannot listen on {address}; is another process on that port, or is it not this host's address?"
         ) from error
     return Listener(name, server, port)
+
+
+async def stop_listeners(opened: Iterable[Listener], *, grace: float) -> None:
+    """Take no new calls, and end those that are open after `grace` seconds."""
+    await asyncio.gather(*(listener.server.stop(grace) for listener in opened))
 
 
 def serve_participants(

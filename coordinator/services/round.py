@@ -29,17 +29,17 @@ from common.rpc import assignments as wire
 from common.rpc.identity import Caller, current_caller
 from common.states import RoundState
 from coordinator import audit_lines
+from coordinator.introductions import introduce, is_enrolled_here
 from coordinator.rounds.assignments import assignments, joins_by_asking
 from coordinator.rounds.model import (
     Participant,
-    ParticipantState,
     Participation,
     ParticipationState,
     Round,
     Run,
     RunMember,
 )
-from coordinator.standing import parse_charter, parse_plan, require_charter_member, require_member, standings
+from coordinator.standing import parse_plan, require_charter_member, require_member, standings
 from coordinator.store.interface import Reader, Store, Writer
 from coordinator.wakeups import Wakeups
 
@@ -145,8 +145,12 @@ class RoundServicer(round_pb2_grpc.RoundServiceServicer):
         with self._store.read() as reader:
             found = standings(reader, participant, now=now)
             known = _known(reader, participant)
-        if known is None:
-            known = self._introduce(caller)
+            is_other = (
+                known is not None and known.certificate_serial != caller.serial and not is_enrolled_here(reader, known)
+            )
+        if known is None or is_other:
+            with self._store.write() as writer:
+                known = introduce(writer, caller, known, clock=self._clock)
         arriving = [round_ for standing in found if (round_ := joins_by_asking(standing)) is not None]
         is_stale = known.last_seen_at is None or now - known.last_seen_at > _SEEN_EVERY
         if is_stale or software_version != known.software_version or arriving:
@@ -159,31 +163,6 @@ class RoundServicer(round_pb2_grpc.RoundServiceServicer):
         self._wakeups.driver.ring()
         with self._store.read() as reader:
             return tuple(t for standing in standings(reader, participant, now=now) for t in assignments(standing))
-
-    def _introduce(self, caller: Caller) -> Participant:
-        """Record a charter member whose certificate comes from its own organisation's CA: it never enrols here."""
-        now = self._clock.now()
-        with self._store.write() as writer:
-            if caller.id not in parse_charter(writer.charter()).member_ids:
-                raise NotInCohort(f"the charter does not name {caller.id}; ask the federation's operator")
-            introduced = Participant(
-                name=caller.id,
-                state=ParticipantState.ACTIVE,
-                enrolled_at=now,
-                identity_key_sha256=caller.spki_sha256,
-                certificate_serial=caller.serial,
-                certificate_expires_at=caller.not_after or now,
-            )
-            writer.put_participant(introduced)
-            audit_lines.append(
-                writer,
-                self._clock,
-                actor=caller.actor,
-                action="participant_introduced",
-                subject=caller.actor,
-                identity_key_sha256=caller.spki_sha256,
-            )
-        return introduced
 
     def _arrive(self, writer: Writer, seen: Round, participant: str) -> None:
         """Being there is said by asking. The round may have moved on since it was read."""

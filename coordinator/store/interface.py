@@ -54,6 +54,9 @@ class Reader(Protocol):
     def runs(self, *, states: Sequence[RunState] = (), page_size: int = 0, page_token: str = "") -> Page[Run]:
         """Newest first. page_size 0 means all."""
 
+    def runs_ended_after(self, time: datetime) -> tuple[Run, ...]:
+        """Oldest first, whenever they were created."""
+
     def run_member(self, run: str, participant: str) -> RunMember | None: ...
     def run_members(self, run: str) -> tuple[RunMember, ...]:
         """By participant."""

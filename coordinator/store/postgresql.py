@@ -11,8 +11,11 @@ Knows how it is opened, how its transactions begin, and what its refusals mean. 
 
 from __future__ import annotations
 
+import os
 import re
+import ssl
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Final
 
 from sqlalchemy import Connection, create_engine, event, func, select
@@ -35,6 +38,10 @@ from common.errors import (
 from coordinator.store.database import Database
 
 DRIVERS: Final = ("postgresql", "postgresql+psycopg")
+# Where Debian and its like, Red Hat's, and Alpine have them.
+_CA_BUNDLES: Final = (
+    "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem",
+)  # fmt: skip
 OLDEST_SERVER: Final = 14
 
 # Together the most connections of one coordinator, with one more that hears others (`coordinator.store.signals`).
@@ -137,8 +144,25 @@ def driver_url(url: URL) -> URL:
             "tcp_user_timeout": str(_SILENT_SECONDS * 1000),
             "application_name": "accord-coordinator",
             **{name: value for name, value in url.query.items() if isinstance(value, str)},
+            **_root_certificates(url),
         }
     )
+
+
+def _root_certificates(url: URL) -> dict[str, str]:
+    """This machine's CAs where the server's certificate is to be verified and nobody says by what.
+
+    libpq's own default is a file in the user's home, which a service has not; and its word for the machine's CAs,
+    `sslrootcert=system`, means to the libpq in the driver's wheel a folder that no machine has.
+    """
+    mode, named = url.query.get("sslmode"), url.query.get("sslrootcert") or os.environ.get("PGSSLROOTCERT")
+    if named not in (None, "system") or (named is None and mode not in ("verify-ca", "verify-full")):
+        return {}
+    if named is None and (Path.home() / ".postgresql" / "root.crt").exists():
+        return {}
+    usual = (ssl.get_default_verify_paths().cafile, *_CA_BUNDLES)
+    found = next((path for path in usual if path and Path(path).exists()), None)
+    return {"sslrootcert": found} if found is not None else {}
 
 
 def _check_server(connection: DBAPIConnection, place: str) -> None:

@@ -61,6 +61,7 @@ def _by(table: Table, *names: str) -> list[ColumnElement[bool]]:
     return [table.c[name] == bindparam(name) for name in names]
 
 
+_RUNS_ENDED: Final = rows.RUNS.all.where(tables.RUNS.c.ended_at > bindparam("time")).order_by("ended_at", "name")
 _RUN_MEMBERS: Final = rows.RUN_MEMBERS.all.where(*_by(tables.RUN_MEMBERS, "run")).order_by("participant")
 _PARTICIPATIONS: Final = rows.PARTICIPATIONS.all.where(*_by(tables.PARTICIPATIONS, "run", "round")).order_by(
     "participant"
@@ -137,6 +138,9 @@ class SqlReader:
         return _RUNS.page(
             self.connection, page_size=page_size, page_token=page_token, where=_in(tables.RUNS, states), scope=scope
         )
+
+    def runs_ended_after(self, time: datetime) -> tuple[Run, ...]:
+        return self._many(rows.RUNS, _RUNS_ENDED, {"time": time})
 
     def run_member(self, run: str, participant: str) -> RunMember | None:
         return self._find(rows.RUN_MEMBERS, {"run": run, "participant": participant})

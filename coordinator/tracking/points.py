@@ -56,7 +56,7 @@ def points_of(rounds: Iterable[Mapping[str, Any]], *, known: frozenset[int]) -> 
         if row["state"] != SUCCEEDED or int(row["number"]) in known:
             continue
         figures = {_STRANGE.sub("_", metric["name"]): float(metric["value"]) for metric in row["metrics"]}
-        figures["cohort"] = float(len(row["cohort"]))
+        figures["cohort"] = float(row["cohort_size"])
         found.append(Point(int(row["number"]), _time(row), figures))
     return sorted(found, key=lambda point: point.step)
 

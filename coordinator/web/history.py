@@ -13,7 +13,8 @@ PAGE: Final = 200
 NEW_PAGE: Final = 10
 # Of very long runs the newest rounds are shown.
 MOST_ROUNDS: Final = 2000
-MOST_RUNS: Final = 8
+# More than one page shows, or each look would read all of them anew.
+MOST_RUNS: Final = 32
 
 _OVER: Final = ("succeeded", "failed", "cancelled")
 

@@ -1,13 +1,14 @@
 """Pages that follow what happens: a stream of server-sent events, each the changed part of a page.
 
 A page that several look at is made once for all of them. Nobody waits for a slow reader, and no stream lasts for ever:
-a browser comes again by itself.
+the page's script comes again by itself, after a refusal too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -38,6 +39,8 @@ STREAM_SECONDS: Final = 1800.0
 WRITE_SECONDS: Final = 10.0
 RETRY_MILLISECONDS: Final = 2000
 MOST_KEPT: Final = 64
+# The standard's: a carriage return in what somebody has said must not begin a line of the stream's own.
+_ENDS_OF_LINES: Final = re.compile(r"\r\n|\r|\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +154,7 @@ class Live:
 
     def _event(self, name: str, content: str) -> str:
         """Its id is the time, which the page shows as the moment that it is of."""
-        lines = "".join(f"data: {line}\n" for line in content.split("\n"))
+        lines = "".join(f"data: {line}\n" for line in _ENDS_OF_LINES.split(content))
         return f"event: {name}\nid: {stamp(self._clock.now())}\n{lines}\n"
 
 

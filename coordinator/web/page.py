@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Generic, TypeVar
@@ -67,6 +68,28 @@ class Page:
     section: str
     values: Mapping[str, object] = field(default_factory=dict)
     is_followed: bool = True
+
+
+Choice = tuple[str, int, str, bool]
+ALL: Final = "all"
+
+
+def choices(
+    ask: Ask, names: Iterable[str], counts: Counter[str], chosen: str, *, name: str = "show"
+) -> tuple[Choice, ...]:
+    """Ways to narrow a list down: what each is called, its rows, its link, and whether it is the chosen one.
+
+    counts: rows by standing; "all" has all of them. name: of the query's value.
+    """
+    return tuple(
+        (
+            one,
+            counts.total() if one == ALL else counts[one],
+            ask.link(**{name: "" if one == ALL else one, "page": ""}),
+            one == chosen,
+        )
+        for one in names
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ PAGE_SECONDS: Final = 30.0
 ANSWER_SECONDS: Final = 30.0
 # Templates are made in threads of our own: a page of a thousand participants takes long enough for a round to notice.
 RENDERERS: Final = 2
-# Tokens that were tried, by address. Nobody guesses one; this keeps guessers from the database.
+# Tokens that were tried in vain, by address. Nobody guesses one; this keeps guessers from the database.
 TRIES_A_SECOND: Final = 1.0
 TRIES_AT_ONCE: Final = 30
 
@@ -148,10 +148,13 @@ class Site:
 
     async def _let_in(self, request: web.Request) -> Visitor:
         """Raises what `Access.visitor` raises, ResourceExhausted for who asks too often."""
+        tries = shows_token(request)
+        if tries:
+            self._tries.require(request.remote or "")
         try:
             visitor = await self._parts.access.visitor(request)
         except Unauthenticated:
-            if shows_token(request):
+            if tries:
                 self._tries.take(request.remote or "")
             raise
         self._rate.take(visitor.caller.actor)

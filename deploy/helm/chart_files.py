@@ -19,8 +19,9 @@ from typing import Final
 import yaml
 
 HERE: Final = Path(__file__).parent
-RULES: Final = HERE.parent / "prometheus" / "accord.rules.yml"
-CHARTS: Final = (HERE / "accord", HERE / "accord-participant")
+RULES: Final = HERE.parent / "prometheus"
+# Charts, and the alert rules that each carries.
+CHARTS: Final = {HERE / "accord": "coordinator.rules.yml", HERE / "accord-participant": "participant.rules.yml"}
 BEGIN: Final = "<!-- values: written by make chart -->"
 END: Final = "<!-- end of values -->"
 _KEY: Final = re.compile(r"(?P<indent> *)(?P<key>[A-Za-z]+):")
@@ -80,8 +81,8 @@ def written(chart: Path) -> Mapping[Path, str]:
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     files = {readme: f"{before}{table(chart)}{after}"}
-    if (chart / "templates" / "monitoring.yaml").exists():
-        files[chart / "files" / RULES.name] = RULES.read_text(encoding="utf-8")
+    rules = CHARTS[chart]
+    files[chart / "files" / rules] = (RULES / rules).read_text(encoding="utf-8")
     return files
 
 

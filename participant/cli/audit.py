@@ -20,7 +20,6 @@ from participant.auditing import AuditReport, RoundNotes, audit_round, notes_of
 from participant.cli.exits import Exit
 from participant.client import CoordinatorClient
 from participant.config import ParticipantConfig, load_unpinned_config
-from participant.identity import IdentityFolder
 from participant.journal import Journal
 from participant.network.dialling import dial
 from participant.shelf import AdapterShelf
@@ -34,7 +33,7 @@ def execute(options: argparse.Namespace) -> Exit:
     if options.chunk is None and options.chunks < 1:
         raise InvalidArgument("--chunks takes a number from 1 on")
     config = load_unpinned_config(options.config)
-    identity = IdentityFolder(config.identity_directory).load()
+    identity = config.identity.load()
     notes = _notes(config, options, identity.participant)
     try:
         with (

@@ -15,7 +15,6 @@ from common.version import software_version
 from participant.cli.exits import Exit
 from participant.client import CoordinatorClient
 from participant.config import ParticipantConfig, load_unpinned_config
-from participant.identity import IdentityFolder
 from participant.network.dialling import dial
 
 _DEFAULT_FILE = "charter.json"
@@ -59,7 +58,7 @@ def _pin(options: argparse.Namespace) -> Exit:
 
 
 def _fetch(config: ParticipantConfig) -> Charter:
-    identity = IdentityFolder(config.identity_directory).load()
+    identity = config.identity.load()
     with dial(identity, config.coordinator.line(identity.coordinator_address)) as channel:
         try:
             content = CoordinatorClient(channel, channel, software_version=software_version()).charter()

@@ -9,7 +9,7 @@ from pathlib import Path
 from common.certificates import spki_sha256
 from common.cli.output import print_json, print_note, print_text
 from common.clock import SystemClock
-from common.errors import JoinTokenInvalid, StorageFailed
+from common.errors import ConfigInvalid, JoinTokenInvalid, StorageFailed
 from participant.cli.exits import Exit
 from participant.config import CharterMode, ParticipantConfig, load_unpinned_config
 from participant.enrollment import enroll
@@ -45,7 +45,13 @@ def execute(options: argparse.Namespace) -> Exit:
 
 
 def enroll_site(config: ParticipantConfig, token: str) -> SiteIdentity:
-    """Make the state directory and enroll. Raises StorageFailed, and as `enrollment.enroll` does."""
+    """Make the state directory and enroll. Raises ConfigInvalid for a site with a PKI of its own, StorageFailed, and as
+    `enrollment.enroll` does."""
+    if config.certificates is not None:
+        raise ConfigInvalid(
+            "this site's certificates come from its own PKI ([certificates] in the configuration), so it does not "
+            "enroll: the federation's operator puts that PKI's CA into the charter. To enroll, take [certificates] out"
+        )
     try:
         config.state_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = IdentityFolder(config.identity_directory)

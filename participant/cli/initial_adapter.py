@@ -16,9 +16,7 @@ from common.cli.output import print_json, print_note, print_text
 from common.durable import move_durably
 from common.errors import AlreadyExists, InvalidArgument, StorageFailed
 from common.methods import Method, adapter_method
-from common.methods.core import Core
-from common.methods.from_base import initial_from_base
-from common.methods.ravan import Ravan
+from common.methods.from_base import FromBase, initial_from_base
 from participant.cli.describe_model import cached_folder
 from participant.cli.exits import Exit
 
@@ -37,7 +35,7 @@ def execute(options: argparse.Namespace) -> Exit:
         raise InvalidArgument(f"--rank {options.rank} must be at least 1")
     spec = AdapterSpec(options.rank, _ANY_ALPHA, tuple(sorted(name.strip() for name in modules)))
     method = adapter_method(Method(name=options.method, heads=options.heads), spec)
-    if not isinstance(method, Core | Ravan):
+    if not isinstance(method, FromBase):
         raise InvalidArgument(f"--method {options.method} takes no bases from a base model")
     weights = LinearWeights(folder)
     partial = target.with_name(f".{target.name}.partial")

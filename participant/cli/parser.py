@@ -50,7 +50,7 @@ def _add_enroll(commands: Commands[Parser]) -> None:
         """Make this site's key (it never leaves the machine), and exchange the join token for a certificate.
 
 The federation's operator makes the token; it works once, for one name, and for a short time. It carries the
-coordinator's address and the fingerprint of its CA, so nothing else has to be typed or trusted.
+coordinator's address and the certificate of its CA, so nothing else has to be typed or trusted.
 
 examples:
   accord-participant enroll --token-file token.txt
@@ -138,10 +138,10 @@ def _add_initial_adapter(commands: Commands[Parser]) -> None:
         commands,
         "initial-adapter",
         "write a first adapter whose bases come from a base model's weights",
-        """Write the adapter from which a run of method core or ravan may begin: its frozen bases are the leading
-singular spaces of each layer's weight, found by a randomised range finder; it changes nothing yet. The federation's
-operator imports the file and names its digest when creating the run, with the same method, rank, heads and modules.
-Without one, runs begin with random bases. Needs no enrolment.
+        """Write the adapter from which a run of method core, ravan, ffa_lora or rolora may begin. Its bases (of the
+latter two, A) are the leading singular spaces of each layer's weight, found by a randomised range finder; it changes
+nothing yet. The federation's operator imports the file and names its digest when creating the run, with the same
+method, rank, heads and modules. Without one, runs begin with random bases. Needs no enrolment.
 
 examples:
   accord-participant initial-adapter /srv/models/SmolLM2-135M-Instruct first.safetensors --method core --rank 32
@@ -150,7 +150,12 @@ examples:
     )
     parser.add_argument("source", metavar="SOURCE", help="folder, file.gguf, or hub:owner/name[@revision]")
     parser.add_argument("file", type=Path, metavar="FILE", help="where the adapter goes; not one that is there")
-    parser.add_argument("--method", choices=("core", "ravan"), default="core", help="the run's method (default: core)")
+    parser.add_argument(
+        "--method",
+        choices=("core", "ravan", "ffa_lora", "rolora"),
+        default="core",
+        help="the run's method (default: core)",
+    )
     parser.add_argument("--rank", type=int, required=True, metavar="N", help="of the core, or of one head")
     parser.add_argument("--heads", type=int, default=0, metavar="N", help="of ravan (default: 4)")
     parser.add_argument(
@@ -242,11 +247,12 @@ def _add_personalise(commands: Commands[Parser]) -> None:
         "personalise",
         "make this site's own model on top of the federation's",
         """Train a private adapter on this site's records, with the run's newest adapter frozen beneath it (and the
-global one beneath that, where the run is a domain's). Then choose by held-out records how much of each to use,
-and write all together as one PEFT folder. Private adapter, scales and folder stay here; nothing of them is sent.
+global one beneath that, where the run is a domain's), and one more without any of them, as the site would alone.
+Then choose by held-out records how much of each to use, and write all together as one PEFT folder. Own adapters,
+scales and folder stay here; nothing of them is sent.
 
-Prints the loss of the base model, with the global adapter, with the domain's, with the private one, and by the chosen
-scales, over held-out records that had no say in the choice. Broken off, it goes on where it was.
+Prints the loss of the base model, with the global adapter, with the domain's, with the private one, alone, and by the
+chosen scales, over held-out records that had no say in the choice. Broken off, it goes on where it was.
 
 examples:
   accord-participant personalise --run helpdesk ./our-model
@@ -257,6 +263,9 @@ examples:
     parser.add_argument("--steps", type=int, metavar="N", help="optimiser steps; default: those of the whole run")
     parser.add_argument("--rank", type=int, metavar="R", help="of the private adapter; default: half the run's")
     parser.add_argument("--learning-rate", type=float, metavar="RATE", help="default: the run's")
+    parser.add_argument(
+        "--alone-steps", type=int, metavar="N", help="of the adapter without the federation; 0: none; default: --steps"
+    )
     parser.add_argument("--rows", type=int, default=64, metavar="N", help="held-out records to use; default: 64")
 
 

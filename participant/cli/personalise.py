@@ -8,10 +8,10 @@ import threading
 from dataclasses import replace
 
 from common.cli.output import print_json, print_note, print_table, print_text
-from common.errors import NotFound
+from common.errors import InvalidArgument, NotFound
 from common.instructions import InstructionSet
 from common.methods import Method
-from common.plan import Plan
+from common.plan import DPO, Plan
 from common.update_chain import handed_out
 from participant.base_models import BaseModelSource, ConfiguredBaseModels
 from participant.cli.adapters import ShelvedAdapter, shelved_adapters
@@ -19,7 +19,7 @@ from participant.cli.exits import Exit
 from participant.config import ParticipantConfig, load_unpinned_config
 from participant.guard import check_base_model
 from participant.journal import Journal
-from participant.personal import PersonalWork, personalise
+from participant.personal import ALONE, SITE, OwnTraining, PersonalWork, personalise
 from participant.policy_file import load_policy
 from participant.training.blend_job import BlendResult, NamedAdapter
 from participant.training.job import FrozenAdapter, Hyperparameters
@@ -31,12 +31,12 @@ def execute(options: argparse.Namespace) -> Exit:
     config = load_unpinned_config(options.config)
     run = options.run.removeprefix("runs/")
     plan = _plan(config, run)
-    work = _work(config, plan, options)
+    work = work_of(config, plan, options)
     result = personalise(work, options.folder, _tell)
     if options.json:
-        print_json({"folder": str(options.folder), "adapters": [one.name for one in work.adapters], **_json(result)})
+        print_json({"folder": str(options.folder), "adapters": _names(work), **_json(result)})
     else:
-        names = [*(one.name for one in work.adapters), "site"]
+        names = _names(work)
         print_table(
             ["model", *(f"scale of {name}" for name in names), "loss", "loss where chosen"],
             [
@@ -47,10 +47,16 @@ def execute(options: argparse.Namespace) -> Exit:
         print_text(str(options.folder))
         print_note(
             f"losses in nats per answer token over {result.records} held-out records of this site; scales chosen by "
-            f"{result.choosing_records} others. The folder is this site's own:\n"
+            f"{result.choosing_records} others. alone: what this site reaches without the federation. The folder is "
+            "this site's own:\n"
             f'  PeftModel.from_pretrained(base_model, "{options.folder}")'
         )
     return Exit.OK
+
+
+def _names(work: PersonalWork) -> list[str]:
+    """Of the adapters that have a scale, in their order."""
+    return [*(one.name for one in work.adapters), SITE, *([ALONE] if work.alone is not None else [])]
 
 
 def _plan(config: ParticipantConfig, run: str) -> Plan:
@@ -67,7 +73,13 @@ def _plan(config: ParticipantConfig, run: str) -> Plan:
     return Plan.from_bytes(entry.plan)
 
 
-def _work(config: ParticipantConfig, plan: Plan, options: argparse.Namespace) -> PersonalWork:
+def work_of(config: ParticipantConfig, plan: Plan, options: argparse.Namespace) -> PersonalWork:
+    """Raises InvalidArgument for a run that nothing can be added to, NotFound before this site has an adapter of it."""
+    if plan.training.objective == DPO:
+        raise InvalidArgument(
+            f"run {plan.run} was trained by preferences, and what is blended here is weighed by the loss of single "
+            "answers: export the run's adapter and use it as it is"
+        )
     policy = load_policy(config.policy_file)
     sources = tuple(BaseModelSource(model.source, model.digest) for model in config.base_models)
     models = ConfiguredBaseModels(sources, cache=config.cache_directory, stop=threading.Event())
@@ -76,21 +88,24 @@ def _work(config: ParticipantConfig, plan: Plan, options: argparse.Namespace) ->
     newest = next((one for one in shelved if one.manifest.run == plan.run), None)
     if newest is None:
         raise NotFound(f"this site has no adapter of run {plan.run}; the daemon fetches it as rounds begin")
-    training, rank = plan.training, options.rank or max(1, plan.adapter.rank // 2)
+    training, shape = plan.training, plan.adapter_method().lora_spec
+    rank = options.rank or max(1, plan.adapter.rank // 2)
+    hyperparameters = Hyperparameters(
+        learning_rate=options.learning_rate or training.learning_rate,
+        batch_size=training.batch_size,
+        steps=options.steps or training.steps_per_round * plan.rounds,
+        max_length=training.max_length,
+        seed=int.from_bytes(hashlib.sha256(f"personal/{plan.run_id}".encode()).digest()[:7], "big"),
+        max_gradient_norm=training.max_gradient_norm,
+        weight_decay=training.weight_decay,
+    )
+    alone_steps = hyperparameters.steps if options.alone_steps is None else options.alone_steps
     return PersonalWork(
         base_model=model,
         base_folder=models.folder(model.digest),
         adapters=_adapters(plan, newest, shelved),
-        spec=replace(plan.adapter_method().lora_spec, rank=rank, alpha=2.0 * rank),
-        hyperparameters=Hyperparameters(
-            learning_rate=options.learning_rate or training.learning_rate,
-            batch_size=training.batch_size,
-            steps=options.steps or training.steps_per_round * plan.rounds,
-            max_length=training.max_length,
-            seed=int.from_bytes(hashlib.sha256(f"personal/{plan.run_id}".encode()).digest()[:7], "big"),
-            max_gradient_norm=training.max_gradient_norm,
-            weight_decay=training.weight_decay,
-        ),
+        private=OwnTraining(replace(shape, rank=rank, alpha=2.0 * rank), hyperparameters),
+        alone=OwnTraining(shape, replace(hyperparameters, steps=alone_steps)) if alone_steps else None,
         instruction_set=InstructionSet.from_json(handed_out(plan, newest.manifest).instruction_set),
         data=replace(config.data.settings(policy), only_domain=plan.domain),
         resources=config.training.resources(),

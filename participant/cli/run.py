@@ -10,7 +10,6 @@ from common.errors import AccordError, ClockWrong, ConfigInvalid, Unauthenticate
 from participant.cli.enroll import enroll_site, read_token
 from participant.cli.exits import Exit
 from participant.config import ParticipantConfig, load_config, load_unpinned_config
-from participant.identity import IdentityFolder
 from participant.preflight import Site, hindrances
 
 _OF_IDENTITY = frozenset({"identity", "certificate"})
@@ -37,7 +36,7 @@ def execute(options: argparse.Namespace) -> Exit:
 def _enroll_once(file: Path, token: Path) -> None:
     """Enroll a site that is not. Before the charter is pinned: its members first hear of this site's key by this."""
     config = load_unpinned_config(file)
-    if not IdentityFolder(config.identity_directory).is_enrolled:
+    if not config.identity.is_there:
         enroll_site(config, read_token(token))
 
 

@@ -19,7 +19,7 @@ from common.errors import AccordError, StorageFailed
 from participant.cli.exits import Exit
 from participant.config import ParticipantConfig, load_unpinned_config
 from participant.contact import ContactState, read_contact
-from participant.identity import IdentityFolder, SiteIdentity
+from participant.identity import SiteIdentity
 from participant.journal import Journal, RoundEntry, RunEntry, RunStanding
 from participant.policy_file import load_policy
 from participant.update import ClipReport, Contribution
@@ -43,7 +43,7 @@ def execute(options: argparse.Namespace) -> Exit:
 
 def _show(config: ParticipantConfig, *, as_json: bool) -> int:
     try:
-        identity: SiteIdentity | None = IdentityFolder(config.identity_directory).load()
+        identity: SiteIdentity | None = config.identity.load()
         problem = ""
     except AccordError as error:
         identity, problem = None, error.message
@@ -52,7 +52,10 @@ def _show(config: ParticipantConfig, *, as_json: bool) -> int:
     is_running = _is_locked(config.lock_file)
     # What a daemon that has ended once wrote is of no interest.
     contact = read_contact(config.state_directory) if is_running else None
-    privacy = _privacy(config)
+    try:
+        privacy, privacy_problem = _privacy(config), ""
+    except StorageFailed as error:
+        privacy, privacy_problem = None, error.message
     if as_json:
         print_json(
             {
@@ -60,6 +63,7 @@ def _show(config: ParticipantConfig, *, as_json: bool) -> int:
                 "daemon_is_running": is_running,
                 "contact": asdict(contact) if contact is not None else None,
                 "privacy": privacy,
+                "privacy_problem": privacy_problem,
                 "runs": [_run_json(entry) for entry in runs],
             }
         )
@@ -68,6 +72,8 @@ def _show(config: ParticipantConfig, *, as_json: bool) -> int:
         print_text("the daemon is running" if is_running else "the daemon is not running")
         _print_contact(contact)
         _print_privacy(privacy)
+        if privacy_problem:
+            print_text(privacy_problem)
         _print_runs(runs)
     return Exit.OK if identity is not None else Exit.FAILED
 

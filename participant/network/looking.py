@@ -29,7 +29,7 @@ from common.errors import (
     Unavailable,
     WrongHost,
 )
-from participant.identity import IdentityFolder
+from participant.identity import IdentityFiles
 from participant.network.route import CONNECT_SECONDS, Route, connect
 
 # HTTP/2 connection preface and an empty SETTINGS frame (RFC 9113, 3.4): the server must answer with its own.
@@ -83,8 +83,8 @@ class Papers:
     shown: tuple[Path, Path] | None = None
 
     @classmethod
-    def of(cls, folder: IdentityFolder) -> Papers:
-        return cls(folder.trust_file.read_text(), (folder.certificate_file, folder.key_file))
+    def of(cls, files: IdentityFiles) -> Papers:
+        return cls(files.trust_file.read_text(), (files.certificate_file, files.key_file))
 
 
 def first_obstacle(route: Route, papers: Papers, *, now: datetime) -> Obstacle | None:

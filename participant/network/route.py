@@ -23,6 +23,7 @@ PROXY_VARIABLES: Final = ("grpc_proxy", "https_proxy", "HTTPS_PROXY", "http_prox
 NO_PROXY_VARIABLES: Final = ("no_grpc_proxy", "no_proxy", "NO_PROXY")
 
 _DEFAULT_PROXY_PORT: Final = 80
+_NO_PROXY_URL: Final = "is not a proxy's URL, such as http://proxy.example.org:3128"
 _MOST_PROXY_ANSWER_BYTES: Final = 16 * 1024
 
 Environment = Callable[[str], str | None]
@@ -78,7 +79,10 @@ def authority(host: str, port: int) -> str:
 
 def parse_proxy(text: str, *, origin: str = "coordinator.proxy") -> Proxy:
     """A proxy's URL, http://[user[:password]@]host[:port]. Raises InvalidArgument, which never quotes a password."""
-    parts = urllib.parse.urlsplit(text if "://" in text else f"http://{text}")
+    try:
+        parts = urllib.parse.urlsplit(text if "://" in text else f"http://{text}")
+    except ValueError:  # brackets that do not match
+        raise InvalidArgument(f"{origin}: {_NO_PROXY_URL}") from None
     if parts.scheme != "http":
         raise InvalidArgument(
             f"{origin}: {parts.scheme}:// proxies are not supported; name one that takes plain HTTP CONNECT, as "
@@ -89,7 +93,7 @@ def parse_proxy(text: str, *, origin: str = "coordinator.proxy") -> Proxy:
     except ValueError:
         host, port = None, None
     if not host or parts.path.strip("/") or parts.query or parts.fragment:
-        raise InvalidArgument(f"{origin}: is not a proxy's URL, such as http://proxy.example.org:3128")
+        raise InvalidArgument(f"{origin}: {_NO_PROXY_URL}")
     user, password = (urllib.parse.unquote(part or "") for part in (parts.username, parts.password))
     return Proxy(host, port or _DEFAULT_PROXY_PORT, user, password, origin)
 

@@ -17,7 +17,7 @@ from common.clock import Clock
 from common.errors import AccordError
 from common.version import software_version
 from participant.config import ParticipantConfig, load_config
-from participant.identity import IdentityFolder, SiteIdentity
+from participant.identity import IdentityFiles, SiteIdentity
 from participant.network.dialling import Line
 from participant.policy import Policy
 from participant.policy_file import load_policy
@@ -51,12 +51,12 @@ class Site:
         return load_policy(self.config.policy_file)
 
     @cached_property
-    def folder(self) -> IdentityFolder:
-        return IdentityFolder(self.config.identity_directory)
+    def files(self) -> IdentityFiles:
+        return self.config.identity
 
     @cached_property
     def identity(self) -> SiteIdentity:
-        return self.folder.load()
+        return self.files.load()
 
     @cached_property
     def line(self) -> Line:
@@ -132,7 +132,7 @@ CHECKS: Final[tuple[Check[Site], ...]] = (
         needs=("config",),
         action="check the file system",
     ),
-    Check("identity", lambda site: credentials.identity_files(site.folder), needs=("config",)),
+    Check("identity", lambda site: credentials.identity_files(site.files), needs=("config",)),
     Check(
         "certificate",
         lambda site: credentials.certificate(site.identity, now=site.clock.now()),
@@ -148,7 +148,7 @@ CHECKS: Final[tuple[Check[Site], ...]] = (
     Check("port", lambda site: network.port(site.line.route), needs=("name",)),
     Check(
         "tls",
-        lambda site: network.tls(site.line.route, site.folder, now=site.clock.now()),
+        lambda site: network.tls(site.line.route, site.files, now=site.clock.now()),
         needs=("certificate", "port"),
     ),
     Check("call", _call, needs=("tls",)),

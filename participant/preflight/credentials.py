@@ -9,45 +9,51 @@ from pathlib import Path
 from typing import Final
 
 from common.errors import AccordError, ClockWrong, NotFound
-from participant.identity import IdentityFolder, SiteIdentity, renewal_time
+from participant.identity import IdentityFiles, OwnPki, SiteIdentity, renewal_time
 from participant.preflight.report import Result, failed, ok, warning
 
 # The daemon has asked for a new certificate at half of its life; two thirds without one means that nobody answers.
 RENEWAL_OVERDUE: Final = 2 / 3
 
+_BY_OWN_PKI: Final = "let your PKI write the files that [certificates] names, or name those that it writes"
 _FOR_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _WRITABLE_FOR_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
-def identity_files(folder: IdentityFolder) -> Result:
+def identity_files(files: IdentityFiles) -> Result:
     """Key, certificate and trust bundle are there, belong together, and the key is its owner's alone."""
+    has_own_pki = isinstance(files, OwnPki)
     try:
-        identity = folder.load()
+        identity = files.load()
     except NotFound as error:
-        return failed(error.message, "ask the federation's operator for a join token, and enroll with it")
+        ask = "ask the federation's operator for a join token, and enroll with it"
+        return failed(error.message, _BY_OWN_PKI if has_own_pki else ask)
     except AccordError as error:
-        return failed(error.message, "restore the identity directory from a backup, or enroll again")
-    loose = _loose_permissions(folder)
+        restore = "restore the identity directory from a backup, or enroll again"
+        return failed(error.message, _BY_OWN_PKI if has_own_pki else restore)
+    loose = _loose_permissions(files)
     if loose:
         return failed("; ".join(found for found, _ in loose), " && ".join(command for _, command in loose))
-    return ok(f"{identity.enrollment.participant} of {identity.enrollment.federation}, in {folder.path}")
+    return ok(
+        f"{identity.enrollment.participant} of {identity.enrollment.federation}, in {files.certificate_file.parent}"
+    )
 
 
-def _loose_permissions(folder: IdentityFolder) -> list[tuple[str, str]]:
+def _loose_permissions(files: IdentityFiles) -> list[tuple[str, str]]:
     loose: list[tuple[str, str]] = []
-    key = folder.key_file.stat()
-    if key.st_mode & _FOR_OTHERS:
-        loose.append(
-            (
-                f"others than the owner may use {folder.key_file} ({_mode(folder.key_file)})",
-                f"chmod 600 {folder.key_file}",
-            )
-        )
+    file, folder = files.key_file, files.key_file.parent
+    key = file.stat()
+    # Root's key, as a mounted Secret is, can be the daemon's by its group alone.
+    is_lent = key.st_uid == 0 != os.getuid()
+    if key.st_mode & (_FOR_OTHERS & ~stat.S_IRGRP if is_lent else _FOR_OTHERS):
+        mode = "640" if is_lent else "600"
+        loose.append((f"others than the owner may use {file} ({_mode(file)})", f"chmod {mode} {file}"))
     if key.st_uid not in (os.getuid(), 0):
-        loose.append((f"{folder.key_file} belongs to uid {key.st_uid}", f"chown {os.getuid()} {folder.key_file}"))
-    if folder.path.stat().st_mode & _WRITABLE_FOR_OTHERS:
+        loose.append((f"{file} belongs to uid {key.st_uid}", f"chown {os.getuid()} {file}"))
+    is_read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+    if folder.stat().st_mode & _WRITABLE_FOR_OTHERS and not is_read_only:
         # Whoever may write the folder may replace the key, whatever the key's own mode is.
-        loose.append((f"others may write {folder.path} ({_mode(folder.path)})", f"chmod 700 {folder.path}"))
+        loose.append((f"others may write {folder} ({_mode(folder)})", f"chmod 700 {folder}"))
     return loose
 
 
@@ -67,13 +73,13 @@ def certificate(identity: SiteIdentity, *, now: datetime) -> Result:
             f"the certificate has expired on {_time(end)}, {_days(now - end)} ago; issued by {issuer}",
             "an expired certificate cannot be renewed: ask for a join token and enroll again (the key stays the same)"
             if identity.enrollment.is_renewed_by_coordinator
-            else "let your PKI issue a new certificate for the same key, and put it into the identity directory",
+            else "let your PKI renew it; the files are read anew, and nothing has to be restarted",
         )
     said = f"issued by {issuer}, valid until {_time(end)} ({_days(end - now)} left)"
     if now >= begin + (end - begin) * RENEWAL_OVERDUE:
         return warning(
             f"{said}; it should have been renewed since {_time(renewal_time(shown))}",
-            "start the daemon, which renews it, and look for certificate_renewal_failed in its log"
+            "start the daemon, which renews it, and look for certificate_not_renewed in its log"
             if identity.enrollment.is_renewed_by_coordinator
             else "let your PKI renew it",
         )

@@ -18,7 +18,7 @@ from common.errors import AccordError, CertificateRevoked, ClockWrong, NotFound,
 from common.rpc.channels import TIME_METADATA, VERSION_METADATA
 from common.version import software_version
 from participant.client import CoordinatorClient
-from participant.identity import IdentityFolder, SiteIdentity
+from participant.identity import IdentityFiles, SiteIdentity
 from participant.network import clocks, looking
 from participant.network.dialling import Line, dial
 from participant.network.looking import Looked, Obstacle, Papers
@@ -53,7 +53,7 @@ def port(route: Route) -> Result:
     return _result(looking.port(route))
 
 
-def tls(route: Route, files: IdentityFolder, *, now: datetime) -> Result:
+def tls(route: Route, files: IdentityFiles, *, now: datetime) -> Result:
     """Both certificates are accepted, HTTP/2 is spoken behind them, and by the coordinator itself."""
     seen = looking.tls(route, Papers.of(files), now=now)
     ends = seen.expires_at if isinstance(seen, Looked) else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -68,6 +69,7 @@ class Ledger:
     def __init__(self, path: Path, *, counter: Path) -> None:
         self._path = path
         self._fence = Fence(counter)
+        self._writing = threading.Lock()
 
     def entries(self) -> tuple[Entry, ...]:
         """All lines, oldest first. Raises StorageFailed if one is missing or was changed: then nobody knows the sum."""
@@ -84,7 +86,11 @@ class Ledger:
         return tuple(entry for entry in self.entries() if entry.kind is EntryKind.FIGURES)
 
     def append(self, entry: Entry) -> None:
-        """Write a line; it is on disk on return."""
+        """Write a line; it is on disk on return. For any thread."""
+        with self._writing:
+            self._append(entry)
+
+    def _append(self, entry: Entry) -> None:
         lines = self._read()
         line = jsonform.encode(replace(entry, before=lines[-1][1] if lines else _BEGINNING), Entry).encode() + b"\n"
         try:
@@ -104,7 +110,8 @@ class Ledger:
 
     def _read(self) -> list[tuple[Entry, str]]:
         try:
-            lines, mark = self._lines(), self._fence.read()
+            # The mark first: beside a reader the daemon may write a line, and then its mark.
+            mark, lines = self._fence.read(), self._lines()
         except OSError as error:
             raise StorageFailed(f"cannot read the privacy ledger {self._path}: {error.strerror}") from error
         if mark is not None and mark.count > len(lines):

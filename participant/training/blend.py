@@ -20,7 +20,14 @@ from common.methods import LoraFactors
 from participant.merged import factors_of
 from participant.scales import Scales, search_scales
 from participant.training import data
-from participant.training.blend_job import BLEND_JOB_FILE, BLEND_RESULT_FILE, BlendJob, BlendResult, BlendRow
+from participant.training.blend_job import (
+    BLEND_JOB_FILE,
+    BLEND_RESULT_FILE,
+    BlendJob,
+    BlendResult,
+    BlendRow,
+    NamedAdapter,
+)
 from participant.training.child import Reporter, StopRequest, run_child, write_atomically
 from participant.training.data import choose
 from participant.training.evaluate import Question, evaluate
@@ -96,18 +103,28 @@ def run_blend(folder: Path, report: Reporter, stop: StopRequest) -> None:
         blend.use(scales)
         return _loss(model, encoder, asked, batch_size=job.resources.evaluation_batch_size, report=report, stop=stop)
 
-    steps = [(float(place < used)) for used in range(len(parts) + 1) for place in range(len(parts))]
-    width = len(parts)
-    starts = [tuple(steps[at : at + width]) for at in range(0, len(steps), width)] if width else [()]
-    best, _ = search_scales(lambda scales: loss(scales, choosing), starts)
-    names = ["base", *(f"+ {one.name}" for one in job.adapters)]
-    table = [(name, scales) for name, scales in zip(names, starts, strict=True)] + [("chosen scales", best)]
+    starts = starting_scales(job.adapters)
+    best, _ = search_scales(lambda scales: loss(scales, choosing), list(starts.values()))
+    table = [*starts.items(), ("chosen scales", best)]
     rows = tuple(
         BlendRow(name=name, scales=scales, choosing_loss=loss(scales, choosing), loss=loss(scales, telling))
         for name, scales in table
     )
     result = BlendResult(rows=rows, choosing_records=len(choosing), records=len(telling))
     write_atomically(folder / BLEND_RESULT_FILE, result.to_json())
+
+
+def starting_scales(adapters: Sequence[NamedAdapter]) -> dict[str, Scales]:
+    """By what people call it: the base, each adapter on top of those before it, and those that stand alone."""
+    found = {"base": (0.0,) * len(adapters)}
+    used: set[int] = set()
+    for place, one in enumerate(adapters):
+        if not one.stands_alone:
+            used.add(place)
+        ones = {place} if one.stands_alone else used
+        name = one.name if one.stands_alone else f"+ {one.name}"
+        found[name] = tuple(float(at in ones) for at in range(len(adapters)))
+    return found
 
 
 def _halves(job: BlendJob, encoder: Encoder) -> tuple[list[Encoded], list[Encoded]]:

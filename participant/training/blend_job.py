@@ -16,10 +16,14 @@ BLEND_RESULT_FILE: Final = "blend_result.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedAdapter:
-    """An adapter and what people call it: "global", "domain", "site"."""
+    """An adapter and what people call it: "global", "domain", "site", "alone".
+
+    stands_alone: trained on the base model as it is, in place of those before it and not on top of them.
+    """
 
     name: str
     adapter: FrozenAdapter
+    stands_alone: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

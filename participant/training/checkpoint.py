@@ -69,9 +69,7 @@ def restore_checkpoint(
     with torch.no_grad():
         for name, factor in trained.items():
             factor.copy_(tensors[f"factor.{name}"])
-            optimiser.state[factor] = {
-                moment: tensors[f"{moment}.{name}"].to("cpu" if moment == "step" else factor.device)
-                for moment in _MOMENTS
-            }
+            # All of it, the count of steps too, which the fused optimiser keeps beside the moments.
+            optimiser.state[factor] = {moment: tensors[f"{moment}.{name}"].to(factor.device) for moment in _MOMENTS}
     torch.set_rng_state(tensors["random"])
     return position

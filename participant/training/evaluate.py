@@ -70,6 +70,8 @@ def questions(
     """What to ask, as `asked_of` chooses it.
 
     known: all of the site's records; the labels of a domain are the answers that occur there, unless the plan has them.
+    Where one record's part of the sums is bounded, the plan's labels alone count: another record's answer among the
+    choices could change the answers to all. Without them nothing is chosen.
     """
     by_record = {id(item.record): item for item in held_out}
     choices: dict[str, Choices] = {}
@@ -78,14 +80,14 @@ def questions(
         record, domain = asked.record, asked.record.domain
         is_choice = record.task is Task.CLASSIFICATION
         if is_choice and domain not in choices:
-            labels = encoder.labels(record) or _site_labels(known, domain)
+            labels = encoder.labels(record) or (() if settings.is_bounded else _site_labels(known, domain))
             choices[domain] = label_choices([encoder.encode_answer(record, label) for label in labels])
         chosen.append(
             Question(
                 by_record[id(record)],
                 has_loss=asked.has_loss,
                 is_answered=asked.is_answered,
-                choices=choices[domain] if is_choice else None,
+                choices=(choices[domain] or None) if is_choice else None,
             )
         )
     return tuple(chosen)

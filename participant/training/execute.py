@@ -25,7 +25,6 @@ from participant.training.cells import CellSums, measure_candidates
 from participant.training.checkpoint import CHECKPOINT_FILE
 from participant.training.child import write_atomically
 from participant.training.data import MAX_BAD_EXAMPLES, Dataset, Record, require_objective
-from participant.training.dp_sgd import PrivateRecords, SecretNoise
 from participant.training.evaluate import evaluate, questions
 from participant.training.job import NOISE_KEY_FILE, EvaluationSettings, JobKind, PrivateSettings, TrainingJob
 from participant.training.loop import TrainingTask, train
@@ -54,6 +53,7 @@ from participant.training.result import (
 from participant.training.tokens import Encoded, Encoder, TooLong, encode_all, load_tokenizer
 
 if TYPE_CHECKING:
+    from participant.training.dp_sgd import PrivateRecords
     from participant.training.group import Group
 
 SCORES_FILE: Final = "scores.json"
@@ -251,6 +251,8 @@ class Execution:
     def _private_steps(
         self, settings: PrivateSettings, records: Sequence[Encoded], weights: Sequence[float]
     ) -> PrivateRecords:
+        from participant.training.dp_sgd import PrivateRecords, SecretNoise  # Opacus: over a second, for private jobs
+
         return PrivateRecords(
             records=records,
             weights=weights,

@@ -2,6 +2,10 @@
 
 A process beside the first ends by itself only where something is wrong with it, and then all of them end; the job goes
 on from its checkpoint when it is started again. Imports no torch, and knows nothing of what the processes do together.
+
+What torchrun and accelerate's launcher do, without their agent beside the job: that one listens on a TCP port to bring
+the processes together, starts all of them again when one dies, and answers to no daemon's wish to stop. Here a file
+brings them together, the job folder says why one died, and the daemon that asked for the job decides about another try.
 """
 
 from __future__ import annotations

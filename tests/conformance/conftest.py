@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
+from coordinator.store import blobs_s3, s3_parts
 from coordinator.store.blobs import BlobStore
 from coordinator.store.engine import parse_url
 from coordinator.store.interface import Store
@@ -20,6 +21,8 @@ from coordinator.store.tables import METADATA
 from tests.postgresql import postgres_server
 from tests.seaweedfs import SeaweedFS, seaweedfs_in
 
+PART = 5 << 20  # the least that S3 takes
+ONE_CALL = 6 << 20
 DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 
 
@@ -85,12 +88,30 @@ def file_url(request: pytest.FixtureRequest, folder: Path) -> str:
     return f"file://{folder}/blobs"
 
 
+@pytest.fixture
+def bucket(seaweedfs: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> SeaweedFS:
+    """A bucket; how to reach it is in the environment."""
+    for name, value in seaweedfs.environment.items():
+        monkeypatch.setenv(name, value)
+    return seaweedfs
+
+
+@pytest.fixture
+def url(bucket: SeaweedFS) -> str:
+    """A prefix of the test's own in it."""
+    return bucket.url(uuid.uuid4().hex)
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of a few MiB are large already."""
+    monkeypatch.setattr(s3_parts, "PART_BYTES", PART)
+    monkeypatch.setattr(blobs_s3, "ONE_CALL_BYTES", ONE_CALL)
+
+
 def s3_url(request: pytest.FixtureRequest, folder: Path) -> str:
-    """A prefix of the test's own; how to reach it is in the environment."""
-    server: SeaweedFS = request.getfixturevalue("seaweedfs")
-    for name, value in server.environment.items():
-        request.getfixturevalue("monkeypatch").setenv(name, value)
-    return server.url(uuid.uuid4().hex)
+    found: str = request.getfixturevalue("url")
+    return found
 
 
 BLOB_STORES: dict[str, Callable[[pytest.FixtureRequest, Path], str]] = {"file": file_url, "s3": s3_url}

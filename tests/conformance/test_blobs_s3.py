@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 import threading
-import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -25,37 +24,20 @@ from common.errors import (
     StorageMissing,
     StorageUnreachable,
 )
-from coordinator.store import blobs_s3, s3_parts
+from coordinator.store import s3_parts
 from coordinator.store.blobs_s3 import S3BlobStore
 from coordinator.store.opening import check_blobs, open_blobs
 from coordinator.store.s3_errors import refusal
 from coordinator.store.s3_settings import S3Place, S3Settings
+from tests.conformance.conftest import ONE_CALL, PART
 from tests.seaweedfs import ACCESS_KEY, BUCKET, SECRET_KEY, SeaweedFS
 
-PART = 5 << 20  # the least that S3 takes
-ONE_CALL = 6 << 20
 SECRET_FILE = """[default]
 aws_access_key_id = {access}
 aws_secret_access_key = {secret}
 """
 
-
-@pytest.fixture(autouse=True)
-def _small_parts(monkeypatch):
-    monkeypatch.setattr(s3_parts, "PART_BYTES", PART)
-    monkeypatch.setattr(blobs_s3, "ONE_CALL_BYTES", ONE_CALL)
-
-
-@pytest.fixture
-def bucket(seaweedfs, monkeypatch) -> SeaweedFS:
-    for name, value in seaweedfs.environment.items():
-        monkeypatch.setenv(name, value)
-    return seaweedfs
-
-
-@pytest.fixture
-def url(bucket) -> str:
-    return bucket.url(uuid.uuid4().hex)
+pytestmark = pytest.mark.usefixtures("small_parts")
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import os
 import socket
 import ssl
 import threading
-import uuid
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -19,31 +18,13 @@ from cryptography.x509.oid import NameOID
 from structlog.testing import capture_logs
 
 from common.errors import StorageFailed, StorageUnreachable
-from coordinator.store import blobs_s3, s3_parts
+from coordinator.store import s3_parts
 from coordinator.store.blobs_s3 import S3BlobStore
 from coordinator.store.s3_settings import S3Settings
-from tests.seaweedfs import BUCKET, SeaweedFS, seaweedfs_in
+from tests.conformance.conftest import ONE_CALL, PART
+from tests.seaweedfs import BUCKET, seaweedfs_in
 
-PART = 5 << 20  # the least that S3 takes
-ONE_CALL = 6 << 20
-
-
-@pytest.fixture(autouse=True)
-def _small_parts(monkeypatch):
-    monkeypatch.setattr(s3_parts, "PART_BYTES", PART)
-    monkeypatch.setattr(blobs_s3, "ONE_CALL_BYTES", ONE_CALL)
-
-
-@pytest.fixture
-def bucket(seaweedfs, monkeypatch) -> SeaweedFS:
-    for name, value in seaweedfs.environment.items():
-        monkeypatch.setenv(name, value)
-    return seaweedfs
-
-
-@pytest.fixture
-def url(bucket) -> str:
-    return bucket.url(uuid.uuid4().hex)
+pytestmark = pytest.mark.usefixtures("small_parts")
 
 
 @pytest.fixture

@@ -43,6 +43,18 @@ def filled(store):
     return store
 
 
+def test_runs_that_ended_after_a_time_are_listed_whenever_they_began(store):
+    with store.write() as writer:
+        for number in range(12):
+            ended = NOW + timedelta(hours=12 - number) if number else None
+            writer.add_run(
+                replace(samples.run(f"run-{number}"), created_at=NOW + timedelta(seconds=number), ended_at=ended)
+            )
+    with store.read() as reader:
+        found = reader.runs_ended_after(NOW + timedelta(hours=8))
+    assert [run.name for run in found] == ["run-3", "run-2", "run-1"]
+
+
 def test_rounds_and_adapters_are_listed_by_state(filled):
     with filled.read() as reader:
         failed = reader.rounds("run", states=(RoundState.FAILED,))

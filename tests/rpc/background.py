@@ -151,7 +151,7 @@ async def _serve(
     rounds = RoundServicer(store=store, wakeups=Wakeups(), clock=clock)
     guards = (
         CallGuard(federation=FEDERATION, rules=RULES, revocations=NobodyRevoked(), clock=clock),
-        CallGuard(federation=FEDERATION, rules=RULES, revocations=StoredRevocations(store), clock=clock),
+        CallGuard(federation=FEDERATION, rules=RULES, revocations=StoredRevocations(store, clock), clock=clock),
     )
     tls = replace(pki.tls, certificate=shown.tls.certificate, key=shown.tls.key)
     credentials = (

@@ -25,6 +25,7 @@ from common.clock import SystemClock
 from common.identifiers import FederationId, OperatorId, OperatorIdentity, ParticipantId, Role
 from common.rpc.tls import channel_credentials
 from coordinator import app
+from coordinator.addresses import Addresses
 from coordinator.cli.files import OPERATOR_CA, OPERATOR_CERTIFICATE, OPERATOR_KEY
 from coordinator.config import Config, load_config
 from coordinator.keystore import PkiFolder
@@ -66,7 +67,7 @@ class RunningCoordinator:
     """What a test may ask of it. `store` is a second connection to its database."""
 
     config: Config
-    addresses: app.Addresses
+    addresses: Addresses
     authority: CertificateAuthority
     store: Store
     _channels: dict[str, grpc.Channel] = field(default_factory=dict)
@@ -132,7 +133,7 @@ def running_coordinator(folder: Path, text: str = CONFIG) -> Iterator[RunningCoo
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     stop = asyncio.Event()
-    started: concurrent.futures.Future[app.Addresses] = concurrent.futures.Future()
+    started: concurrent.futures.Future[Addresses] = concurrent.futures.Future()
     served = asyncio.run_coroutine_threadsafe(
         app.serve(config, clock=SystemClock(), stop=stop, started=started.set_result), loop
     )

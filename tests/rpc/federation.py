@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from unittest.mock import patch
 
@@ -35,6 +36,7 @@ from common.identifiers import FederationId, OperatorId, OperatorIdentity, Role
 from common.plan import HELD_OUT_GROUP, Plan
 from common.sent import sent_vector
 from coordinator import app
+from coordinator.addresses import Addresses
 from coordinator.config import load_config
 from coordinator.driver import Driver
 from coordinator.keystore import PkiFolder
@@ -322,12 +324,16 @@ class Site:
 class Federation:
     """The coordinator and the sites that the test has made."""
 
-    def __init__(self, folder: Path, clock: FakeClock, *, model: BaseModel = MODEL, limits: str = "") -> None:
+    def __init__(
+        self, folder: Path, clock: FakeClock, *, model: BaseModel = MODEL, limits: str = "", sections: str = ""
+    ) -> None:
+        """limits: more of that section; sections: more of coordinator.toml."""
         self.folder = folder
         self.clock = clock
         self.model = model
         self.sites: dict[str, Site] = {}
-        self.addresses: app.Addresses | None = None
+        self.own_certificates: dict[str, dict[str, Path]] = {}
+        self.addresses: Addresses | None = None
         self.driver: SteppedDriver | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -343,7 +349,8 @@ class Federation:
         )
         config.write_text(
             f'federation = "{FEDERATION}"\ndata_folder = "data"\n{ports}[health]\nhttp = "{HOST}:0"\ngrpc = ""\n'
-            f"[limits]\ncalls_per_second = 100000.0\ncalls_burst = 100000\nstop_grace_seconds = 0.5\n{limits}"
+            f"[limits]\ncalls_per_second = 100000.0\ncalls_burst = 100000\nstop_grace_seconds = 0.5\n"
+            f"{limits}\n{sections}"
         )
         self.config = load_config(config)
         pki = PkiFolder(self.config.pki_folder)
@@ -360,7 +367,7 @@ class Federation:
 
     def start(self) -> None:
         """Serve, on the same ports as before."""
-        started: concurrent.futures.Future[app.Addresses] = concurrent.futures.Future()
+        started: concurrent.futures.Future[Addresses] = concurrent.futures.Future()
 
         def build(**parts: Any) -> SteppedDriver:
             self.driver = SteppedDriver(**parts)
@@ -431,6 +438,16 @@ class Federation:
         (state / "policy.toml").write_text(policy)
         return self.open_site(name, trainer)
 
+    def add_site_of_its_own_pki(
+        self, name: str, trainer: MadeUpTrainer, files: dict[str, Path], *, policy: str = POLICY
+    ) -> Site:
+        """Build the daemon of a site that never enrolls. files: `certificates` of its configuration."""
+        state = self.folder / name
+        state.mkdir()
+        (state / "policy.toml").write_text(policy)
+        self.own_certificates[name] = files
+        return self.open_site(name, trainer)
+
     def add_sites(self, count: int, **settings: Any) -> list[str]:
         """Sites with records of 400, 500, ... and deltas of their own; their names, sorted."""
         names = [f"site-{index}" for index in range(count)]
@@ -450,6 +467,7 @@ class Federation:
                 "data": {"train_file": "/nowhere"},
                 "charter": {"mode": "coordinator"},
                 "coordinator": {"address": self.addresses.participants},
+                "certificates": self.own_certificates.get(name),
                 "least_free_mebibytes": 0,
             }
         )
@@ -523,6 +541,20 @@ class Federation:
             before = at
         raise AssertionError(f"round {number} does not end; {self._story()}")
 
+    def play_with_a_dropout(self, lost: Site, *, run: str = "run") -> Mapping[str, Any]:
+        """The first round of a run where one site falls silent once keys are set up: both kinds of share are opened.
+
+        The site's line stays cut.
+        """
+        lost.line.cut(before="upload")
+        others = [name for name in self.sites if self.sites[name] is not lost]
+        self.turn_until(lambda: self.state(run) == "running" and lost.line.is_cut)
+        self.turn_until(
+            lambda: [state for state, _ in self.participations(1, run).values()].count("uploaded") == len(others)
+        )
+        self.advance(WINDOW + 1)
+        return self.play(1, sites=others, run=run)
+
     def _let_time_pass(self, found: Mapping[str, Any]) -> None:
         """Nobody has anything to do: the next deadline is what goes on. That of a key epoch is never the later one."""
         left = (datetime.fromisoformat(found["deadline_time"]) - self.clock.now()).total_seconds()
@@ -534,8 +566,18 @@ class Federation:
 
     # --- runs -----------------------------------------------------------------------------------------------------
 
-    def create_run(self, run: str = "run", *, is_started: bool = True, **settings: object) -> None:
-        charter = self.admin.draft_charter(participants=(), least_cohort=3, colluders=None, base_model_digests=())
+    def create_run(
+        self,
+        run: str = "run",
+        *,
+        is_started: bool = True,
+        member_cas: Mapping[str, str] = MappingProxyType({}),
+        **settings: object,
+    ) -> None:
+        """Under a fresh charter of everybody who is enrolled, and of those whose CAs are given."""
+        charter = self.admin.draft_charter(
+            participants=(), least_cohort=3, colluders=None, base_model_digests=(), ca_certificates=member_cas
+        )
         self.admin.publish_charter(charter["charter_json"])
         self.admin.create_run(run, {**DEFAULTS, "base_model_json": self.model.to_json(), **settings})
         if is_started:

@@ -127,7 +127,7 @@ def leave_open(federation: Federation, number: int) -> None:
 @contextmanager
 def showcase_in(folder: Path, *, rounds: int, with_ended_run: bool = False) -> Iterator[Federation]:
     """A run whose round `rounds` + 1 waits for a silent site, and maybe one that has ended; round 3 has lost a site."""
-    with federation_in(folder, limits=WEB) as federation:
+    with federation_in(folder, sections=WEB) as federation:
         add_sites(federation)
         if with_ended_run:
             create_run(federation, ENDED_RUN, rounds=1)

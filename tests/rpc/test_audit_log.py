@@ -1,4 +1,4 @@
-"""What is in the audit log: a line for every change that anybody makes, and for every decision of the coordinator."""
+"""What is in the audit log: every call of an operator, every change, and every decision of the coordinator."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from google.protobuf import json_format
 
 from accord.v1 import admin_pb2 as pb
 from common.rpc.status import raised_as_errors
+from coordinator.store.opening import open_store
 from participant.enrollment import enroll
 from participant.identity import IdentityFolder
 from tests.programs import ROOT
@@ -21,9 +22,11 @@ from tests.rpc.admin_calls import EVERY_CALL, filled
 from tests.rpc.coordinator import SITES, running_coordinator
 from tests.rpc.federation import Federation
 
+ACTORS = ("operators/alice", "operators/bob")
 METHODS = pb.DESCRIPTOR.services_by_name["AdminService"].methods_by_name
 
-# Which line each admin call leaves; "" for those that only read. An export changes nothing, but a model leaves.
+# Which line each admin call leaves in its transaction; "" for those that only read: theirs come a moment later, and
+# count. An export changes nothing, but a model leaves.
 LINE_OF = {
     "GetFederation": "",
     "CreateJoinToken": "join_token_created",
@@ -85,9 +88,32 @@ def test_every_admin_call_leaves_its_line_with_who_made_it(tmp_path: Path) -> No
                 if name != "ListRounds" or answers[name].get("rounds"):  # the driver opens the first one
                     break
             with coordinator.store.read() as reader:
-                events = [event for event in reader.audit_chain() if event.actor == "operators/alice"]
+                by_alice = [event for event in reader.audit_chain() if event.actor == "operators/alice"]
+            events = [event for event in by_alice if event.action != "call_answered"]
             assert [event.action for event in events[seen:]] == ([LINE_OF[name]] if LINE_OF[name] else []), name
             seen = len(events)
+        reading, told = {name for name, line in LINE_OF.items() if not line}, set[str]()
+        while told != reading:
+            with coordinator.store.read() as reader:
+                lines = [event for event in reader.audit_chain() if event.action == "call_answered"]
+            assert {event.actor for event in lines} <= {"operators/alice"}
+            told = {event.subject.removeprefix("accord.v1.AdminService/") for event in lines}
+            assert told <= reading
+
+
+def test_reading_calls_are_counted_by_caller_and_told_when_the_coordinator_stops(tmp_path: Path) -> None:
+    with running_coordinator(tmp_path) as coordinator:
+        alice, bob = coordinator.admin("alice"), coordinator.admin("bob")
+        for stub, times in ((alice, 7), (bob, 2)):
+            for _ in range(times):
+                stub.ListRuns(pb.ListRunsRequest())
+    store = open_store(coordinator.config.database_url)
+    with store.read() as reader:
+        lines = [event for event in reader.audit_chain() if event.action == "call_answered"]
+    store.close()
+    assert {event.subject for event in lines} == {"accord.v1.AdminService/ListRuns"}
+    counts = {actor: sum(json.loads(e.details)["count"] for e in lines if e.actor == actor) for actor in ACTORS}
+    assert counts == {"operators/alice": 7, "operators/bob": 2}
 
 
 def actions(federation: Federation) -> dict[str, set[str]]:

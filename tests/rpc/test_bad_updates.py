@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from common.adapters import ADAPTER_FILE
-from common.errors import BaseModelMismatch, DigestMismatch, NotFound, PlanInvalid, TrainingFailed
+from common.errors import BaseModelMismatch, DataInvalid, DigestMismatch, NotFound, PlanInvalid, TrainingFailed
+from common.plan import Plan
 from common.secagg import Masking, Packer
 from participant import workbench
+from participant.daemon import REVIEW_AGAIN
 from participant.journal import RoundPhase
 from participant.trainer import Preparation
 from participant.update import open_update
@@ -208,6 +210,38 @@ def test_small_weights_and_their_rounding_are_not_taken_for_an_update_over_the_n
 
 
 # --- before a round ---------------------------------------------------------------------------------------------
+
+
+class WithoutRecords(MadeUpTrainer):
+    """Has nothing to train on until somebody puts it there; counts how often it was looked at."""
+
+    looks = 0
+    has_records = False
+
+    def check(self, plan: Plan) -> None:
+        self.looks += 1
+        if not self.has_records:
+            raise DataInvalid("this site has no record of domain claims")
+
+
+def test_a_declined_run_is_looked_at_again_after_a_while_and_not_at_every_question(tmp_path: Path) -> None:
+    """Records may be gigabytes, and a question is asked every minute."""
+    with federation_in(tmp_path) as federation:
+        federation.add_sites(3)
+        trainer = WithoutRecords(delta_of(9))
+        site = federation.add_site("late", trainer)
+        federation.create_run(is_started=False)
+        for _ in range(4):
+            site.daemon.turn(0)
+        assert trainer.looks == 1
+        trainer.has_records = True
+        federation.advance(REVIEW_AGAIN.total_seconds() - 1)
+        site.daemon.turn(0)
+        assert trainer.looks == 1
+        federation.advance(1)
+        site.daemon.turn(0)
+        assert trainer.looks == 2
+        assert {row["participant"]: row["joined"] for row in federation.run()["members"]}["participants/late"]
 
 
 def test_a_site_with_another_base_model_declines_and_nobody_joins_with_a_wrong_digest(tmp_path: Path) -> None:

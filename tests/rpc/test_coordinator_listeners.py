@@ -12,7 +12,7 @@ from accord.v1 import admin_pb2 as pb
 from accord.v1 import admin_pb2_grpc, round_pb2, round_pb2_grpc
 from common.certificates import to_pem
 from common.clock import SystemClock
-from common.errors import NotFound, OutOfTurn, ResourceExhausted, Unavailable
+from common.errors import CharterInvalid, NotFound, OutOfTurn, ResourceExhausted, Unavailable
 from common.identifiers import OperatorId, OperatorIdentity, ParticipantId, Role
 from common.rpc.status import raised_as_errors
 from common.rpc.tls import channel_credentials
@@ -82,7 +82,7 @@ def test_a_coordinator_without_a_ca_of_its_own_serves_and_invites_nobody(tmp_pat
             assert not admin.GetFederation(pb.GetFederationRequest()).HasField("ca_expire_time")
             with pytest.raises(OutOfTurn, match="PKI"), raised_as_errors():
                 admin.CreateJoinToken(pb.CreateJoinTokenRequest(participant_id="bank"))
-            with pytest.raises(OutOfTurn, match="by hand"), raised_as_errors():
+            with pytest.raises(CharterInvalid, match="--member-ca NAME=FILE"), raised_as_errors():
                 admin.DraftCharter(pb.DraftCharterRequest())
         strange = dial(running.addresses.admin, ca_pem(house), operator_of(partners))
         with strange, pytest.raises(Unavailable), raised_as_errors():

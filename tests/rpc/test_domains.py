@@ -30,10 +30,14 @@ SPREAD = 0.2
 
 @dataclass
 class DomainTrainer(MadeUpTrainer):
-    """Finds a loss for each round on records of one domain, and another for each candidate template."""
+    """Finds a loss for each round on records of one domain, and another for each candidate template.
+
+    alone: the loss that this site says it reaches by itself.
+    """
 
     domain: str = "clinic"
     task: Task = Task.CLASSIFICATION
+    alone: float = 0.0
     arms: Mapping[str, float] = field(default_factory=dict)
     used: dict[int, InstructionSet] = field(default_factory=dict)
 
@@ -44,7 +48,8 @@ class DomainTrainer(MadeUpTrainer):
     def prepare(self, work: Preparation, *, on_progress: OnProgress, stop: threading.Event) -> Prepared:
         super().prepare(work, on_progress=on_progress, stop=stop)
         self.used[work.round] = used = InstructionSet.from_json(work.instruction_set)
-        contribution = contribution_of(self._result(work, used), work.plan, used)
+        alone = {(self.domain, self.task): self.alone}
+        contribution = contribution_of(self._result(work, used), work.plan, used, alone)
         return Prepared(contribution, "{}")
 
     def _result(self, work: Preparation, used: InstructionSet) -> JobResult:
@@ -178,6 +183,23 @@ def test_a_round_tells_each_domains_figures_and_hands_what_follows_from_them_to_
     assert used[2].template_for(Task.CLASSIFICATION, "clinic").name == "terse"
     assert used[3].template_for(Task.CLASSIFICATION, "clinic").name == "polite"
     assert {template.system for template in used[3].templates} == {"", TERSE, POLITE}
+
+
+@pytest.mark.parametrize(("reference", "gains"), [("local", "desk"), ("given", "clinic")])
+def test_the_domain_whose_sites_would_be_better_off_alone_gains_share(
+    federation: Federation, reference: str, gains: str
+) -> None:
+    add_sites(federation, clinic=3, desk=3)
+    # The clinics' loss is the higher one, and no site of theirs would do better alone; each desk would.
+    for number in range(6):
+        trainer(federation, f"site-{number}").alone = 3.0 if number < 3 else 0.2
+    federation.create_run(
+        rounds=3, **settings("clinic", "desk", updates=f'{{"reference":"{reference}","start":"equal"}}')
+    )
+    federation.play(1)
+    shares = [figures_of(federation.play(number))[f"share/{gains}"] for number in (2, 3)]
+
+    assert 0.5 < shares[0] < shares[1]
 
 
 def test_sites_weigh_by_their_domains_shares_once_these_are_known(federation: Federation) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from accord.v1 import enrollment_pb2, enrollment_pb2_grpc
 from common import join_token
@@ -42,6 +43,7 @@ from coordinator.store.schema import migrate
 from participant.enrollment import enroll, renew
 from participant.identity import IdentityFolder, SiteIdentity, certificate_request
 from participant.network.dialling import dial
+from tests.conformance.samples import PARTICIPANT
 from tests.fakes import FakeClock
 from tests.rpc.parts import FEDERATION, HOST, Pki, dialling
 
@@ -103,7 +105,7 @@ async def coordinator(tmp_path, store):
     guard = CallGuard(
         federation=FEDERATION,
         rules=RULES,
-        revocations=StoredRevocations(store, revoked_serials=pki.folder.revoked_serials),
+        revocations=StoredRevocations(store, clock, revoked_serials=pki.folder.revoked_serials),
         clock=clock,
     )
     open_guard = CallGuard(federation=FEDERATION, rules=RULES, revocations=NobodyRevoked(), clock=clock)
@@ -263,7 +265,7 @@ async def test_an_expired_token_is_refused_also_for_a_repeat(coordinator, folder
         await enrolled(coordinator, folder, token)
     with pytest.raises(JoinTokenInvalid, match="expired"):
         await enrolled(coordinator, IdentityFolder(folder.path.parent / "clinic"), used)
-    assert not folder.is_enrolled
+    assert not folder.is_there
 
 
 async def test_a_revoked_token_is_refused(coordinator, folder):
@@ -376,7 +378,7 @@ async def test_an_answer_under_another_name_is_not_kept(coordinator, folder):
 
     with pytest.raises(Unauthenticated, match="the join token is for bank"):
         await enrolled(coordinator, folder, token)
-    assert not folder.is_enrolled
+    assert not folder.is_there
 
 
 async def test_a_folder_is_not_enrolled_over_with_another_name(coordinator, folder):
@@ -447,6 +449,30 @@ async def test_a_certificate_of_a_partners_own_ca_is_renewed_where_it_came_from(
             )
 
     assert type(to_error(caught.value)) is InvalidArgument
+
+
+async def test_a_member_that_was_only_introduced_gets_no_certificate_of_this_coordinators_ca(coordinator, tmp_path):
+    partner = Pki.create(tmp_path / "partner")
+    coordinator.pki.folder.trusted.mkdir()
+    (coordinator.pki.folder.trusted / "partner.pem").write_bytes(partner.trust_bundle)
+    caller = partner.participant("hospital")
+    with coordinator.store.write() as writer:
+        writer.put_participant(
+            replace(
+                PARTICIPANT, name="hospital", identity_key_sha256=caller.spki_sha256, certificate_serial=caller.serial
+            )
+        )
+    key = load_pem_private_key(caller.key, password=None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    request = certificate_request(key)
+    async with dialling(coordinator.port, trust_bundle=coordinator.pki.trust_bundle, caller=caller) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            await enrollment_pb2_grpc.EnrollmentServiceStub(channel).RenewCertificate(
+                enrollment_pb2.RenewCertificateRequest(certificate_request=request), timeout=DEADLINE
+            )
+
+    assert type(to_error(caught.value)) is NotFound
+    assert "renewed where it came from" in str(caught.value)
 
 
 async def test_a_partners_ca_cannot_take_the_name_of_a_site_that_is_enrolled_here(coordinator, folder, tmp_path):

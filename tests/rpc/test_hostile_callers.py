@@ -11,16 +11,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import grpc
 import pytest
 from google.protobuf.descriptor import MethodDescriptor
 
 from accord.v1 import adapter_pb2, adapter_pb2_grpc, round_pb2, round_pb2_grpc, secure_aggregation_pb2
-from common.errors import InvalidArgument
+from common.errors import InvalidArgument, Unavailable
 from common.rpc.channels import channel_options
 from common.rpc.status import raised_as_errors
 from common.rpc.tls import channel_credentials
+from participant.client import CoordinatorClient
 from participant.identity import SiteIdentity
 from tests.rpc.federation import DEFAULTS, HOST, Federation, MadeUpTrainer, base_model, delta_of, federation_in
 
@@ -220,6 +222,42 @@ def test_downloads_that_are_never_read_take_bounded_memory_and_end_with_their_ca
                 for _ in stream:
                     pass
             assert "was revoked: never reads" in str(caught.value.details())
+
+
+def test_uploads_that_come_drop_by_drop_end_with_their_round_and_the_others_have_theirs(federation: Federation) -> None:
+    hostile = federation.add_site("hostile", MadeUpTrainer(delta_of(9)))
+    federation.create_run()
+    upload, ended, streams = CoordinatorClient.upload, threading.Event(), list[Any]()
+
+    def dribble(client: CoordinatorClient, run: str, round_: int, **parts: Any) -> None:
+        if client is not hostile.client:
+            upload(client, run, round_, **parts)
+            return
+        header = secure_aggregation_pb2.UploadHeader(
+            run=run,
+            round=round_,
+            chunk_count=len(parts["chunk_sizes"]),
+            total_bytes=parts["spool"].stat().st_size,
+            chunk_digests=parts["chunk_digests"],
+        )
+
+        def messages() -> Iterator[secure_aggregation_pb2.UploadMaskedUpdateRequest]:
+            yield secure_aggregation_pb2.UploadMaskedUpdateRequest(header=header)
+            ended.wait()
+
+        if not streams:
+            streams.extend(client._uploads.UploadMaskedUpdate.future(messages()) for _ in range(OPEN_CALLS - 1))
+        raise Unavailable("slowly")
+
+    try:
+        with patch.object(CoordinatorClient, "upload", dribble):
+            found = federation.play(1)
+    finally:
+        ended.set()
+    assert found["state"] == "succeeded"
+    assert sorted(found["survivors"]) == [f"participants/site-{index}" for index in range(3)]
+    assert federation.participations(1)["hostile"] == ("dropped", "WINDOW_PASSED")
+    assert {stream.code() for stream in streams} == {grpc.StatusCode.ABORTED}
 
 
 def call_with(channel: grpc.Channel, method: MethodDescriptor, content: bytes) -> None:

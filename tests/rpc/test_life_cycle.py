@@ -13,14 +13,16 @@ from typing import Any
 import pytest
 
 from common.certificates import parse_certificates, serial_text
-from common.errors import AccordError, CertificateRevoked, JoinTokenInvalid, OutOfTurn, Unavailable
+from common.errors import AccordError, CertificateRevoked, ConfigInvalid, JoinTokenInvalid, OutOfTurn, Unavailable
+from common.identifiers import FederationId
 from coordinator.cli.parser import build_parser
 from coordinator.services.admin_client import AdminClient, OperatorIdentity
 from participant.enrollment import enroll
 from participant.identity import IdentityFolder
 from participant.network.dialling import dial
 from tests.fakes import FakeClock
-from tests.rpc.federation import Federation, MadeUpTrainer, delta_of, now
+from tests.rpc.federation import FEDERATION, Federation, MadeUpTrainer, delta_of, now
+from tests.rpc.parts import Pki
 
 
 class Host:
@@ -145,6 +147,24 @@ def test_a_ca_that_was_staged_can_be_given_up(federation: Federation, host: Host
     assert host("ca", "retire") == first
     with pytest.raises(OutOfTurn, match="no CA to switch to"):
         host("ca", "switch")
+
+
+def test_the_files_of_another_federation_are_not_taken_for_the_databases_own(
+    federation: Federation, host: Host, tmp_path: Path
+) -> None:
+    federation.add_sites(3)
+    federation.turn()
+    other = Pki.create(tmp_path / "other", FederationId(FEDERATION)).folder
+    kept = {path: path.read_bytes() for path in federation.config.pki_folder.glob("ca.*")}
+    for path in kept:
+        path.write_bytes((other.path / path.name).read_bytes())
+
+    with pytest.raises(ConfigInvalid, match="different federations"):
+        host("ca", "begin")
+    assert host("ca", "show")["step"] == "none"
+    for path, content in kept.items():
+        path.write_bytes(content)
+    assert host("ca", "begin")["step"] == "staged"
 
 
 @pytest.fixture

@@ -212,13 +212,13 @@ def job(name: str, address: str, papers: Papers | None) -> Mapping[str, object]:
 
 def started(parts: ExitStack, program: Path, folder: Path, jobs: list[Mapping[str, object]]) -> str:
     """A Prometheus on a free port, which ends with the test's process."""
-    rules = shutil.copy(ROOT / "deploy" / "prometheus" / "accord.rules.yml", folder / "accord.rules.yml")
+    rules = [str(shutil.copy(file, folder)) for file in sorted((ROOT / "deploy" / "prometheus").glob("*.rules.yml"))]
     config = folder / "prometheus.yml"
     config.write_text(  # JSON is YAML
         json.dumps(
             {
                 "global": {"scrape_interval": SCRAPE, "scrape_timeout": SCRAPE, "evaluation_interval": "1s"},
-                "rule_files": [str(rules)],
+                "rule_files": rules,
                 "scrape_configs": jobs,
             }
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -14,18 +13,20 @@ from pathlib import Path
 import pytest
 
 from coordinator.__main__ import main
+from tests.pages import DOCS, blocks_of
 from tests.programs import ROOT
 from tests.rpc.coordinator import MODEL, SITES, running_coordinator
+from tests.rpc.parts import Pki
 
-GUIDE = (ROOT / "docs" / "federation-operator.md").read_text()
-BLOCKS = re.findall(r"<!-- run: ([a-z-]+) -->\n```sh\n(.*?)```", GUIDE, flags=re.DOTALL)
+GUIDE = DOCS / "federation-operator.md"
+BLOCKS = [(block.name, block.text) for block in blocks_of(GUIDE) if block.mark == "run"]
 
 
 class Terminal:
     """Runs the guide's lines in one folder. A plain `accord-coordinator` is the same program without its start."""
 
     def __init__(self, folder: Path, environment: str, capsys: pytest.CaptureFixture[str]) -> None:
-        self._folder = folder
+        self.folder = folder
         self._environment = environment
         self._capsys = capsys
 
@@ -47,7 +48,7 @@ class Terminal:
     def _shell(self, lines: str) -> str:
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", f"{self._environment}\n{lines}"],
-            cwd=self._folder,
+            cwd=self.folder,
             env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -67,6 +68,8 @@ def terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: py
         for site in SITES:
             coordinator.enroll(site)
         (tmp_path / "model.json").write_text(MODEL.to_json())
+        for name in ("bank", "clinic", "mill"):
+            (tmp_path / f"{name}.pem").write_bytes(Pki.create(tmp_path / f"pki-{name}").trust_bundle)
         (tmp_path / "deploy").symlink_to(ROOT / "deploy")
         monkeypatch.chdir(tmp_path)
         environment = dict(BLOCKS)["environment"].replace("127.0.0.1:8445", coordinator.addresses.admin)
@@ -87,6 +90,7 @@ def test_the_guide_works_as_written(terminal: Terminal) -> None:
     assert '"summary"' in said["waiting"]
     assert said["audit"].count("intact") >= 3
     assert "intact" in said["head"]
+    assert "mill" in (terminal.folder / "charter.json").read_text()
     assert "issuing" in said["authority"]
     assert "former" in said["authority"]
     assert "run_rolled_back" in terminal.run("accord-coordinator audit list --subject runs/support")

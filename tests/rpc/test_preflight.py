@@ -29,33 +29,15 @@ from participant.training.job import Device, Sharding
 from tests.fakes import FakeClock
 from tests.rpc.background import SITES, coordinator_in_background, foreign_identity
 from tests.rpc.parts import HOST, Pki
-from tests.site_files import POLICY, write_records, write_site
+from tests.site_files import POLICY, write_records
 
 CPU = Processors(torch="2", gpus=(), gpu_has_bfloat16=False, cpu_has_bfloat16=False)
-
-
-@pytest.fixture(scope="module")
-def coordinator(tmp_path_factory):
-    with coordinator_in_background(tmp_path_factory.mktemp("coordinator")) as coordinator:
-        coordinator.publish(coordinator.charter())
-        yield coordinator
 
 
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch):
     for name in PROXY_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def config(tmp_path):
-    return write_site(tmp_path / "site")
-
-
-@pytest.fixture
-def enrolled(config, coordinator):
-    coordinator.enroll(config.parent / "state" / "identity")
-    return config
 
 
 def findings(config: Path, *names: str, clock=None) -> dict[str, Finding]:

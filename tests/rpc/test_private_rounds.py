@@ -6,11 +6,13 @@ import json
 
 import pytest
 
+from common.errors import TrainingFailed
 from common.states import RoundState
 from participant import app as participant_app
 from participant.journal import RoundPhase, RunStanding
 from participant.privacy.desk import PrivacyDesk
 from participant.privacy.ledger import EntryKind, Ledger
+from participant.trainer import Preparation
 from participant.training.job import PrivateSettings
 from tests.rpc.federation import POLICY, Federation, MadeUpTrainer, Site, delta_of
 from tests.rpc.test_metric_groups import figures_of, unmasked_words
@@ -150,3 +152,27 @@ def test_a_site_that_is_killed_while_it_prepares_counts_its_round_once(federatio
     federation.reopen_site("site-0")
     assert federation.play(1)["state"] == RoundState.SUCCEEDED.value
     assert kinds_of(federation, "site-0") == [EntryKind.TRAINING]
+
+
+def test_a_round_whose_training_failed_costs_nothing(federation):
+    def fail(work: Preparation) -> None:
+        raise TrainingFailed("out of memory")
+
+    federation.add_sites(3)
+    federation.add_site("small", MadeUpTrainer(delta_of(9), records=500, spoil=fail))
+    create_run(federation, {"training": {"epsilon": 4.0}})
+    assert federation.play(1)["state"] == RoundState.SUCCEEDED.value
+    assert kinds_of(federation, "small") == [EntryKind.TRAINING, EntryKind.RETURNED]
+
+
+def test_with_a_ledger_from_a_backup_a_site_goes_on_and_trains_nothing_private(federation):
+    federation.add_sites(4)
+    create_run(federation, {"training": {"epsilon": 4.0}}, rounds=2)
+    federation.play(1)
+    federation.sites["site-3"].close()
+    (federation.sites["site-3"].state / "privacy" / "records.jsonl").write_text("")
+    federation.reopen_site("site-3")
+    found = federation.play(2)
+    assert "participants/site-3" not in found["survivors"]
+    (row,) = (one for one in found["participations"] if one["participant"] == "participants/site-3")
+    assert "it is a backup, or was cut" in row["message"]

@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 
-from common.errors import Unavailable, UploadIncomplete
+from common.errors import TrainingFailed, Unavailable, UploadIncomplete
 from common.secagg import StreamSum, Words
 from coordinator import aggregation
 from coordinator.aggregation import OpenSum
@@ -26,7 +27,8 @@ from coordinator.driver import aggregating
 from coordinator.store.opening import open_blobs
 from participant.client import CoordinatorClient, UploadState
 from participant.journal import RoundPhase
-from tests.rpc.federation import WINDOW, Federation, base_model, federation_in
+from participant.trainer import Preparation
+from tests.rpc.federation import POLICY, WINDOW, Federation, MadeUpTrainer, base_model, delta_of, federation_in
 from tests.rpc.lab import Lab, open_round
 from tests.rpc.lying import hold_upload, part
 
@@ -302,7 +304,8 @@ def test_a_download_that_broke_off_in_a_round_leaves_nothing_behind_when_the_run
         federation.reopen_site(NAME).turn()
 
         shelf = {path.name for path in (site.state / "adapters").iterdir()}
-        assert shelf == {federation.run()["accepted_adapter_digest"]}
+        final = federation.run()["accepted_adapter_digest"]
+        assert shelf == {final, f".{final}.final"}
 
 
 # --- the coordinator --------------------------------------------------------------------------------------------
@@ -476,3 +479,55 @@ def test_the_same_uploads_give_the_same_adapter_bit_for_bit(tmp_path: Path) -> N
 
         assert digests[0] == digests[1]
         federation.start()
+
+
+def test_a_site_whose_journal_does_not_know_the_run_is_in_again(tmp_path: Path) -> None:
+    """From a backup of before it joined, or none: the coordinator knows that it has joined, and would wait for it."""
+    with federation_in(tmp_path) as federation:
+        federation.add_sites(4)
+        federation.create_run(rounds=2, rounds_per_epoch=1)
+        assert len(federation.play(1)["survivors"]) == 4
+        site = federation.sites["site-3"]
+        with closing(sqlite3.connect(site.state / "journal.sqlite")) as database, database:
+            database.execute("DELETE FROM runs")
+        assert len(federation.play(2)["survivors"]) == 4
+
+
+def test_rounds_that_a_site_could_not_do_are_none_of_its_days_rounds(tmp_path: Path) -> None:
+    def fail(work: Preparation) -> None:
+        if work.round <= 3:
+            raise TrainingFailed("out of memory")
+
+    with federation_in(tmp_path) as federation:
+        federation.add_sites(3)
+        policy = POLICY.replace("[rounds]", "[rounds]\nmost_in_a_day = 2")
+        assert "most_in_a_day" in policy
+        federation.add_site("small", MadeUpTrainer(delta_of(9), spoil=fail), policy=policy)
+        federation.create_run(rounds=4)
+        for number in (1, 2, 3):
+            assert "participants/small" not in federation.play(number)["survivors"]
+        assert "participants/small" in federation.play(4)["survivors"]
+
+
+def test_a_stop_does_not_wait_for_the_rest_of_a_download_and_is_no_failure(tmp_path: Path) -> None:
+    with federation_in(tmp_path, model=LARGE) as federation:
+        federation.add_sites(3)
+        federation.create_run()
+        site, chunks, asked = federation.sites[NAME], CoordinatorClient.adapter_chunks, list[int]()
+
+        def in_two(client: CoordinatorClient, digest: str, **named: Any) -> Iterator[bytes]:
+            for chunk in chunks(client, digest, **named):
+                yield chunk[:1000]
+                if client is site.client and not asked:
+                    site.daemon._workbench.ask_to_stop()
+                    asked.append(named["offset"])
+                yield chunk[1000:]
+
+        with patch.object(CoordinatorClient, "adapter_chunks", in_two):
+            federation.turn_until(lambda: asked == [0])
+            site.daemon.wait_for_preparation()
+            assert site.phase(1) is RoundPhase.PREPARING
+            assert federation.play(1)["state"] == "succeeded"
+        state, reason = federation.participations(1)[NAME]
+        assert state in ("uploaded", "revealed")
+        assert not reason

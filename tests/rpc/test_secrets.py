@@ -12,7 +12,7 @@ import pytest
 import structlog
 
 from common.log import LogForm, configure
-from tests.rpc.federation import WINDOW, federation_in
+from tests.rpc.federation import federation_in
 from tests.secrets_spy import spying
 
 
@@ -33,14 +33,7 @@ def test_neither_service_logs_or_audits_a_secret(lines: io.StringIO, tmp_path: P
         federation.add_sites(4)
         federation.create_run(rounds=1)
         lost = federation.sites["site-2"]
-        lost.line.cut(before="upload")
-        others = [name for name in federation.sites if name != "site-2"]
-        federation.turn_until(lambda: federation.state() == "running" and lost.line.is_cut)
-        federation.turn_until(
-            lambda: [state for state, _ in federation.participations(1).values()].count("uploaded") == 3
-        )
-        federation.advance(WINDOW + 1)
-        found = federation.play(1, sites=others)
+        found = federation.play_with_a_dropout(lost)
         assert found["state"] == "succeeded"
         lost.line.mend()
         told = json.dumps([list(federation.admin.audit_events()), federation.round(1), federation.run()], default=str)

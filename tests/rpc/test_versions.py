@@ -19,17 +19,9 @@ from coordinator.services import convert
 from participant.client import CoordinatorClient
 from participant.network.dialling import dial, straight
 from participant.preflight import network
-from tests.rpc.background import coordinator_in_background
 
 # Field 1000 of wire type 2 with the text "newer": no message of this version has it.
 NEWER = b"\xc2\x3e\x05newer"
-
-
-@pytest.fixture(scope="module")
-def coordinator(tmp_path_factory):
-    with coordinator_in_background(tmp_path_factory.mktemp("coordinator")) as coordinator:
-        coordinator.publish(coordinator.charter())
-        yield coordinator
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from coordinator.web.site import HEADERS
 from tests.rpc.browsing import Answer, Reader
 from tests.rpc.coordinator import CONFIG, RunningCoordinator, running_coordinator
 from tests.rpc.crowd import DOMAINS, RUN, fill
-from tests.rpc.federation import WINDOW, federation_in
+from tests.rpc.federation import federation_in
 from tests.rpc.showcase import WEB
 from tests.secrets_spy import spying
 
@@ -451,6 +451,18 @@ def test_whatever_participants_say_is_shown_as_text(coordinator, viewer):
     assert event.sequence > 0
 
 
+def test_nothing_that_a_participant_says_is_an_event_of_a_pages_stream(coordinator, viewer):
+    """Lines of a stream end at a carriage return, too."""
+    with coordinator.store.write() as writer:
+        entry = writer.participation(RUN, OPEN_ROUND, "hospital-0005")
+        message = "x\r\revent: page\rdata: Everything is in order\r\r"
+        writer.put_participation(replace(entry, state=ParticipationState.FAILED, reason="OTHER", message=message))
+    with viewer.stream(f"/runs/{RUN}/rounds/{OPEN_ROUND}?q=hospital-0005") as stream:
+        page = next(stream.pages())
+    assert "Everything is in order" in page
+    assert "\r" not in page
+
+
 # --- secrets ----------------------------------------------------------------------------------------------------------
 
 
@@ -459,15 +471,7 @@ def test_no_page_holds_a_secret_nor_one_sites_figures(tmp_path):
     with spying() as spy, federation_in(tmp_path, limits=WEB) as federation:
         federation.add_sites(4)
         federation.create_run(rounds=1)
-        lost = federation.sites["site-2"]
-        lost.line.cut(before="upload")
-        others = [name for name in federation.sites if name != "site-2"]
-        federation.turn_until(lambda: federation.state() == "running" and lost.line.is_cut)
-        federation.turn_until(
-            lambda: [state for state, _ in federation.participations(1).values()].count("uploaded") == 3
-        )
-        federation.advance(WINDOW + 1)
-        assert federation.play(1, sites=others)["state"] == "succeeded"
+        assert federation.play_with_a_dropout(federation.sites["site-2"])["state"] == "succeeded"
         invitation = federation.admin.create_join_token("newcomer", ttl_seconds=3600)
         made = federation.admin.create_web_token("wallboard", ttl_seconds=3600)
         assert federation.addresses is not None

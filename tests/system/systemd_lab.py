@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ BANK = "accord-participant"
 COORDINATOR = "accord-coordinator"
 OTHERS = ("clinic", "newsroom")
 CONFIG = "/etc/accord/coordinator.toml"
+NEXT_VERSION = "99.0"
 WAIT_SECONDS = 120.0
 POLL_SECONDS = 0.3
 
@@ -273,9 +275,11 @@ def play_round(lab: Lab) -> None:
     lab.keep(killed=True, statuses=sorted(statuses))
 
     before = lab.pid(BANK)
+    release_a_version(lab, NEXT_VERSION)
     lab.guide("upgrade")
     states = [lab.unit(name, "ActiveState")["ActiveState"] for name in (BANK, COORDINATOR)]
-    lab.keep(upgraded={"before": before, "after": lab.pid(BANK), "states": states})
+    version = lab.say("accord-participant", "--version")
+    lab.keep(upgraded={"before": before, "after": lab.pid(BANK), "states": states, "version": version})
 
     lab.until("the site has heard of it", lambda: lab.has_logged(BANK, "run_over"))
     run, rounds, participants = lab.coordinator(
@@ -287,6 +291,24 @@ def play_round(lab: Lab) -> None:
         adapters=len(list(Path("/var/lib/accord-participant/adapters").glob("*/adapter_model.safetensors"))),
         participants=json.loads(participants),
     )
+
+
+def release_a_version(lab: Lab, version: str) -> None:
+    """Put the package of a later version in the place of the one that lies there: the same files by another name."""
+    (package,) = lab.folder.glob("accord_*_amd64.deb")
+    tree = lab.folder / "later"
+    lab.run("dpkg-deb", "--raw-extract", str(package), str(tree))
+    package.unlink()
+    control = tree / "DEBIAN" / "control"
+    control.write_text(re.sub(r"(?m)^Version: .*$", f"Version: {version}", control.read_text()))
+    (described,) = tree.glob("opt/accord/lib/python3*/site-packages/accord-*.dist-info")
+    metadata = described / "METADATA"
+    metadata.write_text(re.sub(r"(?m)^Version: .*$", f"Version: {version}", metadata.read_text(), count=1))
+    described.rename(described.with_name(f"accord-{version}.dist-info"))
+    (tree / "DEBIAN" / "md5sums").unlink()
+    name = str(lab.folder / f"accord_{version}_amd64.deb")
+    lab.run("dpkg-deb", "--root-owner-group", "-Znone", "--build", str(tree), name)
+    lab.run("rm", "-r", str(tree))
 
 
 def reload_move_and_stop(lab: Lab) -> None:

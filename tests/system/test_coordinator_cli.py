@@ -23,8 +23,8 @@ from safetensors.numpy import load_file
 from common.adapters import AdapterSpec, file_digest, write_adapter_folder
 from common.identifiers import FederationId
 from common.methods import Method, adapter_method
-from coordinator import app
 from coordinator.__main__ import main
+from coordinator.addresses import Addresses
 from coordinator.cli.exits import Exit
 from coordinator.config import load_config
 from coordinator.keystore import PkiFolder
@@ -118,7 +118,7 @@ def enroll_sites(folder: Path) -> None:
     config = load_config(folder / "coordinator.toml")
     authority = PkiFolder(config.pki_folder).load_authority(FederationId(config.federation))
     store = open_store(config.database_url)
-    addresses = app.Addresses("", "", "", "", "", 0)
+    addresses = Addresses("", "", "", "", "", 0)
     running = RunningCoordinator(config, addresses, authority, store)
     for name in SITES:
         running.enroll(name)

@@ -11,17 +11,20 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from demo.federation import free_ports
+from tests.pages import DOCS, README, typed
+from tests.programs import ROOT
 from tests.tiny_model import make_tiny_model
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
 PORTS = (8443, 8444, 8445, 8080, 8081)
-DATA_SCIENTIST = (ROOT / "docs" / "data-scientist.md").read_text()
+DATA_SCIENTIST = DOCS / "data-scientist.md"
+NETWORKS = DOCS / "networks.md"
 SITES = ("bank", "clinic", "newsroom")
 
 PARTICIPANT = """
@@ -38,13 +41,6 @@ file = "charter.json"
 [evaluation]
 loss_records = 4
 """
-
-
-def blocks(name: str, page: str = README) -> str:
-    """The blocks that are marked with a name, in order."""
-    found = re.findall(rf"<!-- run: {name} -->\n```(?:sh|python)\n(.*?)```", page, flags=re.DOTALL)
-    assert found, f"the page has no block {name}"
-    return "\n".join(found)
 
 
 class Shell:
@@ -94,6 +90,15 @@ class Shell:
                 )
             )
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Within it the program started last does nothing."""
+        self.background[-1].send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.background[-1].send_signal(signal.SIGCONT)
+
     def stop(self) -> None:
         for process in self.background:
             process.send_signal(signal.SIGTERM)
@@ -119,44 +124,52 @@ def test_the_first_hours_in_the_readme_work_as_written(tmp_path):
     model = make_tiny_model(tmp_path / "tiny")
     shell = Shell(tmp_path, dict(zip(PORTS, free_ports(len(PORTS)), strict=True)))
     try:
-        serve, init = "accord-coordinator serve &", blocks("init")
+        serve, init = "accord-coordinator serve &", typed(README, "init")
         assert serve in init
         shell.run(init.replace(serve, ""))
         config = tmp_path / "coordinator.toml"
         config.write_text(shell.text(config.read_text()))
         shell.start(serve.removesuffix(" &"))
         shell.run("until accord-coordinator status; do sleep 0.3; done")
-        shell.run(blocks("tokens"))
-        assert "accord.v1.AdminService" in shell.run(blocks("grpcurl"))
+        shell.run(typed(README, "tokens"))
+        assert "accord.v1.AdminService" in shell.run(typed(README, "grpcurl"))
 
         sites = {name: prepare_site(tmp_path, name, model) for name in SITES}
         for name, site in sites.items():
-            shell.run(blocks("enroll").replace("bank.token", f"../{name}.token"), site)
-        assert all(name in shell.run(blocks("charter")) for name in SITES)
+            shell.run(typed(README, "enroll").replace("bank.token", f"../{name}.token"), site)
+        assert all(name in shell.run(typed(README, "charter")) for name in SITES)
         for site in sites.values():
-            assert re.search(r"[0-9a-f]{64}", shell.run(blocks("pin"), site))
+            assert re.search(r"[0-9a-f]{64}", shell.run(typed(README, "pin"), site))
         published = json.loads(shell.run("accord-coordinator charter show --json"))["digest"]
         for name, site in sites.items():
             (site / "participant.toml").write_text(PARTICIPANT.format(model=model, digest=f'digest = "{published}"'))
-            check, run = blocks("participate").strip().splitlines()
+            check, run = typed(README, "participate").strip().splitlines()
             shell.run(check, sites[name])
             shell.start(run, site)
 
         shell.run(f"accord-participant describe-model {model} > model.json")
-        command_t = blocks("grpcurl").splitlines()[0]
-        small = blocks("run").replace("--rounds 3", "--rounds 1 --steps-per-round 2 --max-length 128")
+        command_t = typed(README, "grpcurl").splitlines()[0]
+        small = typed(README, "run").replace("--rounds 3", "--rounds 1 --steps-per-round 2 --max-length 128")
         create, rest = small.strip().split("\n", 1)
         shell.run(create)
         shell.run("until accord-coordinator round list support --json | grep -q '\"number\": *1'; do sleep 0.3; done")
-        shell.run(f"{command_t}\n{rest}")
+        with shell.frozen():  # however slow this machine is, the run is not over before it is paused
+            shell.run(f"{command_t}\n{rest}")
         shell.run(
             'until accord-coordinator run show support --json | grep -q \'"state": *"succeeded"\'; do sleep 0.3; done'
         )
-        assert "accepted" in shell.run(blocks("take", DATA_SCIENTIST))
+        assert "accepted" in shell.run(typed(DATA_SCIENTIST, "take"))
         assert (tmp_path / "final" / "adapter_model.safetensors").exists()
-        used = blocks("use", DATA_SCIENTIST).replace("SmolLM2-135M-Instruct", str(model))
+        used = typed(DATA_SCIENTIST, "use").replace("SmolLM2-135M-Instruct", str(model))
         (tmp_path / "use.py").write_text(f"{used}\nprint(model.peft_config)\n")
         assert "LoraConfig" in shell.run("python use.py")
         assert "support" in shell.run("accord-participant status --config participant.toml", sites["bank"])
+
+        for name in ("layers", "report"):
+            here = typed(NETWORKS, name).replace("/etc/accord/participant.toml", "participant.toml")
+            assert "clock" in shell.run(here, sites["bank"])
+        tried = typed(DATA_SCIENTIST, "try").replace("support", "other").replace("--max-length 256", "--max-length 128")
+        assert "bank" in shell.run(tried)
+        shell.run("accord-coordinator run cancel other")
     finally:
         shell.stop()

@@ -16,6 +16,7 @@ import yaml
 
 from coordinator.config import parse_config
 from participant.config import load_unpinned_config
+from participant.identity import OwnPki
 from participant.policy_file import load_policy
 from tests.charts import (
     CHARTS,
@@ -40,7 +41,7 @@ REPLICATED = COORDINATOR / "ci" / "replicated-values.yaml"
 EVERYTHING = COORDINATOR / "ci" / "everything-values.yaml"
 # Oldest of Chart.yaml, and newest there is a schema of.
 KUBERNETES = ("1.28", "1.37")
-VOLUMES = {"name", "configMap", "secret", "emptyDir", "persistentVolumeClaim"}
+VOLUMES = {"name", "configMap", "secret", "emptyDir", "persistentVolumeClaim", "projected"}
 
 
 def names(values: Path) -> str:
@@ -142,8 +143,12 @@ def test_by_default_operators_are_reached_through_the_pod_alone(default, everyth
         return {port["name"] for service in of_kind(found, "Service") for port in service["spec"]["ports"]}
 
     def allowed(found):
-        (policy,) = of_kind(found, "NetworkPolicy")
-        return {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]}
+        return {
+            port["port"]
+            for policy in of_kind(found, "NetworkPolicy")
+            for rule in policy["spec"]["ingress"]
+            for port in rule["ports"]
+        }
 
     assert listens(default) == "127.0.0.1:8445"
     assert not {"admin", "web"} & (ports(default) | allowed(default))
@@ -197,10 +202,22 @@ def test_the_schema_goes_forward_before_replicas_of_a_new_version_start(replicat
     (job,) = of_kind(replicated, "Job")
     hooks = [found for found in replicated if "helm.sh/hook" in found["metadata"].get("annotations", {})]
     before = [found for found in hooks if "pre-upgrade" in found["metadata"]["annotations"]["helm.sh/hook"]]
-    assert {found["kind"] for found in before} == {"ConfigMap", "Job"}
+    assert {found["kind"] for found in before} == {"ConfigMap", "NetworkPolicy", "Job"}
     assert job["spec"]["template"]["spec"]["containers"][0]["args"][0] == "migrate"
     configs = [tomllib.loads(found["data"]["coordinator.toml"]) for found in of_kind(replicated, "ConfigMap")]
     assert [config["database"]["migrate_on_start"] for config in configs] == [False, False]
+
+
+def test_the_migrations_job_reaches_the_database_where_all_is_forbidden_that_nobody_allows(replicated):
+    (job,) = of_kind(replicated, "Job")
+    policies = of_kind(replicated, "NetworkPolicy")
+    (own,) = (found for found in policies if "helm.sh/hook" in found["metadata"].get("annotations", {}))
+    (of_pods,) = (found for found in policies if found is not own)
+    assert own["spec"]["podSelector"]["matchLabels"].items() <= job["spec"]["template"]["metadata"]["labels"].items()
+    weights = [int(found["metadata"]["annotations"]["helm.sh/hook-weight"]) for found in (own, job)]
+    assert weights[0] < weights[1]
+    assert own["spec"]["egress"] == of_pods["spec"]["egress"]
+    assert {port["port"] for rule in own["spec"]["egress"] for port in rule["ports"]} == {53, 443, 5432}
 
 
 def test_autoscaling_takes_the_number_of_replicas_over(everything):
@@ -218,6 +235,17 @@ def test_cert_manager_is_asked_for_every_name_by_which_the_coordinator_is_dialle
     pod = of_kind(found, "StatefulSet")[0]["spec"]["template"]["spec"]
     secrets = {volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume}
     assert secrets == {certificate["spec"]["secretName"]}
+    public = manifests(
+        render(
+            "4",
+            COORDINATOR,
+            "certificates.certManager.internalNames=false",
+            files=[COORDINATOR / "ci" / "cert-manager-values.yaml"],
+        )
+    )
+    (asked,) = of_kind(public, "Certificate")
+    assert asked["spec"]["dnsNames"] == ["accord.example.org"]
+    assert "ipAddresses" not in asked["spec"]
     # Where an organisation's PKI issues certificates, nobody enrols.
     assert [port["name"] for port in of_kind(found, "Service")[0]["spec"]["ports"]] == ["participants"]
 
@@ -225,15 +253,15 @@ def test_cert_manager_is_asked_for_every_name_by_which_the_coordinator_is_dialle
 def test_monitoring_is_behind_switches_and_carries_the_rules_of_the_repository(default, everything):
     kinds = {"ServiceMonitor", "PodMonitor", "PrometheusRule"}
     assert not kinds & {found["kind"] for found in default}
-    (rules,) = of_kind(everything, "PrometheusRule")
-    source = yaml.safe_load((ROOT / "deploy" / "prometheus" / "accord.rules.yml").read_text())
-    assert rules["spec"] == source, "make chart copies them"
-    # The targets are named as the rules' queries name them.
-    named = set(re.findall(r'job=~?"([a-z-]+)', json.dumps(source).replace('\\"', '"')))
-    coordinator = of_kind(everything, "PodMonitor")
-    participant = of_kind(
-        manifests(render("4", PARTICIPANT, files=[PARTICIPANT / "ci" / "gpu-values.yaml"])), "PodMonitor"
-    )
+    site = manifests(render("4", PARTICIPANT, files=[PARTICIPANT / "ci" / "gpu-values.yaml"]))
+    named: set[str] = set()
+    for rendered, name in ((everything, "coordinator"), (site, "participant")):
+        (rules,) = of_kind(rendered, "PrometheusRule")
+        source = yaml.safe_load((ROOT / "deploy" / "prometheus" / f"{name}.rules.yml").read_text())
+        assert rules["spec"] == source, "make chart copies them"
+        # The targets are named as the rules' queries name them.
+        named |= set(re.findall(r'job=~?"([a-z-]+)', json.dumps(source).replace('\\"', '"')))
+    coordinator, participant = of_kind(everything, "PodMonitor"), of_kind(site, "PodMonitor")
     jobs = {
         relabeling["replacement"]
         for monitor in (*coordinator, *participant)
@@ -242,6 +270,20 @@ def test_monitoring_is_behind_switches_and_carries_the_rules_of_the_repository(d
     }
     assert named
     assert named <= jobs
+
+
+def test_a_service_monitor_finds_the_internal_service_and_names_its_targets_as_a_pod_monitor_does(everything):
+    found = manifests(render("4", COORDINATOR, *NEEDED, "serviceMonitor.enabled=true"))
+    (monitor,) = of_kind(found, "ServiceMonitor")
+    wanted = monitor["spec"]["selector"]["matchLabels"].items()
+    (service,) = (one for one in of_kind(found, "Service") if wanted <= one["metadata"]["labels"].items())
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+    (of_pods,) = of_kind(everything, "PodMonitor")[0]["spec"]["podMetricsEndpoints"]
+    assert [one["targetLabel"] for one in endpoint["relabelings"]] == [
+        one["targetLabel"] for one in of_pods["relabelings"]
+    ]
+    assert endpoint["path"] == of_pods["path"]
 
 
 def test_readmes_of_the_charts_say_what_their_values_are():
@@ -266,6 +308,7 @@ def test_readmes_of_the_charts_say_what_their_values_are():
         ((*NEEDED, "database.url=postgresql://a@db/accord", "blobs.url=s3://b"), "identity.existingSecret"),
         ((*NEEDED, "certificates.mode=files"), "certificates.existingSecret"),
         ((*NEEDED, "config.admin.listen=0.0.0.0:1"), "config.admin.listen is set by the chart itself"),
+        ((*NEEDED, "config.metrics.listen=0.0.0.0:1"), "know the health port alone"),
         ((*NEEDED, "config.federation=other"), "config.federation"),
         ((*NEEDED, "serviceMonitor.enabled=true", "podMonitor.enabled=true"), "count everything twice"),
         ((*NEEDED, "preStopSeconds=60"), "terminationGracePeriodSeconds"),
@@ -280,6 +323,7 @@ def test_values_that_cannot_work_are_refused_with_the_reason(major, pairs, said)
     [
         ("policy=", "policy is empty"),
         ("joinToken.existingSecret=", "joinToken.existingSecret is empty"),
+        ("certificates.existingSecret=bank-tls", "a site enrols, or has certificates of its own PKI"),
         ("data.existingClaim=", "data.existingClaim is empty"),
         ("charter.digest=abc", "charter"),
         ("config.data.train_file=x", "config.data.train_file is set by the chart itself"),
@@ -287,6 +331,31 @@ def test_values_that_cannot_work_are_refused_with_the_reason(major, pairs, said)
 )
 def test_a_site_without_what_it_needs_is_refused_with_the_reason(pair, said):
     assert said in refusal("4", PARTICIPANT, pair, files=[PARTICIPANT / "ci" / "default-values.yaml"])
+
+
+OWN_PKI = PARTICIPANT / "ci" / "own-pki-values.yaml"
+
+
+def test_a_site_with_its_own_pki_reads_mounted_files_and_has_no_token(tmp_path):
+    found = manifests(render("4", PARTICIPANT, files=[OWN_PKI]))
+    pod = of_kind(found, "StatefulSet")[0]["spec"]["template"]["spec"]
+    (mounted,) = (volume["projected"] for volume in pod["volumes"] if volume["name"] == "certificates")
+    files = {item["path"] for source in mounted["sources"] for kind in source.values() for item in kind["items"]}
+    for name, text in of_kind(found, "ConfigMap")[0]["data"].items():
+        (tmp_path / name).write_text(text)
+    identity = load_unpinned_config(tmp_path / "participant.toml").identity
+    assert isinstance(identity, OwnPki)
+    named = [identity.certificate_file, identity.key_file, identity.trust_file]
+    assert {path.name for path in named} == files == {"tls.crt", "tls.key", "ca.crt"}
+    (first,) = pod["initContainers"]
+    for container in (first, *pod["containers"]):
+        assert str(named[0].parent) in {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert "enroll --config" not in first["args"][0]
+    assert "charter pin" in first["args"][0]
+    assert "join" not in {volume["name"] for volume in pod["volumes"]}
+
+    unreached = refusal("4", PARTICIPANT, "config.coordinator.address=", files=[OWN_PKI])
+    assert "nothing says whom to dial" in unreached
 
 
 def test_a_site_trains_only_under_an_agreed_charter():
@@ -306,7 +375,7 @@ def test_gpus_are_asked_for_by_the_name_of_the_nodes_plugin():
     assert pod["runtimeClassName"] == "nvidia"
 
 
-@pytest.mark.parametrize("block", ["install", "replicas", "cert-manager", "site", "pinned"])
+@pytest.mark.parametrize("block", ["install", "replicas", "cert-manager", "site", "pinned", "site-own-pki"])
 def test_installations_render_as_the_guide_types_them(block, tmp_path):
     (tmp_path / "deploy").symlink_to(ROOT / "deploy")
     (tmp_path / "policy.toml").write_bytes((ROOT / "deploy" / "examples" / "policy.toml").read_bytes())

@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from tests import image_sbom
 from tests.containers import DOCKERFILE, Containers
 from tests.programs import ROOT, tool
 
@@ -107,3 +108,22 @@ def test_a_signal_in_the_first_moment_ends_the_container(containers, coordinator
         assert int(code) == 128 + signal.SIGTERM
     finally:
         containers.podman("rm", "--force", "--time", "0", name)
+
+
+@pytest.mark.system
+@pytest.mark.timeout(600)
+def test_the_bill_of_materials_has_the_images_packages_and_their_versions(coordinator, tmp_path):
+    file = tmp_path / "accord-coordinator.cdx.json"
+    image_sbom.main(file)
+    bill = json.loads(file.read_text())
+    assert bill["bomFormat"] == "CycloneDX"
+    found = {
+        (part["purl"].split("/")[0], part["name"]): part["version"] for part in bill["components"] if "purl" in part
+    }
+    pins = dict(
+        line.split("==") for line in (ROOT / "constraints" / "cpu.txt").read_text().splitlines() if "==" in line
+    )
+    assert found["pkg:pypi", "grpcio"] == pins["grpcio"]
+    assert found["pkg:pypi", "cryptography"] == pins["cryptography"]
+    assert ("pkg:deb", "libc6") in found
+    assert not {name for _, name in found} & {"torch", "transformers"}

@@ -53,7 +53,6 @@ from participant.policy_file import load_policy
 from participant.preflight import Finding, Site, Verdict, preflight
 from tests.rpc.background import coordinator_in_background
 from tests.rpc.parts import HOST, Pki
-from tests.site_files import write_site
 from tests.system.networks import ConnectProxy, Namespace, Relay, full_server, haproxy, silent_server
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
@@ -62,28 +61,10 @@ WAIT_SECONDS = 60.0
 LAYERS = ("name", "port", "tls", "call", "clock")
 
 
-@pytest.fixture(scope="module")
-def coordinator(tmp_path_factory):
-    with coordinator_in_background(tmp_path_factory.mktemp("coordinator")) as coordinator:
-        coordinator.publish(coordinator.charter())
-        yield coordinator
-
-
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch):
     for name in (*PROXY_VARIABLES, *NO_PROXY_VARIABLES):
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def config(tmp_path):
-    return write_site(tmp_path / "site")
-
-
-@pytest.fixture
-def enrolled(config, coordinator):
-    coordinator.enroll(config.parent / "state" / "identity")
-    return config
 
 
 def set_coordinator(config: Path, **settings: object) -> Path:
@@ -436,7 +417,7 @@ def test_a_certificate_from_a_coordinator_whose_clock_is_ahead_is_not_kept_and_t
     error = enrolling(config, token)
     assert isinstance(error, ClockWrong)
     assert "set this machine's clock" in error.message
-    assert not IdentityFolder(config.parent / "state" / "identity").is_enrolled
+    assert not IdentityFolder(config.parent / "state" / "identity").is_there
     coordinator.told.time = None
     assert enroll_site(load_config(config), coordinator.invite("bank")).participant == "bank"
 

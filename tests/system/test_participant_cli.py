@@ -67,24 +67,6 @@ def accord(*words: object, stdin: str = "") -> Ended:
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
-@pytest.fixture(scope="module")
-def coordinator(tmp_path_factory):
-    with coordinator_in_background(tmp_path_factory.mktemp("coordinator")) as coordinator:
-        coordinator.publish(coordinator.charter())
-        yield coordinator
-
-
-@pytest.fixture
-def config(tmp_path):
-    return write_site(tmp_path / "site")
-
-
-@pytest.fixture
-def enrolled(config, coordinator):
-    coordinator.enroll(config.parent / "state" / "identity")
-    return config
-
-
 # --- help and codes ------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -17,12 +18,15 @@ from common.adapters import ADAPTER_FILE, AdapterSpec, file_digest
 from common.basemodel import describe
 from common.clock import SystemClock
 from common.domains import PlanDomain
+from common.errors import InvalidArgument
 from common.instructions import InstructionSet
 from common.manifest import SIGNATURE_FILE, Manifest
 from common.methods import Method
-from common.plan import Beneath, Plan, domain_groups
-from participant.config import load_config
+from common.plan import DPO, Beneath, Plan, domain_groups
+from participant.cli.personalise import work_of
+from participant.config import ParticipantConfig, load_config
 from participant.journal import Journal, RunEntry, RunStanding
+from participant.personal import PersonalWork
 from tests.site_files import write_site
 from tests.tiny_model import TINY_SPEC, make_tiny_adapter, make_tiny_model
 from tests.unit.rounds import made
@@ -101,6 +105,14 @@ def site(tmp_path: Path) -> tuple[Path, Path]:
     return config, model
 
 
+def joined_plan(config: ParticipantConfig, run: str) -> Plan:
+    journal = Journal(config.journal_file)
+    known = journal.run(run)
+    journal.close()
+    assert known is not None
+    return Plan.from_bytes(known.plan)
+
+
 def personalise(config: Path, *words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "participant", "personalise", "--config", str(config), *map(str, words)],
@@ -112,6 +124,14 @@ def personalise(config: Path, *words: object) -> subprocess.CompletedProcess[str
     )
 
 
+def test_a_run_by_preferences_is_refused_with_what_can_be_done(site: tuple[Path, Path]) -> None:
+    config = load_config(site[0])
+    plan = joined_plan(config, "clinics")
+    preferred = replace(plan, training=replace(plan.training, objective=DPO, dpo_beta=0.1))
+    with pytest.raises(InvalidArgument, match="trained by preferences"):
+        work_of(config, preferred, argparse.Namespace())
+
+
 def test_a_sites_own_model_is_better_than_the_federations_and_loads_as_a_peft_folder(
     site: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -121,8 +141,11 @@ def test_a_sites_own_model_is_better_than_the_federations_and_loads_as_a_peft_fo
     assert ended.returncode == 0, ended.stderr
     told = json.loads(ended.stdout)
     rows = {row["name"]: row for row in told["models"]}
-    assert list(rows) == ["base", "+ global", "+ clinic", "+ site", "chosen scales"]
-    assert rows["+ site"]["scales"] == [1.0, 1.0, 1.0]
+    assert list(rows) == ["base", "+ global", "+ clinic", "+ site", "alone", "chosen scales"]
+    assert rows["+ site"]["scales"] == [1.0, 1.0, 1.0, 0.0]
+    assert rows["alone"]["scales"] == [0.0, 0.0, 0.0, 1.0]
+    assert rows["alone"]["loss"] < rows["base"]["loss"]
+    assert told["adapters"] == ["global", "clinic", "site", "alone"]
     assert rows["chosen scales"]["choosing_loss"] <= min(row["choosing_loss"] for row in rows.values())
     assert rows["chosen scales"]["loss"] < 0.9 * rows["base"]["loss"]
     # Of 120 records a tenth is held out, half of them the clinic's, and these in two halves.
@@ -136,6 +159,14 @@ def test_a_sites_own_model_is_better_than_the_federations_and_loads_as_a_peft_fo
     private = state / "personal" / "clinics" / "train" / "adapter" / ADAPTER_FILE
     assert file_digest(private) != file_digest(tmp_path / "own" / ADAPTER_FILE)
 
+    # The daemon may delete its adapters meanwhile: what was trained on is held here.
+    held = state / "personal" / "clinics" / "adapters"
+    job = json.loads((state / "personal" / "clinics" / "train" / "job.json").read_text())
+    assert [Path(one["folder"]).parent for one in job["beneath"]] == [held, held]
+
+    alone = json.loads((state / "personal" / "clinics" / "alone" / "train" / "job.json").read_text())
+    assert alone["beneath"] == [], "without the federation"
+
     again = personalise(config, "--run", "clinics", tmp_path / "own")
     assert again.returncode != 0
     assert "exists; name a folder that does not" in again.stderr
@@ -145,3 +176,23 @@ def test_a_run_in_which_the_site_had_no_part_is_named(site: tuple[Path, Path], t
     ended = personalise(site[0], "--run", "other", tmp_path / "own")
     assert ended.returncode != 0
     assert "this site has not taken part in run other" in ended.stderr
+
+
+def test_what_a_site_reaches_alone_can_be_left_out(site: tuple[Path, Path]) -> None:
+    config = load_config(site[0])
+    plan = joined_plan(config, "tune")
+
+    def work(alone_steps: int | None) -> PersonalWork:
+        return work_of(
+            config,
+            plan,
+            argparse.Namespace(rank=None, steps=7, learning_rate=None, rows=8, alone_steps=alone_steps),
+        )
+
+    assert work(0).alone is None
+    by_default, fewer = work(None).alone, work(3).alone
+    assert by_default is not None
+    assert by_default.hyperparameters.steps == 7
+    assert by_default.spec.rank == plan.adapter.rank
+    assert fewer is not None
+    assert fewer.hyperparameters.steps == 3

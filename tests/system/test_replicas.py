@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -31,15 +30,16 @@ from coordinator.store.opening import open_store
 from coordinator.store.tables import METADATA
 from coordinator.uploads import SEGMENT_CHUNKS
 from demo.federation import HOST, LocalFederation, Process, free_ports
+from tests.pages import DOCS, typed
 from tests.postgresql import PostgresServer, postgres_server
-from tests.programs import ROOT, debian_program
+from tests.programs import debian_program
 from tests.seaweedfs import SeaweedFS, seaweedfs_in
 from tests.system.faulty_coordinator import EVENTS
 from tests.system.kills import Kills
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
-DOCUMENT = (ROOT / "docs" / "operations-state.md").read_text()
+DOCUMENT = DOCS / "operations-state.md"
 RUN = "killed"
 POLL_SECONDS = 0.1
 NAME = "replicas"
@@ -56,6 +56,8 @@ OF_THE_DRIVER = (
     "after round forming",
     "after round training",
     "after epoch sharing",
+    "after epoch confirming",
+    "after epoch ready",
     "before round collecting",
     "after round unmasking",
     "aggregating half durable",
@@ -135,9 +137,7 @@ def played(federation: LocalFederation, run: str) -> str:
 
 def documented(name: str, folder: Path, replaced: Mapping[str, str] = MappingProxyType({})) -> str:
     """Run a block of the document there, and give its output."""
-    found = re.findall(rf"<!-- run: {name} -->\n```sh\n(.*?)```", DOCUMENT, flags=re.DOTALL)
-    assert len(found) == 1, f"the document has no block {name}"
-    text: str = found[0]
+    text = typed(DOCUMENT, name)
     for documented_word, real in replaced.items():
         text = text.replace(documented_word, real)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

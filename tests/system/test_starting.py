@@ -27,24 +27,6 @@ WAIT_SECONDS = 100.0
 pytestmark = pytest.mark.system
 
 
-@pytest.fixture(scope="module")
-def coordinator(tmp_path_factory):
-    with coordinator_in_background(tmp_path_factory.mktemp("coordinator")) as coordinator:
-        coordinator.publish(coordinator.charter())
-        yield coordinator
-
-
-@pytest.fixture
-def config(tmp_path):
-    return write_site(tmp_path / "site")
-
-
-@pytest.fixture
-def enrolled(config, coordinator):
-    coordinator.enroll(config.parent / "state" / "identity")
-    return config
-
-
 def verdicts(config: Path, *, will_enroll: bool = False) -> dict[str, Verdict]:
     site = Site(config, clock=SystemClock())
     return {finding.check: finding.verdict for finding in before_start(site, will_enroll=will_enroll)}
@@ -154,11 +136,25 @@ def test_a_site_is_ready_once_the_coordinator_has_answered_and_reads_its_files_a
         assert "STATUS=in touch with the coordinator" in heard[-1]
         ear.until("WATCHDOG=1")
 
-        (enrolled.parent / "policy.toml").write_text("nonsense = 1\n")
+        policy, log = enrolled.parent / "policy.toml", enrolled.parent / "log.txt"
+        right, was = policy.read_text(), enrolled.read_text()
+        policy.write_text("nonsense = 1\n")
         process.send_signal(1)
         ear.until("RELOADING=1")
         ear.until("READY=1")
-        assert b"configuration_not_read_again" in (enrolled.parent / "log.txt").read_bytes()
+        assert b"configuration_not_read_again" in log.read_bytes()
+
+        # Nothing is wrong with these files, but what they name cannot be had.
+        policy.write_text(right)
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            enrolled.write_text(f"{was}\n[metrics]\nport = {taken.getsockname()[1]}\n")
+            process.send_signal(1)
+            ear.until("RELOADING=1")
+            ear.until("READY=1")
+        assert b"configuration_not_taken_up" in log.read_bytes()
+        assert process.poll() is None
 
         process.terminate()
         assert "STATUS=stopping" in ear.until("STOPPING=1")[-1]

@@ -15,13 +15,13 @@ from tests.programs import debian_program
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "prometheus"
-RULES = FOLDER / "accord.rules.yml"
-TESTS = FOLDER / "accord.rules.test.yml"
+RULES = (FOLDER / "coordinator.rules.yml", FOLDER / "participant.rules.yml")
+TESTS = FOLDER / "rules.test.yml"
 RUNBOOK = ROOT / "docs" / "runbook.md"
 
 
 def rules() -> list[dict[str, Any]]:
-    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    return [rule for file in RULES for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]]
 
 
 ALERTS = [rule for rule in rules() if "alert" in rule]
@@ -33,7 +33,7 @@ def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_rules_are_right_and_fire_when_they_should_and_not_otherwise():
-    checked = promtool("check", "rules", RULES.name)
+    checked = promtool("check", "rules", *(file.name for file in RULES))
     assert checked.returncode == 0, checked.stdout + checked.stderr
     tested = promtool("test", "rules", TESTS.name)
     assert tested.returncode == 0, tested.stdout + tested.stderr

@@ -51,7 +51,7 @@ def test_the_example_makes_a_plan_with_its_domains_and_updates():
         ("helpdesk", (Task.CLASSIFICATION,), 2000),
         ("newsroom", (Task.INSTRUCTION,), 0),
     ]
-    assert plan.updates == Updates(rows=32, every=2, reference=Reference.GIVEN)
+    assert plan.updates == Updates(rows=32, every=2, reference=Reference.LOCAL)
     assert Plan.from_bytes(plan.to_bytes()) == plan
 
 

@@ -32,6 +32,8 @@ NAMES = ("clinic", "desk", "news", "law")
 DOMAINS = tuple(PlanDomain(name, tasks=(Task.INSTRUCTION,)) for name in NAMES)
 ROWS = 96.0
 SPREAD = 0.5
+# Regret against what the plan says, which is nothing: the loss itself.
+GIVEN = Updates(reference=Reference.GIVEN)
 
 
 def sums_of(loss: float, *, rows: float = ROWS, spread: float = SPREAD) -> LossSums:
@@ -63,7 +65,7 @@ def begin(instruction_set: InstructionSet | None = None) -> NextRound:
 
 
 def step(before: NextRound, sums: RoundSums, *, settings: Updates | None = None, evaluations: int = 10) -> NextRound:
-    return next_round(before, sums, settings=settings or Updates(), domains=DOMAINS, evaluations=evaluations)
+    return next_round(before, sums, settings=settings or GIVEN, domains=DOMAINS, evaluations=evaluations)
 
 
 def shares_of(found: NextRound) -> dict[str, float]:
@@ -117,7 +119,7 @@ def federation(rounds: int, *, settings: Updates | None, seed: int) -> list[floa
 @pytest.mark.parametrize("seed", range(5))
 def test_a_domain_of_a_twentieth_of_the_rows_ends_five_per_cent_better_and_the_macro_loss_no_worse(seed: int) -> None:
     plain = federation(20, settings=None, seed=seed)
-    updated = federation(20, settings=Updates(), seed=seed)
+    updated = federation(20, settings=GIVEN, seed=seed)
     assert max(updated) <= 0.95 * max(plain)
     assert updated[0] <= 0.95 * plain[0]
     assert sum(updated) <= 1.01 * sum(plain)
@@ -149,7 +151,7 @@ def test_the_first_shares_are_the_domains_rows_within_the_box() -> None:
     assert found["clinic"] == pytest.approx(1 / 16)
     assert found["desk"] == pytest.approx(5 / 16)
     assert sum(found.values()) == pytest.approx(1.0, abs=1e-9)
-    equal = step(begin(), round_of([None] * 4, (1.0, 33.0, 33.0, 33.0)), settings=Updates(start=Start.EQUAL))
+    equal = step(begin(), round_of([None] * 4, (1.0, 33.0, 33.0, 33.0)), settings=replace(GIVEN, start=Start.EQUAL))
     assert set(shares_of(equal).values()) == {0.25}
 
 
@@ -217,7 +219,7 @@ def test_another_template_is_served_after_two_clear_evaluations_in_a_row_and_not
 
 
 def test_a_hopeless_candidate_is_dropped_and_the_served_one_never() -> None:
-    settings = Updates(template_rate=2.0, switch_errors=100.0)
+    settings = replace(GIVEN, template_rate=2.0, switch_errors=100.0)
     found = begin(with_arms("served", "good"))
     for _ in range(5):
         found = step(found, round_of([2.0] * 4, RECORDS, arms=(3.0, 1.0)), settings=settings)
@@ -268,14 +270,14 @@ REPLAY = """
 import sys
 from common import jsonform
 from common.domains import PlanDomain, RoundSums
-from common.instruction_updates import NextRound, Updates, next_round
+from common.instruction_updates import NextRound, Reference, Updates, next_round
 from common.instructions import Task
 domains = tuple(PlanDomain(name, tasks=(Task.INSTRUCTION,)) for name in ("clinic", "desk", "news", "law"))
 lines = sys.stdin.read().splitlines()
 found = jsonform.decode(lines[0], NextRound, what="set")
 for line in lines[1:]:
     sums = jsonform.decode(line, RoundSums, what="sums")
-    found = next_round(found, sums, settings=Updates(), domains=domains, evaluations=10)
+    found = next_round(found, sums, settings=Updates(reference=Reference.GIVEN), domains=domains, evaluations=10)
 print(found.to_json())
 """
 

@@ -10,6 +10,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.errors import DigestMismatch, SignatureInvalid
 from common.manifest import Manifest, verify_manifest
+from common.plan import Plan
+from common.privacy import LargestPart, MetricNoise, Privacy, PrivateTraining
 from coordinator.manifests import SignedManifest, build_manifest, public_key_hex, sign_manifest
 from tests.fakes import START_OF_TIME
 from tests.unit.test_planning import plan
@@ -18,9 +20,9 @@ KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 DIGEST = "12" * 32
 
 
-def manifest(**changes: object) -> Manifest:
+def manifest(of: Plan | None = None, **changes: object) -> Manifest:
     made = build_manifest(
-        plan(),
+        of or plan(),
         plan_digest="34" * 32,
         round_number=2,
         digest=DIGEST,
@@ -44,22 +46,30 @@ def test_a_signed_manifest_reads_back_as_it_was_made():
 def test_survivors_are_counted_and_named_only_where_the_plan_says_so():
     assert manifest().survivor_count == 3
     assert manifest().survivors is None
-    named = build_manifest(
-        replace(plan(), name_survivors=True),
-        plan_digest="34" * 32,
-        round_number=2,
-        digest=DIGEST,
-        parent=None,
-        survivors=("newsroom", "bank", "clinic"),
-        metrics=(),
-        instruction_set="",
-        at=START_OF_TIME,
-    )
+    named = manifest(replace(plan(), name_survivors=True))
     assert named.survivors == ("bank", "clinic", "newsroom")
 
 
 def test_the_time_is_utc_to_the_second():
     assert manifest().created_at == "2026-01-01T12:00:00Z"
+
+
+def test_what_sites_were_asked_to_promise_is_in_the_manifest_in_words():
+    noise = MetricNoise(3.0, (LargestPart("heldout_loss", 8.0),))
+
+    def said(privacy: Privacy) -> str:
+        made = manifest(replace(plan(), privacy=privacy))
+        return "\n".join(verify(sign_manifest(made, KEY)).guarantee)
+
+    assert said(Privacy()) == ""
+    training = said(Privacy(PrivateTraining(4.0)))
+    assert "epsilon 4, delta 1 / (10 n) at a site of n records" in training
+    assert "one row of a site's data file" in training
+    assert "Skellam" not in training
+    assert "delta 1e-06" in said(Privacy(PrivateTraining(4.0, delta=1e-6)))
+    figures = said(Privacy(metrics=noise))
+    assert "Skellam noise of 3 times" in figures
+    assert "DP-SGD" not in figures
 
 
 def test_a_changed_manifest_is_refused():

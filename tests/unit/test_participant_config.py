@@ -81,6 +81,7 @@ def test_every_setting_of_the_example_is_also_documented_by_the_model():
         "certificate",
         "key",
         "client_ca",
+        "trust",
         "endpoint",
         "ca",
     }

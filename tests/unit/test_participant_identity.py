@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from datetime import timedelta
@@ -10,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.certificates import to_pem
-from common.errors import ClockWrong, ConfigInvalid, InvalidArgument, NotFound, Unauthenticated
+from common.errors import ClockWrong, ConfigInvalid, InvalidArgument, NotFound, StorageFailed, Unauthenticated
 from common.identifiers import FederationId, ParticipantId
 from coordinator.pki import key_pem, new_authority
 from participant.identity import RENEW_AT, Enrollment, IdentityFolder, IdentityKey, SiteIdentity
@@ -63,7 +64,7 @@ def test_a_key_is_made_once_and_for_its_owner_alone(folder):
 def test_a_folder_with_a_key_alone_is_not_enrolled(folder):
     folder.ensure_key()
 
-    assert not folder.is_enrolled
+    assert not folder.is_there
     with pytest.raises(NotFound, match="accord-participant enroll"):
         folder.load()
 
@@ -93,7 +94,7 @@ def test_a_certificate_that_is_not_valid_by_this_machines_clock_is_not_kept(fold
 
     with pytest.raises(ClockWrong, match="set this machine's clock"):
         enroll(folder, issued(key), now=now)
-    assert not folder.is_enrolled
+    assert not folder.is_there
 
 
 @pytest.mark.parametrize("trust", ["", "garbage"])
@@ -102,7 +103,7 @@ def test_a_certificate_without_a_trust_bundle_is_not_kept(folder, trust):
 
     with pytest.raises(InvalidArgument, match="trust bundle"):
         enroll(folder, issued(key), trust=trust)
-    assert not folder.is_enrolled
+    assert not folder.is_there
 
 
 def test_a_refused_renewal_leaves_the_present_certificate(folder):
@@ -113,6 +114,20 @@ def test_a_refused_renewal_leaves_the_present_certificate(folder):
     with pytest.raises(Unauthenticated):
         folder.renew(certificate_chain=issued(key, "clinic"), trust_bundle=TRUST, now=START_OF_TIME)
 
+    assert files(folder) == before
+
+
+def test_a_renewal_that_finds_the_disk_full_says_so_and_leaves_the_present_certificate(folder, monkeypatch):
+    key = folder.ensure_key()
+    enroll(folder, issued(key))
+    before, later = files(folder), START_OF_TIME + timedelta(days=15)
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("participant.identity.write_durably", full)
+    with pytest.raises(StorageFailed, match="No space left"):
+        folder.renew(certificate_chain=issued(key, now=later), trust_bundle=TRUST, now=later)
     assert files(folder) == before
 
 

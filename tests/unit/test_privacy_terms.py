@@ -118,7 +118,7 @@ def test_what_a_site_reaches_alone_is_not_told_where_training_is_private():
     plan, mistakes = with_domains(PLAN, domains, '{"reference": "local"}')
     assert mistakes == []
     plan.check()
-    with pytest.raises(PlanInvalid, match="what a site reaches alone is not private"):
+    with pytest.raises(PlanInvalid, match="local trains without privacy"):
         replace(plan, privacy=Privacy(PrivateTraining(4.0))).check()
 
 

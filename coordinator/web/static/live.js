@@ -9,14 +9,18 @@
   const pause = document.getElementById("pause");
   if (document.documentElement.dataset.follow === "no") return;
   const SILENT_AFTER = 20000;
+  const AGAIN_AFTER = 5000;
+  const AGAIN_AT_MOST = 120000;
   let source = null;
+  let again = 0;
+  let againAfter = AGAIN_AFTER;
   let heardAt = 0;
   let isPaused = false;
 
   const TEXTS = {
     live: "Live",
     lost: "Connection lost: this page may be out of date",
-    ended: "Not live: reload, or sign in again",
+    ended: "Not live: trying again; reload to see why",
     paused: "Paused",
   };
 
@@ -38,6 +42,7 @@
 
   function heard(event) {
     heardAt = Date.now();
+    againAfter = AGAIN_AFTER;
     if (event.lastEventId) asOf.textContent = event.lastEventId;
     tell("live");
   }
@@ -47,11 +52,21 @@
     source = new EventSource(location.pathname + location.search);
     source.addEventListener("page", show);
     source.addEventListener("ping", heard);
-    source.onerror = () => tell(source && source.readyState === EventSource.CLOSED ? "ended" : "lost");
+    source.onerror = () => (source && source.readyState === EventSource.CLOSED ? refused() : tell("lost"));
     heardAt = Date.now();
   }
 
+  // A browser comes again by itself when a stream ends, and never when it was refused: by a coordinator without its
+  // database, say, or one whose pages are all taken.
+  function refused() {
+    tell("ended");
+    disconnect();
+    again = window.setTimeout(connect, againAfter);
+    againAfter = Math.min(2 * againAfter, AGAIN_AT_MOST);
+  }
+
   function disconnect() {
+    window.clearTimeout(again);
     if (source) source.close();
     source = null;
   }
@@ -72,8 +87,7 @@
   window.addEventListener("pagehide", disconnect);
   window.addEventListener("pageshow", connect);
   window.setInterval(() => {
-    if (!source || Date.now() - heardAt < SILENT_AFTER) return;
-    tell(source.readyState === EventSource.CLOSED ? "ended" : "lost");
+    if (source && Date.now() - heardAt >= SILENT_AFTER) tell("lost");
   }, 5000);
 
   pause.hidden = false;

@@ -8,12 +8,12 @@ from typing import Final
 
 from common.identifiers import participant_name
 from coordinator.web import words
-from coordinator.web.page import Ask, Page, part
+from coordinator.web.page import ALL, Ask, Page, choices, part
 from coordinator.web.reads import Plain
 from coordinator.web.views.attention import standing_of
 from coordinator.web.views.audit import lines
 
-SHOWS: Final = ("all", "active", "silent", "never seen", "expiring", "expired", "revoked")
+SHOWS: Final = (ALL, "active", "silent", "never seen", "expiring", "expired", "revoked")
 EVENTS_SHOWN: Final = 25
 OPEN_STATES: Final = ("created", "running", "paused")
 MOST_RUNS: Final = 20
@@ -33,26 +33,16 @@ async def participants(ask: Ask) -> Page:
         key=lambda row: (_ORDER.index(row["standing"]), row["name"]),
     )
     show, wanted = ask.choice("show", SHOWS), ask.text("q").lower()
-    chosen = [
-        row for row in everybody if show in ("all", row["standing"]) and wanted in words.bare(row["name"]).lower()
-    ]
+    chosen = [row for row in everybody if show in (ALL, row["standing"]) and wanted in words.bare(row["name"]).lower()]
     counts = Counter(row["standing"] for row in everybody)
+    offered = [name for name in SHOWS if name in (ALL, show) or counts[name]]
     return Page(
         "participants.html",
         "Participants",
         "participants",
         {
             "people": part(ask, chosen),
-            "filters": [
-                (
-                    name,
-                    len(everybody) if name == "all" else counts[name],
-                    ask.link(show="" if name == "all" else name, page=""),
-                    name == show,
-                )
-                for name in SHOWS
-                if name in ("all", show) or counts[name]
-            ],
+            "filters": choices(ask, offered, counts, show),
             "versions": Counter(row["software_version"] or "not said" for row in everybody if row["state"] == "active"),
             "own_version": federation["software_version"],
             "invitations": [token for token in tokens["join_tokens"] if token["state"] == "open"],

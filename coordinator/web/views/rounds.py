@@ -9,14 +9,14 @@ from typing import Final
 
 from common.identifiers import round_name, run_name
 from coordinator.web import words
-from coordinator.web.page import Ask, Page, part
+from coordinator.web.page import ALL, Ask, Page, choices, part
 from coordinator.web.reads import Plain
 from coordinator.web.views.audit import Line, lines
 from coordinator.web.views.curves import figures
 from coordinator.web.views.phases import BEGUN_BY, MEANING, WIDTH, steps, timeline
 
 STANDINGS: Final = ("out", "waiting", "in")
-SHOWS: Final = ("all", *STANDINGS)
+SHOWS: Final = (ALL, *STANDINGS)
 EVENTS_OF_A_CALL: Final = 500
 MOST_CALLS: Final = 4
 MOST_EVENTS: Final = 12
@@ -36,10 +36,11 @@ async def round_(ask: Ask, run: str, number: int) -> Page:
     chosen = [
         entry
         for entry in everybody
-        if show in ("all", entry["standing"]) and wanted in words.bare(entry["participant"]).lower()
+        if show in (ALL, entry["standing"]) and wanted in words.bare(entry["participant"]).lower()
     ]
     counts = Counter(entry["standing"] for entry in everybody)
     others: tuple[Line, ...] = lines(event for event in events if event["action"] not in _TOLD_ELSEWHERE)
+    offered = [name for name in SHOWS if name in (ALL, show) or counts[name]]
     return Page(
         "round.html",
         f"Round {number} of {run}",
@@ -55,16 +56,7 @@ async def round_(ask: Ask, run: str, number: int) -> Page:
             "figures": figures(row),
             "events": others[:MOST_EVENTS],
             "people": part(ask, chosen),
-            "people_filters": [
-                (
-                    name,
-                    len(everybody) if name == "all" else counts[name],
-                    ask.link(show="" if name == "all" else name, page=""),
-                    name == show,
-                )
-                for name in SHOWS
-                if name in ("all", show) or counts[name]
-            ],
+            "people_filters": choices(ask, offered, counts, show),
             "counts": counts,
             "reasons": Counter(
                 entry["reason"] or "no reason given" for entry in everybody if entry["standing"] == "out"

@@ -12,13 +12,13 @@ from typing import Final
 from common.identifiers import run_name
 from coordinator.web import words
 from coordinator.web.charts import Series, chart
-from coordinator.web.page import ROWS_OF_A_PAGE, Ask, Page, part
+from coordinator.web.page import ALL, ROWS_OF_A_PAGE, Ask, Page, choices, part
 from coordinator.web.reads import Plain
 from coordinator.web.views.curves import HELD_OUT, closed_groups, loss_series
 from coordinator.web.views.phases import steps
 
 FILTERS: Final[Mapping[str, tuple[str, ...]]] = {
-    "all": (),
+    ALL: (),
     "open": ("created", "running", "paused"),
     "succeeded": ("succeeded",),
     "failed": ("failed", "cancelled"),
@@ -27,7 +27,7 @@ ROUNDS_OF_A_PAGE: Final = 15
 MEMBERS_OF_A_PAGE: Final = 25
 ADAPTERS_SHOWN: Final = 6
 MOST_COLUMNS: Final = 12
-MEMBER_FILTERS: Final = ("all", "joined", "declined", "silent")
+MEMBER_FILTERS: Final = (ALL, "joined", "declined", "silent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ async def runs(ask: Ask) -> Page:
         {
             "runs": answer["runs"],
             "show": show,
-            "filters": [(name, ask.link(**{"show": "" if name == "all" else name, "from": ""})) for name in FILTERS],
+            "filters": [(name, ask.link(**{"show": "" if name == ALL else name, "from": ""})) for name in FILTERS],
             "older": ask.link(**{"from": token}) if token else "",
             "newest": ask.link(**{"from": ""}) if ask.token() else "",
         },
@@ -68,7 +68,7 @@ async def run(ask: Ask, name: str) -> Page:
     series = loss_series(rounds)
     show = ask.choice("members", MEMBER_FILTERS)
     members = _members(row, waits)
-    chosen = [member for member in members if show in ("all", member["standing"])]
+    chosen = [member for member in members if show in (ALL, member["standing"])]
     return Page(
         "run.html",
         f"Run {name}",
@@ -85,7 +85,9 @@ async def run(ask: Ask, name: str) -> Page:
             "adapters": adapters["adapters"],
             "has_more_adapters": bool(adapters["next_page_token"]),
             "members": part(ask, chosen, name="page", size=MEMBERS_OF_A_PAGE),
-            "member_filters": _filters(ask, members, show),
+            "member_filters": choices(
+                ask, MEMBER_FILTERS, Counter(member["standing"] for member in members), show, name="members"
+            ),
         },
     )
 
@@ -114,19 +116,6 @@ def _members(row: Plain, waits: Plain) -> list[Plain]:
             found.append({**member, "standing": standing})
     order = ("declined", "silent", "joined")
     return sorted(found, key=lambda member: (order.index(member["standing"]), member["participant"]))
-
-
-def _filters(ask: Ask, members: Sequence[Plain], show: str) -> list[tuple[str, int, str, bool]]:
-    counts = Counter(member["standing"] for member in members)
-    return [
-        (
-            name,
-            len(members) if name == "all" else counts[name],
-            ask.link(members="" if name == "all" else name, page=""),
-            name == show,
-        )
-        for name in MEMBER_FILTERS
-    ]
 
 
 def _table(series: Sequence[Series]) -> CurveTable | None:

@@ -370,21 +370,46 @@ Global___RevokeParticipantResponse: _TypeAlias = RevokeParticipantResponse  # no
 class DraftCharterRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class CaCertificatesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PARTICIPANT_IDS_FIELD_NUMBER: _builtins.int
     LEAST_COHORT_FIELD_NUMBER: _builtins.int
     COLLUDERS_FIELD_NUMBER: _builtins.int
     BASE_MODEL_DIGESTS_FIELD_NUMBER: _builtins.int
+    CA_CERTIFICATES_FIELD_NUMBER: _builtins.int
     least_cohort: _builtins.int
     """Least cohort. Default and floor: 3."""
     colluders: _builtins.int
     """Colluding members assumed at most. Unset takes the rule (n-1)/3; 0 is said on purpose, because it lowers thresholds."""
     @_builtins.property
     def participant_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Ids of enrolled participants; empty means all active ones."""
+        """Ids of enrolled participants; empty means all active ones. Those that ca_certificates names are members too."""
 
     @_builtins.property
     def base_model_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Digests of the base models that runs may use; empty allows any."""
+
+    @_builtins.property
+    def ca_certificates(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """PEM of the CA of each member whose certificates come from its own organisation's PKI, by id. It needs not be enrolled."""
 
     def __init__(
         self,
@@ -393,10 +418,11 @@ class DraftCharterRequest(_message.Message):
         least_cohort: _builtins.int = ...,
         colluders: _builtins.int | None = ...,
         base_model_digests: _abc.Iterable[_builtins.str] | None = ...,
+        ca_certificates: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_colluders", b"_colluders", "colluders", b"colluders"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_colluders", b"_colluders", "base_model_digests", b"base_model_digests", "colluders", b"colluders", "least_cohort", b"least_cohort", "participant_ids", b"participant_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_colluders", b"_colluders", "base_model_digests", b"base_model_digests", "ca_certificates", b"ca_certificates", "colluders", b"colluders", "least_cohort", b"least_cohort", "participant_ids", b"participant_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__colluders: _TypeAlias = _typing.Literal["colluders"]  # noqa: Y015
     _WhichOneofArgType__colluders: _TypeAlias = _typing.Literal["_colluders", b"_colluders"]  # noqa: Y015

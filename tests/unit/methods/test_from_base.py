@@ -9,9 +9,7 @@ from common.adapters import AdapterSpec, LinearLayer
 from common.basemodel import LinearWeights
 from common.errors import BaseModelUnavailable, PlanInvalid
 from common.methods import Method, adapter_method, tensor_name
-from common.methods.core import Core
-from common.methods.from_base import initial_from_base
-from common.methods.ravan import Ravan
+from common.methods.from_base import FromBase, initial_from_base
 
 LAYERS = (LinearLayer("l.q_proj", 40, 24), LinearLayer("l.norm", 1, 1), LinearLayer("l.k_proj", 16, 24))
 SPEC = AdapterSpec(4, 8.0, ("q_proj", "k_proj"))
@@ -19,7 +17,7 @@ SPEC = AdapterSpec(4, 8.0, ("q_proj", "k_proj"))
 
 def kind_of(method):
     kind = adapter_method(method, SPEC)
-    assert isinstance(kind, Core | Ravan)
+    assert isinstance(kind, FromBase)
     return kind
 
 
@@ -47,6 +45,20 @@ def test_the_bases_are_the_leading_singular_spaces_and_the_rest_is_zero(method, 
         np.testing.assert_allclose(np.abs(np.sum(a * right[:width], axis=1)), 1.0, atol=1e-2)
         np.testing.assert_allclose(np.abs(np.sum(b.T * left.T[:width], axis=1)), 1.0, atol=1e-2)
         assert not trained.any()
+
+
+@pytest.mark.parametrize("name", ["ffa_lora", "rolora"])
+def test_a_of_a_lora_is_the_leading_right_singular_space_and_b_is_zero(name):
+    kind = kind_of(Method(name=name))
+    found = list(initial_from_base(kind, LAYERS, weight, seed=1))
+
+    assert [slot for slot, _ in found] == list(kind.layout(LAYERS).slots)
+    tensors = {slot.name: values.reshape(slot.shape) for slot, values in found}
+    for layer in SPEC.adapted(LAYERS):
+        a, b = (tensors[tensor_name(layer, factor)] for factor in ("lora_A", "lora_B"))
+        _, _, right = np.linalg.svd(weight(layer).astype(np.float64))
+        np.testing.assert_allclose(np.abs(np.sum(a * right[: SPEC.rank], axis=1)), 1.0, atol=1e-2)
+        assert not b.any()
 
 
 def test_heads_that_do_not_fit_a_layer_are_refused():

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from common.errors import AccordError, TrainingFailed, TrainingStopped
+from common.errors import AccordError, TrainingFailed, TrainingStopped, Unavailable
 from participant.preparation import Preparations
 
 WAIT = 10
@@ -67,6 +67,7 @@ def test_stopping_another_round_leaves_the_running_one_alone():
     ("error", "told"),
     [
         (TrainingFailed("exit code 1"), "exit code 1"),
+        (OSError(28, "No space left on device"), "is the disk full?"),
         (ZeroDivisionError("x"), "ZeroDivisionError in the participant"),
     ],
 )
@@ -83,3 +84,39 @@ def test_whatever_goes_wrong_is_told_as_an_error_that_a_person_can_read(error, t
     (failure,) = failures
     assert isinstance(failure, AccordError)
     assert told in failure.message
+
+
+def test_what_a_stop_brings_about_is_no_failure():
+    """A step may end in a call over a line that is being closed, or in a file that is no longer wanted."""
+    preparations, began = Preparations(), threading.Event()
+    failures: list[AccordError] = []
+
+    def work(stop: threading.Event) -> None:
+        began.set()
+        assert stop.wait(WAIT)
+        raise Unavailable("the connection was closed here")
+
+    preparations.start(("run", 1), work, failures.append)
+    assert began.wait(WAIT)
+    preparations.ask_to_stop()
+    assert preparations.wait(WAIT)
+    assert failures == []
+
+
+def test_another_runs_round_waits_until_this_one_is_done():
+    """Each would else end the other at every question, and neither would ever be trained."""
+    preparations, release = Preparations(), threading.Event()
+    done: list[str] = []
+
+    def first(stop: threading.Event) -> None:
+        assert release.wait(WAIT)
+        done.append("stopped" if stop.is_set() else "first")
+
+    preparations.start(("one", 1), first, lambda error: None)
+    preparations.start(("other", 1), lambda stop: done.append("other"), lambda error: None)
+    assert preparations.is_running(("one", 1))
+    release.set()
+    assert preparations.wait(WAIT)
+    preparations.start(("other", 1), lambda stop: done.append("other"), lambda error: None)
+    assert preparations.wait(WAIT)
+    assert done == ["first", "other"]

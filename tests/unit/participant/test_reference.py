@@ -111,9 +111,8 @@ def test_it_is_found_once_in_a_run_and_goes_on_after_a_kill(tmp_path, job, worke
 
 def test_the_sum_has_the_reference_as_often_as_there_are_records():
     domains = (PlanDomain("bank", tasks=(Task.CLASSIFICATION,)),)
-    updates = jsonform.encode(Updates(reference=Reference.LOCAL), Updates)
-    plan, _ = with_domains(made.plan(), domains, updates)
+    plan, _ = with_domains(made.plan(), domains, jsonform.encode(Updates(reference=Reference.LOCAL), Updates))
     found = contribution_of(result_of_domains(), plan, alone={("bank", Task.CLASSIFICATION): 0.5}).metrics
     assert found["bank/classification/reference"] == 0.5 * CELLS[0].rows
-    given, _ = with_domains(made.plan(), domains, "{}")
+    given, _ = with_domains(made.plan(), domains, jsonform.encode(Updates(reference=Reference.GIVEN), Updates))
     assert "bank/classification/reference" not in contribution_of(result_of_domains(), given).metrics

@@ -21,7 +21,7 @@ from common.methods import Method
 from common.plan import Plan
 from common.sent import sent_vector
 from participant.client import PublishedAdapter
-from participant.shelf import KEPT_ADAPTERS, AdapterShelf
+from participant.shelf import KEPT_ADAPTERS, KEPT_FINALS, AdapterShelf
 from tests.unit.rounds import made
 
 KEY = Ed25519PrivateKey.generate()
@@ -253,6 +253,22 @@ def test_only_the_newest_and_the_named_adapters_are_kept(tmp_path: Path):
     kept.prune(frozenset({oldest}))
 
     assert {path.name for path in tmp_path.iterdir()} == {f"{age:02x}" * 32 for age in range(KEPT_ADAPTERS)} | {oldest}
+
+
+def test_what_the_last_runs_ended_with_is_kept_whatever_comes_after(tmp_path: Path):
+    kept = shelf(tmp_path, Coordinator())
+    finals = [f"{number:02x}" * 32 for number in range(KEPT_FINALS + 2)]
+    for age, digest in enumerate(finals):
+        kept.path(digest).mkdir(parents=True)
+        kept.keep_final(digest)
+        os.utime(tmp_path / f".{digest}.final", (1000 + age, 1000 + age))
+        os.utime(kept.path(digest), (1000, 1000))
+    newer = [f"{0x40 + number:02x}" * 32 for number in range(KEPT_ADAPTERS)]
+    for digest in newer:
+        kept.path(digest).mkdir()
+    kept.prune(frozenset())
+    assert {path.name for path in tmp_path.glob("[!.]*")} == {*finals[2:], *newer}
+    assert len(list(tmp_path.glob(".*.final"))) == KEPT_FINALS
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc", "AA" * 32, "aa" * 31, ""])

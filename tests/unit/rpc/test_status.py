@@ -14,7 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common import errors
-from common.rpc.status import CLASS_OF_REASON, DOMAIN, MOST_MESSAGE_BYTES, STATUS_OF, to_error, to_status
+from common.rpc.status import (
+    CLASS_OF_REASON,
+    DOMAIN,
+    MOST_MESSAGE_BYTES,
+    STATUS_OF,
+    raised_as_errors,
+    to_error,
+    to_status,
+)
 
 ALL_ERRORS = [
     member
@@ -196,3 +204,15 @@ def test_tls_failures_say_what_they_mean(text, explanation):
 
 def test_an_error_of_the_library_without_a_status_is_still_an_error():
     assert type(to_error(grpc.RpcError("closed"))) is errors.AccordError
+
+
+def test_a_channel_that_was_closed_by_another_thread_is_an_unavailable_coordinator() -> None:
+    with grpc.insecure_channel("127.0.0.1:1") as channel:
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/accord.v1.RoundService/GetCharter")
+    with pytest.raises(errors.Unavailable, match="closed here"), raised_as_errors():
+        call(b"")
+
+
+def test_another_value_error_stays_what_it_is() -> None:
+    with pytest.raises(ValueError, match="seven"), raised_as_errors():
+        raise ValueError("seven")

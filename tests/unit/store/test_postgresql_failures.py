@@ -6,9 +6,12 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
+from urllib.parse import quote
 
 import psycopg
 import pytest
+from sqlalchemy.engine import make_url
 
 from common.clock import SystemClock
 from common.errors import (
@@ -26,6 +29,7 @@ from coordinator.store.sql import SqlStore
 from tests.conformance import samples
 from tests.conformance.samples import NOW
 from tests.fakes import FakeClock
+from tests.pages import DOCS, typed
 from tests.postgresql import PASSWORD, PostgresServer, postgres_server
 
 SECRET = "text that belongs into no log"
@@ -48,6 +52,14 @@ def store(url: str) -> Iterator[SqlStore]:
     store = SqlStore(url, busy_timeout=timedelta(milliseconds=200))
     yield store
     store.close()
+
+
+def test_the_role_and_the_database_of_the_guide_are_all_that_a_coordinator_needs(server: PostgresServer) -> None:
+    for statement in typed(DOCS / "operations-state.md", "role").strip().replace("'...'", f"'{SECRET}'").split("\n"):
+        server.execute(statement.replace("accord", "guide"))
+    url = server.url("guide", user="guide", password=quote(SECRET))
+    migrate(url)
+    check_schema(url)
 
 
 def name_of(url: str) -> str:
@@ -221,3 +233,18 @@ def test_commits_are_durable_even_where_the_server_would_not_wait_for_its_disk(
     with store._database.read() as connection:
         assert connection.exec_driver_sql("SHOW synchronous_commit").scalar() == "on"
     store.close()
+
+
+@pytest.mark.parametrize("said", ["sslmode=verify-full", "sslmode=verify-full&sslrootcert=system", "sslmode=verify-ca"])
+def test_a_server_that_is_to_be_verified_is_so_by_this_machines_cas(said, tmp_path, monkeypatch):
+    """libpq would look into a service's home, where there is nothing, or into a folder that no machine has."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("PGSSLROOTCERT", raising=False)
+    bundle = postgresql.driver_url(make_url(f"postgresql://accord@db.example.org/accord?{said}")).query["sslrootcert"]
+    assert "BEGIN CERTIFICATE" in Path(str(bundle)).read_text()
+
+
+@pytest.mark.parametrize("said", ["sslmode=verify-full&sslrootcert=/etc/own.pem", "sslmode=require", ""])
+def test_what_somebody_says_of_certificates_or_leaves_unsaid_stays(said):
+    url = make_url(f"postgresql://accord@db.example.org/accord?{said}")
+    assert postgresql.driver_url(url).query.get("sslrootcert") == url.query.get("sslrootcert")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
@@ -164,6 +166,20 @@ def test_limits_hold_per_domain_and_choose_the_same_records_in_any_order(encoder
     again = questions(classified[::-1], known=classified, encoder=encoder, settings=settings)
     assert [item.encoded.record.digest for item in asked] == [item.encoded.record.digest for item in again]
     assert [item.encoded.record.domain for item in asked] == ["d0", "d0", "d1", "d1"]
+
+
+def test_where_a_records_part_is_bounded_no_other_records_answer_is_among_its_choices(tokenizer, encoder, classified):
+    """One record with a label of its own would else change the choices, and the answers, of all others."""
+    settings = EvaluationSettings(is_bounded=True)
+    with_own = questions(classified, known=classified, encoder=encoder, settings=settings)
+    with_fewer = questions(classified[:1], known=classified[:1], encoder=encoder, settings=settings)
+    assert [(item.has_loss, item.choices) for item in with_own] == [(True, None)] * len(classified)
+    assert with_fewer[0].choices is None
+    chat = chat_instruction_set()
+    templates = tuple(replace(template, labels=LABELS) for template in chat.templates)
+    planned = Encoder(tokenizer, replace(chat, templates=templates), max_length=128)
+    asked = questions(classified, known=classified, encoder=planned, settings=settings)
+    assert all(item.choices for item in asked)
 
 
 def test_zero_limits_ask_nothing(adapted, classified, encoder):

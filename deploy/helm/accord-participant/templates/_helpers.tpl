@@ -34,11 +34,20 @@ app.kubernetes.io/part-of: accord
 {{- if not .Values.policy -}}
 {{- fail "policy is empty: what this site agrees to is its own to say. Begin with deploy/examples/policy.toml and --set-file policy=policy.toml" -}}
 {{- end -}}
-{{- if not .Values.joinToken.existingSecret -}}
-{{- fail "joinToken.existingSecret is empty: kubectl create secret generic join-token --from-file=token=bank.token" -}}
+{{- if and .Values.joinToken.existingSecret .Values.certificates.existingSecret -}}
+{{- fail "joinToken.existingSecret and certificates.existingSecret: a site enrols, or has certificates of its own PKI" -}}
+{{- end -}}
+{{- if not (or .Values.joinToken.existingSecret .Values.certificates.existingSecret) -}}
+{{- fail "joinToken.existingSecret is empty: kubectl create secret generic join-token --from-file=token=bank.token (or, with certificates of your own PKI, certificates.existingSecret)" -}}
+{{- end -}}
+{{- if and .Values.certificates.existingSecret (not (default dict .Values.config.coordinator).address) -}}
+{{- fail "certificates.existingSecret needs config.coordinator.address: without a join token nothing says whom to dial" -}}
 {{- end -}}
 {{- if not .Values.models.sources -}}
 {{- fail "models.sources is empty: name at least one base model, such as SmolLM2-135M-Instruct or hub:owner/name@revision" -}}
+{{- end -}}
+{{- if (default dict .Values.config.metrics).certificate -}}
+{{- fail "config.metrics.certificate: probes and monitors of the chart speak plain HTTP; networkPolicy.monitoring says who may read metrics" -}}
 {{- end -}}
 {{- if not (or .Values.data.existingClaim .Values.extraVolumes) -}}
 {{- fail "data.existingClaim is empty: name the claim with this site's records" -}}
@@ -67,6 +76,9 @@ app.kubernetes.io/part-of: accord
   "charter" $charter
   "metrics" (dict "host" "0.0.0.0" "port" 9464)
 -}}
+{{- if .Values.certificates.existingSecret -}}
+{{- $_ := set $own "certificates" (dict "certificate" "/run/certificates/tls.crt" "key" "/run/certificates/tls.key" "trust" "/run/certificates/ca.crt") -}}
+{{- end -}}
 {{- $all := deepCopy $own -}}
 {{- range $section, $given := .Values.config -}}
 {{- if kindIs "map" $given -}}
@@ -108,4 +120,9 @@ capabilities:
   readOnly: true
 - name: tmp
   mountPath: /tmp
+{{- if .Values.certificates.existingSecret }}
+- name: certificates
+  mountPath: /run/certificates
+  readOnly: true
+{{- end }}
 {{- end -}}

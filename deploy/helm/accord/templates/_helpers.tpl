@@ -74,18 +74,41 @@ app.kubernetes.io/component: coordinator
 
 {{/* Names of the coordinator's certificate, as JSON: public hosts first, then the Services', then what else is wanted. */}}
 {{- define "accord.hostNames" -}}
+{{- $public := list (include "accord.host" .Values.participants.publicAddress) (include "accord.host" (include "accord.enrollmentAddress" .)) -}}
 {{- $name := include "accord.fullname" . -}}
 {{- $admin := printf "%s-admin" $name -}}
 {{- $web := printf "%s-web" $name -}}
-{{- $names := list (include "accord.host" .Values.participants.publicAddress) (include "accord.host" (include "accord.enrollmentAddress" .)) -}}
-{{- $names = concat $names (list $name (printf "%s.%s.svc" $name .Release.Namespace)) -}}
+{{- $names := list $name (printf "%s.%s.svc" $name .Release.Namespace) -}}
 {{- if .Values.admin.exposed -}}
 {{- $names = concat $names (list $admin (printf "%s.%s.svc" $admin .Release.Namespace)) -}}
 {{- end -}}
 {{- if .Values.web.exposed -}}
 {{- $names = concat $names (list $web (printf "%s.%s.svc" $web .Release.Namespace)) -}}
 {{- end -}}
-{{- concat $names .Values.hostNames | uniq | toJson -}}
+{{- if and .Values.certificates.certManager.enabled (not .Values.certificates.certManager.internalNames) -}}
+{{- $names = list -}}
+{{- end -}}
+{{- concat $public $names .Values.hostNames | uniq | toJson -}}
+{{- end -}}
+
+{{/* Whom pods may dial: a list of NetworkPolicyEgressRule. */}}
+{{- define "accord.egress" -}}
+{{- if or .Values.networkPolicy.egress (include "accord.isReplicated" .) -}}
+- ports:
+    - port: 53
+      protocol: UDP
+    - port: 53
+      protocol: TCP
+{{- if .Values.networkPolicy.egress }}
+{{ toYaml .Values.networkPolicy.egress }}
+{{- else }}
+- ports:
+    - port: 5432
+    - port: 443
+{{- end }}
+{{- else -}}
+[]
+{{- end -}}
 {{- end -}}
 
 {{/* What cannot be said in values.schema.json: combinations. */}}
@@ -127,6 +150,9 @@ app.kubernetes.io/component: coordinator
 {{- end -}}
 {{- if and .Values.serviceMonitor.enabled .Values.podMonitor.enabled -}}
 {{- fail "serviceMonitor and podMonitor would count everything twice: enable one of them" -}}
+{{- end -}}
+{{- if .Values.config.metrics -}}
+{{- fail "config.metrics: the chart's monitors, policy and probes know the health port alone; networkPolicy.monitoring says who may read metrics there" -}}
 {{- end -}}
 {{- if ge (int .Values.preStopSeconds) (int .Values.terminationGracePeriodSeconds) -}}
 {{- fail "terminationGracePeriodSeconds counts preStopSeconds in, and must be larger" -}}

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -25,8 +24,8 @@ from typing import Final, Self
 from common.errors import AccordError
 from coordinator.cli.files import OPERATOR_CA, OPERATOR_CERTIFICATE, OPERATOR_KEY
 from coordinator.services.admin_client import AdminClient, OperatorIdentity
+from demo.ports import HOST, free_ports
 
-HOST: Final = "127.0.0.1"
 START_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.05
 TOKEN_SECONDS: Final = 3600
@@ -34,18 +33,6 @@ OPERATOR: Final = "admin"
 STOP_SECONDS: Final = 20.0
 LEASH: Final = Path(__file__).with_name("leash.py")
 LISTENERS: Final = ("participants", "enrollment", "admin", "health_http", "health_grpc")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on at present; held open together, so that they are different ones."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind((HOST, 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def leashed(command: Sequence[str]) -> list[str]:

@@ -4,46 +4,59 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
+from common import jsonform
+from common.durable import write_durably
+from common.errors import InvalidArgument
 from experiments.arms import Arms, side_by_side
 from experiments.federation import FederatedResult, RunOver
 from experiments.judging import Judgement
 from experiments.outcome import Goal, RareJudgements, SeedJudgements, SeedOutcome, goals_of, outcome_of
-from experiments.presets import FederatedMethod
-from experiments.rates import Rates, best_rate, searched, searched_with_schedules
+from experiments.presets import FederatedMethod, Preset
+from experiments.rates import ChosenRates, Rates, best_rate, searched, searched_with_schedules
 from experiments.sites import Site, rare_domain_of
 from experiments.statistics import macro
 
+ALONE: Final = "alone"
 CENTRAL: Final = "central"
 CENTRAL_WIDE: Final = "central-wide"
+RATES_FILE: Final = "rates.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The whole experiment. rates, schedules: what validation chose for each arm, on the first seed."""
+    """The whole experiment, or some of its seeds. rates: what validation chose for each arm, on the first seed."""
 
     preset: str
     base_model: str
     base_model_digest: str
     sites: tuple[tuple[str, str, int], ...]
-    rates: dict[str, float]
-    schedules: dict[str, str]
+    rates: ChosenRates
     seeds: tuple[SeedOutcome, ...]
     goals: tuple[Goal, ...]
     seconds: float
 
 
-def run_experiment(arms: Arms) -> Outcome:
-    """Everything that is not done yet; what lies finished in the arms' folders is taken as it is."""
+def run_experiment(arms: Arms, *, numbers: Sequence[int] = (), chosen: ChosenRates | None = None) -> Outcome:
+    """Everything that is not done yet; what lies finished in the arms' folders is taken as it is.
+
+    numbers: of the preset's seeds, only these. chosen: rates that another run has found, in place of a search.
+    Raises InvalidArgument for a seed that the preset does not have, and for rates of other arms than its own.
+    """
     began, preset = time.monotonic(), arms.preset
+    if strange := sorted(set(numbers) - set(preset.seeds)):
+        raise InvalidArgument(f"the preset {preset.name} has the seeds {list(preset.seeds)}, not {strange}")
+    if chosen is not None:
+        _require_rates_of(preset, chosen)
     arms.prepare()
-    rates = _chosen_rates(arms)
+    rates = chosen or _chosen_rates(arms)
+    write_durably(arms.place / RATES_FILE, jsonform.encode(rates, ChosenRates).encode() + b"\n")
     seeds: list[SeedOutcome] = []
-    for seed in preset.seeds:
+    for seed in numbers or preset.seeds:
         judged = _judge_seed(arms, seed, rates)
         seeds.append(outcome_of(seed, judged, arms.sites, resamples=preset.resamples))
         first = seeds[-1].methods[0]
@@ -54,23 +67,41 @@ def run_experiment(arms: Arms) -> Outcome:
         base_model=arms.model.name,
         base_model_digest=arms.model.digest,
         sites=tuple((site.name, site.domain, site.train_records) for site in arms.sites),
-        rates={**rates.local, **{name: one.first for name, one in rates.federated.items()}},
-        schedules={name: one.schedule for name, one in rates.federated.items()},
+        rates=rates,
         seeds=tuple(seeds),
         goals=goals_of(seeds),
         seconds=time.monotonic() - began,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Chosen:
-    """Rates by arm, of those that train in one place and of the federated methods."""
+def joined(outcomes: Sequence[Outcome]) -> Outcome:
+    """One outcome of several that have judged different seeds of the same experiment, on other machines perhaps.
 
-    local: Mapping[str, float]
-    federated: Mapping[str, Rates]
+    Raises InvalidArgument where they differ in anything but seeds, or have judged the same seed twice.
+    """
+    first = outcomes[0]
+    for other in outcomes[1:]:
+        for name in ("preset", "base_model_digest", "sites", "rates"):
+            if getattr(other, name) != getattr(first, name):
+                raise InvalidArgument(f"these are results of different experiments: they differ in {name}")
+    seeds = sorted((seed for one in outcomes for seed in one.seeds), key=lambda seed: seed.seed)
+    numbers = [seed.seed for seed in seeds]
+    if len(set(numbers)) < len(numbers):
+        raise InvalidArgument(f"a seed is there twice: {numbers}")
+    return replace(first, seeds=tuple(seeds), goals=goals_of(seeds), seconds=sum(one.seconds for one in outcomes))
 
 
-def _chosen_rates(arms: Arms) -> _Chosen:
+def _require_rates_of(preset: Preset, chosen: ChosenRates) -> None:
+    wanted = ({ALONE, CENTRAL, CENTRAL_WIDE}, {method.name for method in preset.methods})
+    found = (set(chosen.local), set(chosen.federated))
+    if found != wanted:
+        raise InvalidArgument(
+            f"the rates are of other arms than the preset {preset.name} has: {sorted(found[0] | found[1])}, "
+            f"and not {sorted(wanted[0] | wanted[1])}"
+        )
+
+
+def _chosen_rates(arms: Arms) -> ChosenRates:
     """For each arm the rates with the lowest macro loss on everybody's validation records, first seed."""
     seed, preset = arms.preset.seeds[0], arms.preset
 
@@ -93,7 +124,7 @@ def _chosen_rates(arms: Arms) -> _Chosen:
         return _macro(arms.validated(trained, arms.sites))
 
     trials: dict[str, Callable[[float], float]] = {
-        "alone": alone,
+        ALONE: alone,
         CENTRAL: partial(central, is_wide=False),
         CENTRAL_WIDE: partial(central, is_wide=True),
     }
@@ -102,7 +133,7 @@ def _chosen_rates(arms: Arms) -> _Chosen:
         # All at once, to be found done below: the last job of one rate would leave cores without work.
         side_by_side(lambda pair: trials[pair[0]](pair[1]), [(arm, rate) for arm in trials for rate in grid])
     found = side_by_side(lambda arm: _chosen(arms, arm, grid, trials[arm]), tuple(trials))
-    return _Chosen(
+    return ChosenRates(
         local=dict(zip(trials, found, strict=True)),
         federated={method.name: _chosen_of(arms, method, partial(federated, method)) for method in preset.methods},
     )
@@ -133,15 +164,15 @@ def _said(rates: Rates) -> str:
     return f"{rates.schedule} learning rate {rates.first:g}"
 
 
-def _judge_seed(arms: Arms, seed: int, rates: _Chosen) -> SeedJudgements:
+def _judge_seed(arms: Arms, seed: int, rates: ChosenRates) -> SeedJudgements:
     """Train and judge every arm of a seed. What can be done side by side is."""
     preset, sites = arms.preset, arms.sites
 
     def alone(site: Site) -> Judgement:
-        return arms.tested(arms.alone(site, seed=seed, rate=rates.local["alone"]), is_answered=False)
+        return arms.tested(arms.alone(site, seed=seed, rate=rates.local[ALONE]), is_answered=False)
 
     def alone_full(site: Site) -> Judgement:
-        return arms.tested(arms.alone_full(site, seed=seed, rate=rates.local["alone"]), is_answered=False)
+        return arms.tested(arms.alone_full(site, seed=seed, rate=rates.local[ALONE]), is_answered=False)
 
     def central(name: str) -> Judgement:
         return arms.tested(arms.central(seed=seed, rate=rates.local[name], is_wide=name == CENTRAL_WIDE))
@@ -170,7 +201,7 @@ def _judge_seed(arms: Arms, seed: int, rates: _Chosen) -> SeedJudgements:
         own_rates, _, result = methods[first.name]
         arms.say(f"seed {seed}: an adapter for each domain, and one for each site, on top of {first.name}'s")
         models = arms.with_adapters(
-            first, beneath=result.digest, seed=seed, rates=own_rates, own_rate=rates.local["alone"]
+            first, beneath=result.digest, seed=seed, rates=own_rates, own_rate=rates.local[ALONE]
         )
         own_models = _by_site(sites, side_by_side(lambda site: arms.tested_at_home(models[site.name], site), sites))
     rare: RareJudgements | None = None

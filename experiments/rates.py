@@ -19,6 +19,14 @@ class Rates:
     schedule: str
 
 
+@dataclass(frozen=True, slots=True)
+class ChosenRates:
+    """By arm: rates of those that train in one place, and of the federated methods."""
+
+    local: dict[str, float]
+    federated: dict[str, Rates]
+
+
 Rate = TypeVar("Rate", float, Rates)
 
 

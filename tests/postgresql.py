@@ -12,7 +12,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -24,12 +23,12 @@ from typing import Final
 import psycopg
 from psycopg import sql
 
+from demo.ports import HOST, free_ports
 from tests.programs import ROOT, debian_program
 
 PACKAGE: Final = "postgresql"
 USER: Final = "accord"
 PASSWORD: Final = "correct-horse"
-HOST: Final = "127.0.0.1"
 START_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.02
 NOBODY: Final = "nobody"
@@ -96,7 +95,8 @@ def postgres_server(*settings: str) -> Iterator[PostgresServer]:
     template = _template()
     # Not below pytest's own folder, which other users cannot enter.
     folder = Path(tempfile.mkdtemp(prefix="accord-postgresql-"))
-    server = PostgresServer(folder, _free_port(), settings)
+    (port,) = free_ports(1)
+    server = PostgresServer(folder, port, settings)
     try:
         shutil.copytree(template, folder / "data")
         _give(folder)
@@ -134,12 +134,6 @@ def _template() -> Path:
 
 def _program(name: str) -> Path:
     return debian_program(name, package=PACKAGE)
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind((HOST, 0))
-        return int(one.getsockname()[1])
 
 
 def _as_nobody(command: list[str]) -> list[str]:

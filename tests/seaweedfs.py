@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +19,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from demo.federation import leashed
+from demo.ports import free_ports
 from tests.programs import tool
 
 BUCKET: Final = "accord-blobs"
@@ -30,7 +29,6 @@ _ADMIN: Final = ("ADMINKEY", "admin-secret-of-the-tests")
 _START_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.05
 _PORTS: Final = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc")
-_PORT_RANGE: Final = range(11_000, 20_000)
 _OFF: Final = (
     "s3.port.iceberg=0",
     "s3.port.lance=0",
@@ -47,7 +45,7 @@ class SeaweedFS:
     def __init__(self, folder: Path, *, most_volumes: int = 40, volume_mebibytes: int = 1024) -> None:
         self.folder = folder
         self._limits = (f"-volume.max={most_volumes}", f"-master.volumeSizeLimitMB={volume_mebibytes}")
-        self._all_ports = _free_ports(len(_PORTS) + 2)
+        self._all_ports = free_ports(len(_PORTS) + 2)
         *ports, self.port, grpc_port = self._all_ports
         self._ports = [f"-{name}={port}" for name, port in zip(_PORTS, ports, strict=True)]
         self._ports += [f"-s3.port={self.port}", f"-s3.port.grpc={grpc_port}"]
@@ -148,18 +146,6 @@ class SeaweedFS:
         except (BotoCoreError, ClientError):
             return False
         return True
-
-
-def _free_ports(count: int) -> list[int]:
-    """Below the kernel's own range, so that nobody takes one while the server is restarted."""
-    found: list[int] = []
-    for port in random.sample(_PORT_RANGE, len(_PORT_RANGE)):
-        with socket.socket() as attempt, suppress(OSError):
-            attempt.bind(("127.0.0.1", port))
-            found.append(port)
-            if len(found) == count:
-                return found
-    raise AssertionError("no free ports")
 
 
 def _pair(access_key: str, secret_key: str) -> dict[str, str]:

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import itertools
 import json
 import math
-import random
-import socket
 import threading
 import urllib.request
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -43,6 +40,7 @@ from coordinator.keystore import PkiFolder
 from coordinator.services import admin_client
 from coordinator.services.admin_client import AdminClient
 from coordinator.store.opening import open_blobs
+from demo.ports import HOST, free_ports
 from participant import app as participant_app
 from participant.client import CoordinatorClient
 from participant.config import ParticipantConfig
@@ -58,10 +56,7 @@ from participant.update import Contribution
 from tests.fakes import FakeClock
 
 FEDERATION = "lab"
-HOST = "127.0.0.1"
 WAIT_SECONDS = 20.0
-# Below the range from which the kernel takes ports for outgoing connections: nobody takes one while we restart.
-PORTS = range(20_000, 32_000)
 
 
 def base_model(*, size: int = 24) -> BaseModel:
@@ -345,7 +340,7 @@ class Federation:
         config = folder / "coordinator.toml"
         listeners = ("participants", "enrollment", "admin")
         ports = "".join(
-            f'[{name}]\nlisten = "{HOST}:{port}"\n' for name, port in zip(listeners, _free_ports(3), strict=True)
+            f'[{name}]\nlisten = "{HOST}:{port}"\n' for name, port in zip(listeners, free_ports(3), strict=True)
         )
         config.write_text(
             f'federation = "{FEDERATION}"\ndata_folder = "data"\n{ports}[health]\nhttp = "{HOST}:0"\ngrpc = ""\n'
@@ -672,22 +667,6 @@ async def _end_all_tasks() -> None:
 
 def _canonical(plan: object) -> bytes:
     return json.dumps(plan, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, the same for a coordinator that starts again."""
-    found: list[int] = []
-    for port in itertools.islice(iter(lambda: random.choice(PORTS), None), 1000):
-        with socket.socket() as probe:
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-        if port not in found:
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise AssertionError("no free ports")
 
 
 @contextmanager

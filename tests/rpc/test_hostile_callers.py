@@ -22,9 +22,10 @@ from common.errors import InvalidArgument, Unavailable
 from common.rpc.channels import channel_options
 from common.rpc.status import raised_as_errors
 from common.rpc.tls import channel_credentials
+from demo.ports import HOST
 from participant.client import CoordinatorClient
 from participant.identity import SiteIdentity
-from tests.rpc.federation import DEFAULTS, HOST, Federation, MadeUpTrainer, base_model, delta_of, federation_in
+from tests.rpc.federation import DEFAULTS, Federation, MadeUpTrainer, base_model, delta_of, federation_in
 
 # Another address of this host than the one from which the sites call.
 ATTACKER = "127.0.0.2"

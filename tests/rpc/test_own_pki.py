@@ -13,11 +13,12 @@ from common.durable import write_durably
 from common.errors import CertificateRevoked, CharterInvalid, NotFound, NotInCohort
 from common.identifiers import FederationId
 from coordinator.keystore import PkiFolder
+from demo.ports import HOST
 from participant.client import CoordinatorClient
 from participant.identity import OwnPki
 from participant.network.dialling import dial
 from tests.fakes import FakeClock
-from tests.rpc.federation import FEDERATION, HOST, Federation, MadeUpTrainer, delta_of, now
+from tests.rpc.federation import FEDERATION, Federation, MadeUpTrainer, delta_of, now
 from tests.rpc.parts import Pki
 
 NAMES = ("bank", "clinic", "mill")

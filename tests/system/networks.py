@@ -21,7 +21,8 @@ from typing import Final, Self
 
 import pytest
 
-from demo.federation import free_ports, leashed
+from demo.federation import leashed
+from demo.ports import free_ports
 from tests.programs import debian_program
 
 HOST: Final = "127.0.0.1"

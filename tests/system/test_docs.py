@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.federation import free_ports
+from demo.ports import free_ports
 from tests.pages import DOCS, README, typed
 from tests.programs import ROOT
 from tests.tiny_model import make_tiny_model

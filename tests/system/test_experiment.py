@@ -91,6 +91,19 @@ def test_an_interrupted_experiment_goes_on_and_reports_everything(place):
         assert name in report
         assert (place / "out" / name).stat().st_size > 2000
     assert processes_of(place) == []
+    joins_and_uses_again(place)
+
+
+def joins_and_uses_again(place):
+    """What a run has found is another's: its rates, and its results in a report of several."""
+    out = place / "out"
+    again = start(place, "--rates", str(out / "rates.json"), "--seeds", "1")
+    said, _ = again.communicate(timeout=WAIT_SECONDS)
+    assert again.returncode == 0, said
+    joined = start(place, "--join", str(out / "results.json"), "--out", str(place / "joined"))
+    said, _ = joined.communicate(timeout=WAIT_SECONDS)
+    assert joined.returncode == 0, said
+    assert (place / "joined" / "results.md").read_text() == (out / "results.md").read_text()
 
 
 def test_no_training_goes_on_when_the_experiment_is_killed(place):
@@ -108,10 +121,23 @@ def test_no_training_goes_on_when_the_experiment_is_killed(place):
     assert alive == []
 
 
-def test_what_cannot_be_run_is_said_in_a_line(place):
-    wrong = start(place, "--data", str(place / "nothing"))
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--data", "nothing"), "nothing"),
+        (("--seeds", "7"), "the preset tiny has the seeds [1], not [7]"),
+        (("--rates", "nothing.json"), "cannot read nothing.json"),
+        (("--rates", "full.json"), "the rates are of other arms than the preset tiny has"),
+        (("--join", "full.json"), "full.json is not valid"),
+    ],
+)
+def test_what_cannot_be_run_is_said_in_a_line(place, tmp_path, words, why):
+    (tmp_path / "full.json").write_text('{"local": {"alone": 0.001}, "federated": {}}')
+    at = [str(tmp_path / word) if word.startswith(("nothing", "full")) else word for word in words]
+    wrong = start(place, *at, "--out", str(tmp_path / "out"))
     said, _ = wrong.communicate(timeout=WAIT_SECONDS)
 
     assert wrong.returncode == 1
-    assert said.strip().startswith("error: ")
+    assert said.splitlines()[-1].startswith("error: ")
+    assert why in said.replace(f"{tmp_path}/", "")
     assert "Traceback" not in said

@@ -24,7 +24,8 @@ from benchmarks.federation import CONFIG, POLICY, QUANTISATION_STEP, RANK, SITE,
 from benchmarks.made_up_site import BASE_MODEL_FILE
 from common.secagg import choose_lanes, lane_limit
 from coordinator.cli.files import OPERATOR_CA, OPERATOR_CERTIFICATE, OPERATOR_KEY
-from demo.federation import Call, LocalFederation, free_ports
+from demo.federation import Call, LocalFederation
+from demo.ports import free_ports
 from tests.charts import COORDINATOR, documented, manifests, of_kind, render
 from tests.containers import CommandFailed, Containers
 

@@ -25,7 +25,8 @@ from common.basemodel import BaseModel
 from common.clock import SystemClock
 from common.errors import AccordError
 from coordinator.uploads import SEGMENT_CHUNKS
-from demo.federation import HOST, LocalFederation
+from demo.federation import LocalFederation
+from demo.ports import HOST
 from participant.enrollment import enroll
 from participant.identity import IdentityFolder
 from tests.system.cut_site import MID_UPLOAD, Halts

@@ -29,7 +29,8 @@ from coordinator.store import audit
 from coordinator.store.opening import open_store
 from coordinator.store.tables import METADATA
 from coordinator.uploads import SEGMENT_CHUNKS
-from demo.federation import HOST, LocalFederation, Process, free_ports
+from demo.federation import LocalFederation, Process
+from demo.ports import HOST, free_ports
 from tests.pages import DOCS, typed
 from tests.postgresql import PostgresServer, postgres_server
 from tests.programs import debian_program

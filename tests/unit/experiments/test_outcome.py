@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import InvalidArgument
 from demo.sources.records import Task
-from experiments.experiment import Outcome
+from experiments.experiment import Outcome, joined
 from experiments.federation import FederatedResult, RoundFigures
 from experiments.judging import Judgement, SiteScores
 from experiments.outcome import RareJudgements, SeedJudgements, goals_of, outcome_of
-from experiments.rates import Rates
+from experiments.rates import ChosenRates, Rates
 from experiments.report import tables
 from experiments.sites import Site
 from participant.training.result import DomainScores
@@ -167,19 +168,45 @@ def test_where_no_domain_was_made_rare_the_report_has_no_table_of_one():
 
 def rows_of(seeds, title):
     """The rows of a table of the report, None if there is no such table."""
-    outcome = Outcome(
+    found = [table for table in tables(whole(seeds)) if str(table.title).startswith(title)]
+    return [list(row) for row in zip(*(column.cells for column in found[0].columns), strict=True)] if found else None
+
+
+def whole(seeds):
+    return Outcome(
         preset="tiny",
         base_model="model",
         base_model_digest="0",
         sites=(),
-        rates={},
-        schedules={},
+        rates=ChosenRates({}, {}),
         seeds=seeds,
         goals=(),
         seconds=1.0,
     )
-    found = [table for table in tables(outcome) if str(table.title).startswith(title)]
-    return [list(row) for row in zip(*(column.cells for column in found[0].columns), strict=True)] if found else None
+
+
+def test_seeds_of_several_machines_become_one_outcome_with_goals_over_all():
+    first, second = replace(seed_of(), seed=2), seed_of()
+    outcome = joined([whole((first,)), whole((second,))])
+    assert [seed.seed for seed in outcome.seeds] == [1, 2]
+    assert outcome.goals == goals_of(outcome.seeds)
+    assert outcome.seconds == 2.0
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({}, r"a seed is there twice: \[1, 1\]"),
+        ({"preset": "full"}, "they differ in preset"),
+        ({"base_model_digest": "1"}, "they differ in base_model_digest"),
+        ({"sites": (("bank", "finance", 9),)}, "they differ in sites"),
+        ({"rates": ChosenRates({"alone": 1e-3}, {})}, "they differ in rates"),
+    ],
+)
+def test_what_does_not_belong_together_is_not_joined(change, why):
+    one = whole((seed_of(),))
+    with pytest.raises(InvalidArgument, match=why):
+        joined([one, replace(one, **change)])
 
 
 def test_what_was_not_run_is_not_called_reached_or_missed():

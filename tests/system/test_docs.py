@@ -22,6 +22,7 @@ from tests.pages import DOCS, README, typed
 from tests.programs import ROOT
 from tests.tiny_model import make_tiny_model
 
+RUN_SECONDS = 100
 PORTS = (8443, 8444, 8445, 8080, 8081)
 DATA_SCIENTIST = DOCS / "data-scientist.md"
 NETWORKS = DOCS / "networks.md"
@@ -62,7 +63,7 @@ class Shell:
         return text
 
     def run(self, lines: str, folder: Path | None = None) -> str:
-        done = subprocess.run(
+        with subprocess.Popen(
             ["bash", "-euo", "pipefail", "-c", self.text(lines)],
             cwd=folder or self.folder,
             env=self.environment,
@@ -70,10 +71,16 @@ class Shell:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=100,
-        )
-        assert done.returncode == 0, f"{lines}\n{done.stdout}"
-        return done.stdout
+            start_new_session=True,
+        ) as shell:
+            try:
+                said, _ = shell.communicate(timeout=RUN_SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(shell.pid, signal.SIGKILL)
+                logs = [log.read_text()[-2000:] for log in self.folder.rglob("log.txt")]
+                raise AssertionError("\n".join((f"{lines} goes on and on", *logs))) from None
+        assert shell.returncode == 0, f"{lines}\n{said}"
+        return said
 
     def start(self, line: str, folder: Path | None = None) -> None:
         folder = folder or self.folder

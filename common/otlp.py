@@ -60,8 +60,7 @@ class Traces:
 
     @contextmanager
     def span(self, name: str, *, run: str, round_: int | None, attributes: Attributes) -> Iterator[None]:
-        inside = trace.get_current_span().get_span_context().is_valid
-        parent = None if inside or not run or round_ is None else _in_round(self._federation, run, round_)
+        parent = _parent(self._federation, run, round_)
         with self._tracer.start_as_current_span(name, context=parent, attributes=_about(run, round_, attributes)):
             yield
 
@@ -86,7 +85,7 @@ class Traces:
         made.end(_nanoseconds(ended))
 
     def traced_channel(self, channel: grpc.Channel) -> grpc.Channel:
-        interceptor = _ClientSpans(self._tracer)
+        interceptor = _ClientSpans(self._tracer, self._federation)
         return grpc.intercept_channel(channel, cast(Any, interceptor))
 
     def server_interceptor(self) -> grpc.aio.ServerInterceptor:
@@ -129,6 +128,13 @@ def _in_round(federation: str, run: str, round_: int) -> contexts.Context:
     return trace.set_span_in_context(trace.NonRecordingSpan(parent), contexts.Context())
 
 
+def _parent(federation: str, run: object, round_: object) -> contexts.Context | None:
+    """Of a span about a round that is within no other one: the round. None: it is within another one, or alone."""
+    if trace.get_current_span().get_span_context().is_valid:
+        return None
+    return _in_round(federation, run, round_) if isinstance(run, str) and run and isinstance(round_, int) else None
+
+
 def _about(run: str, round_: int | None, attributes: Attributes) -> dict[str, str | int]:
     about: dict[str, str | int] = {f"accord.{name}": value for name, value in attributes.items()}
     if run:
@@ -155,10 +161,11 @@ def _rpc(method: str) -> dict[str, str | int]:
 class _ClientSpans(
     grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, grpc.StreamUnaryClientInterceptor
 ):
-    """A span for each call, ended when its answer is complete."""
+    """A span for each call, ended when its answer is complete; outside of others it is the named round's."""
 
-    def __init__(self, tracer: trace.Tracer) -> None:
+    def __init__(self, tracer: trace.Tracer, federation: str) -> None:
         self._tracer = tracer
+        self._federation = federation
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         return self._call(continuation, client_call_details, request)
@@ -172,10 +179,12 @@ class _ClientSpans(
     def _call(self, continuation: Any, details: Any, request: Any) -> Any:
         method = details.method.decode() if isinstance(details.method, bytes) else details.method
         bound = structlog.contextvars.get_contextvars()
+        subject = _subject(lambda name: getattr(request, name, None) or bound.get(name))
         made = self._tracer.start_span(
             f"call {method.rpartition('/')[2]}",
+            context=_parent(self._federation, subject.get("accord.run"), subject.get("accord.round")),
             kind=trace.SpanKind.CLIENT,
-            attributes=_rpc(method) | _subject(bound.get),
+            attributes=_rpc(method) | subject,
         )
         carrier: dict[str, str] = {}
         _PROPAGATOR.inject(carrier, context=trace.set_span_in_context(made))

@@ -130,11 +130,13 @@ def test_spans_of_every_process_are_in_one_trace_for_each_round(played: Played) 
     assert {("accord-participant", site) for site in SITES} < by_service
     assert {service for service, _ in by_service} == {"accord-participant", "accord-coordinator"}
     spans = played.collector.spans
-    of_run = [span for span in spans if attributes(span).get("accord.run") == "short"]
-    (root,) = (span for span in of_run if span.name == "round" and attributes(span)["accord.round"] == 1)
-    strays = {
-        span.name for span in of_run if span.trace_id != root.trace_id and attributes(span).get("accord.round") == 1
-    }
+    of_round = [
+        span
+        for span in spans
+        if (attributes(span).get("accord.run"), attributes(span).get("accord.round")) == ("short", 1)
+    ]
+    (root,) = (span for span in of_round if span.name == "round")
+    strays = {span.name for span in of_round if span.trace_id != root.trace_id}
     assert strays == set()
     in_trace = [span for span in spans if span.trace_id == root.trace_id]
     assert sum(span.name == "training_job" for span in in_trace) == len(SITES)

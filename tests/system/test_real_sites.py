@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from common.basemodel import BaseModel, describe
 from demo.federation import LocalFederation
@@ -123,6 +124,10 @@ def test_the_sites_train_in_the_next_run(played: Played) -> None:
     assert played.afterwards == "succeeded"
 
 
+def about(span: Span) -> tuple[object, object]:
+    return attributes(span).get("accord.run"), attributes(span).get("accord.round")
+
+
 def test_spans_of_every_process_are_in_one_trace_for_each_round(played: Played) -> None:
     by_service = {
         (resource["service.name"], resource["service.instance.id"]) for resource in played.collector.resources
@@ -130,11 +135,7 @@ def test_spans_of_every_process_are_in_one_trace_for_each_round(played: Played) 
     assert {("accord-participant", site) for site in SITES} < by_service
     assert {service for service, _ in by_service} == {"accord-participant", "accord-coordinator"}
     spans = played.collector.spans
-    of_round = [
-        span
-        for span in spans
-        if (attributes(span).get("accord.run"), attributes(span).get("accord.round")) == ("short", 1)
-    ]
+    of_round = [span for span in spans if about(span) == ("short", 1)]
     (root,) = (span for span in of_round if span.name == "round")
     strays = {span.name for span in of_round if span.trace_id != root.trace_id}
     assert strays == set()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import secrets
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 
 from common.errors import InvalidArgument
-from participant.training.job import NOISE_KEY_FILE, PrivateSettings
+from participant.training.job import NOISE_KEY_FILE, PrivateSettings, write_job
 from participant.training.result import Phase
+from tests.programs import ROOT
 from tests.system.test_training_worker import Site, make_site
 from tests.tiny_model import make_tiny_model
 
@@ -58,3 +62,15 @@ def test_a_private_job_without_its_key_is_refused(site):
     with pytest.raises(InvalidArgument, match="key"):
         site.run("without", private=PRIVATE)
     assert not (site.folder / "without" / "adapter").exists()
+
+
+@pytest.mark.parametrize("private", [None, PRIVATE], ids=["ordinary", "private"])
+def test_only_a_private_job_loads_what_is_for_private_ones(site, private):
+    with_key(site, "job", secrets.token_bytes(32))
+    write_job(site.folder / "job", replace(site.job, private=private))
+    words = [sys.executable, "-X", "importtime", "-m", "participant.training.worker", str(site.folder / "job")]
+    done = subprocess.run(words, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "torch" in loaded
+    assert ("opacus" in loaded) is (private is not None)

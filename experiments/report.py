@@ -75,7 +75,7 @@ def _parts(outcome: Outcome) -> Iterator[_Part]:
 
 
 def _arms(outcome: Outcome) -> _Part:
-    domains = list(outcome.seeds[0].zero_shot.loss)
+    domains = sorted(outcome.seeds[0].zero_shot.loss)
     header = ["arm", "macro loss", "worst domain", *domains, "accuracy", "span F1", "ROUGE-L"]
     rows: list[list[str]] = []
     for name in outcome.seeds[0].arms:

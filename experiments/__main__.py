@@ -101,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             outcome = _run(preset, place, options, say)
         place.mkdir(parents=True, exist_ok=True)
         write_durably(place / RESULTS_FILE, jsonform.encode(outcome, Outcome).encode() + b"\n")
+        # As it is read back, so that a report that is made of results again is the same.
+        outcome = _read(place / RESULTS_FILE, Outcome)
         (place / REPORT_FILE).write_text(markdown_report(outcome, place), encoding="utf-8")
     except KeyboardInterrupt:
         say("interrupted; the same command goes on from here")
